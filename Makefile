@@ -1,0 +1,102 @@
+# GNU make.  "make demo" and "make check" install what they need, build and
+# run; every other target only uses what is there.
+
+PREFIX  ?= /usr/local
+BINDIR  ?= $(PREFIX)/bin
+LIBDIR  ?= $(PREFIX)/lib
+CFLAGS  ?= -O2 -g
+INSTALL ?= install
+
+# The launcher holds the version, so that it is right wherever the file is
+# copied to; the library is told.
+VERSION := $(shell sed -n 's/^version=//p' scripts/mcshim)
+
+# Warnings are errors in CI only: a user's compiler may know more of them.
+common := -std=gnu11 -D_GNU_SOURCE -pthread -Wall -Wextra -Wshadow -Wstrict-prototypes \
+          $(if $(CI),-Werror)
+
+# SANITIZE=thread or SANITIZE=address goes to a directory of its own.
+build := build$(if $(SANITIZE),-$(SANITIZE))
+lib   := $(if $(SANITIZE),$(build)/)libmcshim.so
+sanitize_thread  := -fsanitize=thread
+sanitize_address := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+sanitize := $(if $(SANITIZE),$(or $(sanitize_$(SANITIZE)),\
+              $(error SANITIZE is thread or address, not "$(SANITIZE)")) \
+              -fno-omit-frame-pointer)
+
+lib_src := $(wildcard interpose/*.c) shim.c policy.c replicate.c statsfile.c
+lib_obj := $(lib_src:%.c=$(build)/%.o)
+# The files of interpose/ run before a sanitizer's runtime is up.
+$(build)/interpose/%.o: sanitize_this :=
+sanitize_this = $(sanitize)
+
+plugins := $(patsubst %.c,%.so,$(wildcard tests/plugins/*.c))
+clients := $(patsubst %.c,%,$(wildcard tests/clients/*.c))
+units   := $(patsubst %.c,%,$(wildcard tests/unit/*.c))
+
+all: $(lib)
+
+$(lib): $(lib_obj)
+	$(CC) -shared -pthread $(CFLAGS) $(sanitize) -Wl,-z,defs -Wl,-z,relro \
+	  -Wl,-z,now -Wl,--as-needed $(LDFLAGS) -o $@ $^ -ldl $(LDLIBS)
+
+$(build)/%.o: %.c Makefile scripts/mcshim
+	@mkdir -p $(@D)
+	$(CC) $(common) -Wmissing-prototypes -fPIC -fvisibility=hidden -I. \
+	  -DMCSHIM_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS) \
+	  $(sanitize_this) -MMD -MP -c -o $@ $<
+
+# What the tests use: plugins for nbdkit, clients over libnbd, and programs
+# that test policy.c without a server.
+
+test-programs: $(plugins) $(clients) $(units)
+
+depend_on = -MMD -MP -MF $(build)/$(subst /,-,$@).d
+
+tests/plugins/%.so: tests/plugins/%.c Makefile
+	@mkdir -p $(build)
+	$(CC) $(common) -fPIC -shared $(CPPFLAGS) $(CFLAGS) $(depend_on) \
+	  -o $@ $< $(LDFLAGS)
+
+tests/clients/%: tests/clients/%.c Makefile
+	@mkdir -p $(build)
+	$(CC) $(common) $(CPPFLAGS) $(CFLAGS) $(depend_on) -o $@ $< $(LDFLAGS) \
+	  $$(pkg-config --cflags --libs libnbd)
+
+tests/unit/%: tests/unit/%.c $(build)/policy.o Makefile
+	$(CC) $(common) -I. $(CPPFLAGS) $(CFLAGS) $(sanitize) $(depend_on) \
+	  -o $@ $< $(build)/policy.o $(LDFLAGS)
+
+# The packages come first and the rest in a second make: what is missing
+# may be the compiler, and then nothing can be built beside this.
+
+demo:
+	scripts/deps demo
+	$(MAKE) --no-print-directory all tests/plugins/wbcache.so
+	scripts/demo
+
+check:
+	scripts/deps check
+	$(MAKE) --no-print-directory all test-programs
+	tests/run
+
+deps:
+	scripts/deps check
+
+install: $(lib)
+	$(INSTALL) -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(LIBDIR)"
+	$(INSTALL) -m 755 $(lib) "$(DESTDIR)$(LIBDIR)/libmcshim.so"
+	sed 's|^libdir=.*|libdir="$(LIBDIR)"|' scripts/mcshim > $(build)/mcshim
+	$(INSTALL) -m 755 $(build)/mcshim "$(DESTDIR)$(BINDIR)/mcshim"
+
+uninstall:
+	rm -f "$(DESTDIR)$(BINDIR)/mcshim" "$(DESTDIR)$(LIBDIR)/libmcshim.so"
+
+clean:
+	rm -rf build build-thread build-address libmcshim.so
+	rm -f $(plugins) $(clients) $(units)
+
+.PHONY: all test-programs demo check deps install uninstall clean
+.DELETE_ON_ERROR:
+
+-include $(lib_obj:.o=.d) $(wildcard $(build)/tests-*.d)

@@ -1,0 +1,183 @@
+/* dlsym, the one symbol that this library exports.
+ *
+ * nbdkit finds a plugin's registration function by the name
+ * "plugin_init".  That look-up, the first one in the process that finds
+ * something, gets our own function; every other look-up goes to the real
+ * dlsym.  The first alone: the cc plugin looks up "plugin_init" as well,
+ * in what it has compiled, and that is its own affair.
+ *
+ * RTLD_NEXT and RTLD_DEFAULT depend on who calls dlsym, and the real one
+ * finds that out from its return address.  So it must be entered by a
+ * jump that leaves the caller's return address in place, which is what a
+ * compiler makes of a call in tail position; the attributes keep that
+ * true whatever the flags of the build.  These files are never compiled
+ * with a sanitizer, whose runtime calls dlsym before it is ready itself.
+ */
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+
+#include "interpose.h"
+
+typedef void *(*dlsym_fn) (void *, const char *);
+
+static dlsym_fn real_dlsym;
+
+/* The dynamic section of this library, which tells us apart in the
+ * loader's list.
+ */
+extern ElfW(Dyn) _DYNAMIC[] __attribute__ ((visibility ("hidden")));
+
+/* The loader's list is reached from the main program's dynamic section,
+ * where DT_DEBUG points to it for debuggers.  dlinfo and dl_iterate_phdr
+ * would do it too, but other preloaded libraries interpose these.
+ */
+const struct link_map *
+own_link_map (void)
+{
+  const ElfW(Phdr) *ph = (const void *) getauxval (AT_PHDR);
+  size_t i, n = getauxval (AT_PHNUM);
+  ElfW(Addr) base = 0;
+  const ElfW(Dyn) *dyn = NULL;
+  const struct link_map *map;
+
+  if (ph == NULL)
+    return NULL;
+  for (i = 0; i < n; i++)
+    if (ph[i].p_type == PT_PHDR)
+      base = (ElfW(Addr)) ph - ph[i].p_vaddr;
+  for (i = 0; i < n; i++)
+    if (ph[i].p_type == PT_DYNAMIC)
+      dyn = (const void *) (base + ph[i].p_vaddr);
+  if (dyn == NULL)
+    return NULL;
+  while (dyn->d_tag != DT_NULL && dyn->d_tag != DT_DEBUG)
+    dyn++;
+  if (dyn->d_tag == DT_NULL || dyn->d_un.d_ptr == 0)
+    return NULL;
+
+  map = ((const struct r_debug *) dyn->d_un.d_ptr)->r_map;
+  while (map != NULL && map->l_ld != _DYNAMIC)
+    map = map->l_next;
+  return map;
+}
+
+/* glibc adds the load address to the pointers in a dynamic section,
+ * except where that section is read-only (the vDSO, some machines).
+ */
+static const void *
+dynamic_pointer (const struct link_map *map, ElfW(Sxword) tag)
+{
+  const ElfW(Dyn) *dyn;
+
+  for (dyn = map->l_ld; dyn->d_tag != DT_NULL; dyn++)
+    if (dyn->d_tag == tag)
+      return (const void *) (dyn->d_un.d_ptr < map->l_addr ?
+                             map->l_addr + dyn->d_un.d_ptr :
+                             dyn->d_un.d_ptr);
+  return NULL;
+}
+
+/* How many symbols MAP has.  DT_HASH says so; DT_GNU_HASH, which has
+ * taken its place, only lets one find the end of the last chain.
+ */
+static size_t
+count_symbols (const struct link_map *map)
+{
+  const uint32_t *hash = dynamic_pointer (map, DT_HASH);
+  const uint32_t *gnu = dynamic_pointer (map, DT_GNU_HASH);
+  const uint32_t *buckets, *chain;
+  uint32_t i, last = 0;
+
+  if (gnu != NULL) {
+    buckets = gnu + 4 + gnu[2] * (sizeof (ElfW(Addr)) / 4);
+    chain = buckets + gnu[0];
+    for (i = 0; i < gnu[0]; i++)
+      if (buckets[i] > last)
+        last = buckets[i];
+    if (last == 0)
+      return 0;
+    while ((chain[last - gnu[1]] & 1) == 0)
+      last++;
+    return last + 1;
+  }
+  return hash ? hash[1] : 0;
+}
+
+/* The dlsym that MAP defines, or NULL.  Where there are several versions
+ * of it, the default one.
+ */
+static dlsym_fn
+dlsym_of (const struct link_map *map)
+{
+  const ElfW(Sym) *sym = dynamic_pointer (map, DT_SYMTAB);
+  const char *str = dynamic_pointer (map, DT_STRTAB);
+  const ElfW(Half) *ver = dynamic_pointer (map, DT_VERSYM);
+  size_t i, n = count_symbols (map);
+  const ElfW(Half) hidden = 0x8000;
+
+  for (i = 0; i < n; i++)
+    if (sym[i].st_shndx != SHN_UNDEF &&
+        (ver == NULL || (ver[i] & hidden) == 0) &&
+        strcmp (str + sym[i].st_name, "dlsym") == 0)
+      return (dlsym_fn) (map->l_addr + sym[i].st_value);
+  return NULL;
+}
+
+/* What dlsym (RTLD_NEXT, "dlsym") would be: the one after ours, which
+ * may be another preloaded library's, and in the end is glibc's (in
+ * libdl before 2.34).
+ */
+static dlsym_fn
+find_real_dlsym (void)
+{
+  const struct link_map *map = own_link_map ();
+  dlsym_fn fn = NULL;
+
+  while (map != NULL && fn == NULL)
+    if ((map = map->l_next) != NULL)
+      fn = dlsym_of (map);
+  if (fn == NULL) {
+    fputs ("libmcshim.so: the C library's dlsym can't be found: "
+           "this program can't run with the library preloaded\n", stderr);
+    abort ();
+  }
+  return fn;
+}
+
+__attribute__ ((constructor)) static void
+resolve (void)
+{
+  real_dlsym = find_real_dlsym ();
+}
+
+/* Returns what the server's look-up of "plugin_init" shall find. */
+__attribute__ ((noinline)) static void *
+lookup_plugin_init (void *handle, const char *name)
+{
+  static bool found;
+  void *plugin_init = real_dlsym (handle, name);
+
+  if (plugin_init == NULL || found)
+    return plugin_init;
+  found = true;
+  return (void *) shim_plugin_init ((plugin_init_fn) plugin_init);
+}
+
+__attribute__ ((visibility ("default"), optimize ("O2"),
+                optimize ("optimize-sibling-calls"))) void *
+dlsym (void *restrict handle, const char *restrict name)
+{
+  /* A constructor that runs before ours may call us. */
+  if (__builtin_expect (real_dlsym == NULL, 0))
+    real_dlsym = find_real_dlsym ();
+
+  if (__builtin_expect (strcmp (name, "plugin_init") == 0, 0) &&
+      in_nbdkit () && handle != RTLD_DEFAULT && handle != RTLD_NEXT)
+    return lookup_plugin_init (handle, name);
+
+  return real_dlsym (handle, name);
+}

@@ -1,0 +1,338 @@
+/* The knobs, and every decision that follows from them: see policy.h. */
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <unistd.h>
+
+#include "policy.h"
+
+#define PREFIX "MCSHIM_"
+
+struct name {
+  const char *name;
+  int value;
+};
+
+static const struct name modes[] = {
+  { "auto", MODE_AUTO },
+  { "emulate", MODE_EMULATE },
+  { "plugin", MODE_PLUGIN },
+  { "disable", MODE_DISABLE },
+  { "unsafe", MODE_UNSAFE },
+  { NULL }
+};
+
+static const struct name levels[] = {
+  { "connection", LEVEL_CONNECTION },
+  { "conn", LEVEL_CONNECTION },
+  { "fast", LEVEL_FAST },
+  { "off", LEVEL_OFF },
+  { NULL }
+};
+
+/* The words of nbdkit's own booleans. */
+static const struct name booleans[] = {
+  { "1", true }, { "true", true }, { "t", true },
+  { "yes", true }, { "y", true }, { "on", true },
+  { "0", false }, { "false", false }, { "f", false },
+  { "no", false }, { "n", false }, { "off", false },
+  { NULL }
+};
+
+/* Returns the value of WORD in NAMES, or -1. */
+static int
+lookup (const struct name *names, const char *word,
+        int (*compare) (const char *, const char *))
+{
+  for (; names->name != NULL; names++)
+    if (compare (names->name, word) == 0)
+      return names->value;
+  return -1;
+}
+
+static const char *
+name_of (const struct name *names, int value)
+{
+  while (names->value != value)
+    names++;
+  return names->name;
+}
+
+const char *
+mode_name (enum mode mode)
+{
+  return name_of (modes, mode);
+}
+
+const char *
+level_name (enum level level)
+{
+  return name_of (levels, level);
+}
+
+/* One function a kind of knob: parse VALUE into P.  Each returns true,
+ * or false if the value is not one of those that the knob table names.
+ */
+static bool
+set_mode (struct policy *p, const char *value)
+{
+  int i = lookup (modes, value, strcmp);
+
+  p->mode = i;
+  return i != -1;
+}
+
+static bool
+set_level (struct policy *p, const char *value)
+{
+  int i = lookup (levels, value, strcmp);
+
+  p->level = i;
+  return i != -1;
+}
+
+static bool
+set_boolean (bool *b, const char *value)
+{
+  int i = lookup (booleans, value, strcasecmp);
+
+  *b = i == true;
+  return i != -1;
+}
+
+static bool
+set_exportname (struct policy *p, const char *value)
+{
+  return set_boolean (&p->exportname, value);
+}
+
+static bool
+set_flush_on_close (struct policy *p, const char *value)
+{
+  return set_boolean (&p->flush_on_close, value);
+}
+
+static bool
+set_flush_threads (struct policy *p, const char *value)
+{
+  unsigned long n;
+  char *end;
+
+  if (strcmp (value, "auto") == 0) {
+    p->flush_threads = 0;
+    return true;
+  }
+  /* strtoul would take a sign or leading space. */
+  if (value[0] < '0' || value[0] > '9')
+    return false;
+  n = strtoul (value, &end, 10);
+  p->flush_threads = n;
+  return *end == '\0' && n >= 1 && n <= FLUSH_THREADS_MAX;
+}
+
+/* nbdkit changes directory when it goes into the background, so a
+ * relative path is made absolute here.
+ */
+static bool
+set_stats_file (struct policy *p, const char *value)
+{
+  char cwd[PATH_MAX];
+
+  if (value[0] == '/')
+    p->stats_file = strdup (value);
+  else if (getcwd (cwd, sizeof cwd) == NULL ||
+           asprintf (&p->stats_file, "%s/%s", cwd, value) == -1)
+    p->stats_file = NULL;
+  return p->stats_file != NULL;
+}
+
+static const struct knob {
+  const char *name;             /* after MCSHIM_ */
+  bool (*set) (struct policy *p, const char *value);
+  const char *allowed;
+} knobs[] = {
+  { "MODE", set_mode,
+    "auto, emulate, plugin, disable or unsafe" },
+  { "TRACK_DIRTY", set_level,
+    "connection (or conn), fast or off" },
+  { "EXPORTNAME", set_exportname,
+    "true or false" },
+  { "FLUSH_ON_CLOSE", set_flush_on_close,
+    "true or false" },
+  { "FLUSH_THREADS", set_flush_threads,
+    "auto, or a number from 1 to 64" },
+  { "STATS_FILE", set_stats_file,
+    "a path, in a directory that exists" },
+};
+
+#define NR_KNOBS (sizeof knobs / sizeof knobs[0])
+
+/* How many letters must be inserted, deleted or replaced to turn A into
+ * B (Levenshtein).  Only the first 31 letters count: no knob's name is
+ * as long, and what the user typed may be.
+ */
+static unsigned
+distance (const char *a, const char *b)
+{
+  unsigned row[32], up, corner;
+  size_t la = strnlen (a, 31), lb = strnlen (b, 31), i, j;
+
+  for (j = 0; j <= lb; j++)
+    row[j] = j;
+  for (i = 1; i <= la; i++) {
+    corner = row[0];
+    row[0] = i;
+    for (j = 1; j <= lb; j++) {
+      up = row[j];
+      if (a[i-1] != b[j-1])
+        corner++;
+      if (up + 1 < corner)
+        corner = up + 1;
+      if (row[j-1] + 1 < corner)
+        corner = row[j-1] + 1;
+      row[j] = corner;
+      corner = up;
+    }
+  }
+  return row[lb];
+}
+
+static const struct knob *
+closest (const char *name)
+{
+  const struct knob *best = &knobs[0];
+  size_t i;
+
+  for (i = 1; i < NR_KNOBS; i++)
+    if (distance (name, knobs[i].name) < distance (name, best->name))
+      best = &knobs[i];
+  return best;
+}
+
+/* Take one "NAME=value" that begins with MCSHIM_.  Returns 0, or -1
+ * after complaining.
+ */
+static int
+load_one (struct policy *p, const char *entry,
+          void (*complain) (const char *line))
+{
+  const char *value = strchr (entry, '=') + 1;
+  const char *name = entry + strlen (PREFIX);
+  size_t len = value - 1 - name, i;
+  char line[1024], typed[64];
+
+  for (i = 0; i < NR_KNOBS; i++) {
+    if (strlen (knobs[i].name) != len ||
+        strncmp (knobs[i].name, name, len) != 0)
+      continue;
+    if (value[0] == '\0' || knobs[i].set (p, value))
+      return 0;                 /* empty means unset */
+    snprintf (line, sizeof line,
+              PREFIX "%s: invalid value '%.256s': must be %s",
+              knobs[i].name, value, knobs[i].allowed);
+    complain (line);
+    return -1;
+  }
+
+  snprintf (typed, sizeof typed, "%.*s", (int) len, name);
+  snprintf (line, sizeof line,
+            PREFIX "%s: no such variable (value '%.256s'): "
+            "did you mean " PREFIX "%s?",
+            typed, value, closest (typed)->name);
+  complain (line);
+  return -1;
+}
+
+int
+policy_load (struct policy *p, char *const env[],
+             void (*complain) (const char *line))
+{
+  int r = 0;
+
+  *p = (struct policy) {
+    .mode = MODE_AUTO,
+    .level = LEVEL_CONNECTION,
+    .flush_on_close = true,
+  };
+
+  for (; *env != NULL; env++)
+    if (strncmp (*env, PREFIX, strlen (PREFIX)) == 0 &&
+        strchr (*env, '=') != NULL &&
+        load_one (p, *env, complain) == -1)
+      r = -1;
+
+  return r;
+}
+
+void
+policy_free (struct policy *p)
+{
+  free (p->stats_file);
+  p->stats_file = NULL;
+}
+
+bool
+policy_wants_multi_conn (const struct policy *p)
+{
+  /* Outside emulate it also tells what a flush on one connection does
+   * for the rest of the group.
+   */
+  return p->mode != MODE_EMULATE;
+}
+
+bool
+policy_wants_can_flush (const struct policy *p)
+{
+  return p->mode == MODE_AUTO || p->mode == MODE_EMULATE;
+}
+
+struct resolution
+policy_resolve (const struct policy *p, const struct traits *t)
+{
+  struct resolution r = { .mode = p->mode };
+
+  if (r.mode == MODE_AUTO) {
+    if (t->connections_serialized)
+      r.mode = MODE_DISABLE;
+    else if (t->multi_conn)
+      r.mode = MODE_PLUGIN;
+    else if (!t->can_flush && t->readonly) {
+      /* Nobody can write, so there is nothing to flush or to go stale. */
+      r.mode = MODE_PLUGIN;
+      r.advertise = true;
+      return r;
+    }
+    else
+      r.mode = MODE_EMULATE;
+  }
+
+  switch (r.mode) {
+  case MODE_EMULATE:
+    r.advertise = r.replicate = true;
+    if (!t->can_flush)
+      r.refusal = p->mode == MODE_AUTO ?
+        "emulating multi-conn needs a plugin with a working flush, and this "
+        "one has none: connect read-only, or set MCSHIM_MODE=disable" :
+        "emulating multi-conn needs a plugin with a working flush, and this "
+        "one has none: set MCSHIM_MODE=disable (or auto, and connect "
+        "read-only)";
+    break;
+  case MODE_UNSAFE:
+    r.advertise = true;
+    break;
+  case MODE_PLUGIN:
+    r.advertise = t->multi_conn;
+    break;
+  case MODE_DISABLE:
+  case MODE_AUTO:
+    break;
+  }
+
+  if (t->connections_serialized)
+    r.advertise = false;
+  return r;
+}

@@ -1,0 +1,81 @@
+/* The knobs, and every decision that follows from them.
+ *
+ * Environment variables become a struct policy; a struct policy and
+ * what the plugin says of one connection become a struct resolution.
+ * Nothing here knows of threads, handles or nbdkit, so that all of it
+ * can be tested without a server.
+ */
+
+#ifndef MCSHIM_POLICY_H
+#define MCSHIM_POLICY_H
+
+#include <stdbool.h>
+
+/* MCSHIM_MODE */
+enum mode {
+  MODE_AUTO,
+  MODE_EMULATE,
+  MODE_PLUGIN,
+  MODE_DISABLE,
+  MODE_UNSAFE,
+};
+
+/* MCSHIM_TRACK_DIRTY: which plugin flushes may be skipped. */
+enum level {
+  LEVEL_CONNECTION,
+  LEVEL_FAST,
+  LEVEL_OFF,
+};
+
+/* Most plugin flushes of one replicated flush that may run at once. */
+#define FLUSH_THREADS_MAX 64
+
+struct policy {
+  enum mode mode;               /* MCSHIM_MODE */
+  enum level level;             /* MCSHIM_TRACK_DIRTY */
+  bool exportname;              /* MCSHIM_EXPORTNAME */
+  bool flush_on_close;          /* MCSHIM_FLUSH_ON_CLOSE */
+  unsigned flush_threads;       /* MCSHIM_FLUSH_THREADS, 0 is auto */
+  char *stats_file;             /* MCSHIM_STATS_FILE, absolute, or NULL */
+};
+
+/* Fill in *P from the environment ENV ("NAME=value" strings, NULL at
+ * the end).  COMPLAIN is called with one line of text, without a
+ * newline, for each variable that is wrong.
+ *
+ * Returns 0, or -1 if anything was wrong.  P->stats_file is malloced;
+ * policy_free frees it, in either case.
+ */
+int policy_load (struct policy *p, char *const env[],
+                 void (*complain) (const char *line));
+void policy_free (struct policy *p);
+
+const char *mode_name (enum mode mode);
+const char *level_name (enum level level);
+
+/* What the plugin says of a connection as it opens. */
+struct traits {
+  bool connections_serialized;  /* thread model SERIALIZE_CONNECTIONS */
+  bool multi_conn;              /* plugin advertises multi-conn */
+  bool can_flush;               /* plugin has a flush, and says it works */
+  bool readonly;                /* opened read-only, or can_write false */
+};
+
+/* What the shim makes of it. */
+struct resolution {
+  enum mode mode;               /* never MODE_AUTO */
+  bool advertise;               /* answer to can_multi_conn */
+  bool replicate;               /* a flush goes to the whole group */
+  const char *refusal;          /* why not to connect at all, or NULL */
+};
+
+/* Which of the traits policy_resolve will look at, so that a plugin is
+ * not asked what does not matter (each question may start a script).
+ */
+bool policy_wants_multi_conn (const struct policy *p);
+bool policy_wants_can_flush (const struct policy *p);
+
+struct resolution policy_resolve (const struct policy *p,
+                                  const struct traits *t);
+
+#endif /* MCSHIM_POLICY_H */
