@@ -31,7 +31,9 @@
  *      requests in flight, then when these are out.  That includes a
  *      connection of the first phase that was used meanwhile: its cache
  *      may have been filled before another's write-back, by a read or by
- *      a write that had to fetch what surrounds it.
+ *      a write that had to fetch what surrounds it.  Such a replica may
+ *      write back again, and the others know nothing of it: the next
+ *      round has a second phase to make up for that.
  *
  * At level "fast" the second phase goes to all connections that the
  * first left out, at "off" it does so even if nothing was write-dirty.
@@ -371,10 +373,10 @@ run_replica (struct group *g, struct connection *c)
     connection_unlock (c);
   lock_all ();
   count_flush (err, ns);
-  if (err != 0) {
+  if (err != 0)
     put_back_marks (c, taken);
+  if (err != 0 || taken & WRITE_DIRTY)
     g->stale = true;
-  }
   untouch (c);
   replica_done (g, c, err);
 }
@@ -485,7 +487,6 @@ run_round (struct group *g)
     if (c->flushable) {
       queue_replica (g, c);
       g->outstanding++;
-      g->stale = true;
     }
   }
   run_phase (g);

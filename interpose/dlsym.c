@@ -17,10 +17,21 @@
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/auxv.h>
 
 #include "interpose.h"
+
+/* Nothing on the way to the real dlsym calls a function of the C
+ * library: other preloaded libraries, a sanitizer's runtime among them,
+ * interpose those, and call dlsym before they are ready themselves.
+ */
+static bool
+same (const char *a, const char *b)
+{
+  while (*a != '\0' && *a == *b)
+    a++, b++;
+  return *a == *b;
+}
 
 typedef void *(*dlsym_fn) (void *, const char *);
 
@@ -122,7 +133,7 @@ dlsym_of (const struct link_map *map)
   for (i = 0; i < n; i++)
     if (sym[i].st_shndx != SHN_UNDEF &&
         (ver == NULL || (ver[i] & hidden) == 0) &&
-        strcmp (str + sym[i].st_name, "dlsym") == 0)
+        same (str + sym[i].st_name, "dlsym"))
       return (dlsym_fn) (map->l_addr + sym[i].st_value);
   return NULL;
 }
@@ -175,7 +186,7 @@ dlsym (void *restrict handle, const char *restrict name)
   if (__builtin_expect (real_dlsym == NULL, 0))
     real_dlsym = find_real_dlsym ();
 
-  if (__builtin_expect (strcmp (name, "plugin_init") == 0, 0) &&
+  if (__builtin_expect (same (name, "plugin_init"), 0) &&
       in_nbdkit () && handle != RTLD_DEFAULT && handle != RTLD_NEXT)
     return lookup_plugin_init (handle, name);
 
