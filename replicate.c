@@ -68,6 +68,7 @@
 #include <time.h>
 
 #include "interpose/interpose.h"
+#include "interpose/oldglibc.h"
 #include "replicate.h"
 
 struct waiter {

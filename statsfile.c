@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "statsfile.h"
+#include "interpose/oldglibc.h"
 
 /* Returns the name of a new, empty file beside PATH, open as *FD, or NULL
  * with errno set.  The caller frees it.

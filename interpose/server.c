@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 
 #include "interpose.h"
+#include "oldglibc.h"
 
 static bool dump_plugin_option;
 

@@ -1,0 +1,53 @@
+/* One binary for every glibc since 2.17 (RHEL 7).
+ *
+ * Linked against a newer glibc, these symbols would ask for the version
+ * in which they moved from libpthread to libc, or became a function of
+ * their own.  Their old versions are still there: ask for those.  They
+ * are weak because before 2.34 only programs linked with libpthread have
+ * them, which nbdkit is, and another program that is preloaded needs
+ * not.
+ *
+ * The old version is the one with which the architecture was born.
+ * Elsewhere the library asks for what the linker finds.
+ */
+
+#ifndef MCSHIM_OLDGLIBC_H
+#define MCSHIM_OLDGLIBC_H
+
+#include <sys/stat.h>
+
+#if defined (__x86_64__) && !defined (__ILP32__)
+#define OLDEST "GLIBC_2.2.5"
+#define STAT_VERSION 1
+#elif defined (__aarch64__)
+#define OLDEST "GLIBC_2.17"
+#define STAT_VERSION 0
+#elif defined (__i386__)
+#define OLDEST "GLIBC_2.0"
+#define OLDEST_CREATE "GLIBC_2.1"
+#define STAT_VERSION 3
+#endif
+
+#ifndef OLDEST_CREATE
+#define OLDEST_CREATE OLDEST
+#endif
+
+#ifdef OLDEST
+#define OLD(function, version)                                      \
+  __asm__ (".weak " #function "\n\t"                                \
+           ".symver " #function "," #function "@" version)
+OLD (pthread_create, OLDEST_CREATE);
+OLD (pthread_join, OLDEST);
+OLD (pthread_getspecific, OLDEST);
+OLD (pthread_setspecific, OLDEST);
+OLD (pthread_sigmask, OLDEST);
+#undef OLD
+
+/* Before 2.33 stat was an inline function around this one, which takes
+ * the layout of the struct as a number.
+ */
+extern int __xstat (int version, const char *path, struct stat *st);
+#define stat(path, st) __xstat (STAT_VERSION, path, st)
+#endif
+
+#endif /* MCSHIM_OLDGLIBC_H */
