@@ -142,6 +142,7 @@ set_stats_file (struct policy *p, const char *value)
 {
   char cwd[PATH_MAX];
 
+  free (p->stats_file);         /* of an earlier one of the same name */
   if (value[0] == '/')
     p->stats_file = strdup (value);
   else if (getcwd (cwd, sizeof cwd) == NULL ||
@@ -213,6 +214,18 @@ closest (const char *name)
   return best;
 }
 
+/* An error is one line of text, whatever the value. */
+static void
+complain_text (void (*complain) (const char *line), char *line)
+{
+  char *p;
+
+  for (p = line; *p != '\0'; p++)
+    if ((unsigned char) *p < ' ' || *p == '\177')
+      *p = '?';
+  complain (line);
+}
+
 /* Take one "NAME=value" that begins with MCSHIM_.  Returns 0, or -1
  * after complaining.
  */
@@ -234,7 +247,7 @@ load_one (struct policy *p, const char *entry,
     snprintf (line, sizeof line,
               PREFIX "%s: invalid value '%.256s': must be %s",
               knobs[i].name, value, knobs[i].allowed);
-    complain (line);
+    complain_text (complain, line);
     return -1;
   }
 
@@ -243,7 +256,7 @@ load_one (struct policy *p, const char *entry,
             PREFIX "%s: no such variable (value '%.256s'): "
             "did you mean " PREFIX "%s?",
             typed, value, closest (typed)->name);
-  complain (line);
+  complain_text (complain, line);
   return -1;
 }
 

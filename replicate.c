@@ -62,7 +62,6 @@
  */
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -88,6 +87,7 @@ struct group {
    */
   TAILQ_HEAD (, connection) touched;
 
+  unsigned replicating;         /* members whose mode is emulate */
   bool stale;                   /* a second phase is owed */
   int close_err;                /* a flush at close failed: fail once */
   unsigned solo;                /* plugin flushes outside rounds */
@@ -176,10 +176,13 @@ connection_touch (struct connection *c)
 static void
 set_write_dirty (struct connection *c)
 {
-  if (!(atomic_fetch_or (&c->state, WRITE_DIRTY) & WRITE_DIRTY)) {
+  uint64_t s = atomic_fetch_or (&c->state, WRITE_DIRTY | TOUCHED);
+
+  if (s & WRITE_DIRTY)
+    return;
+  if (s & TOUCHED)
     TAILQ_REMOVE (&c->group->touched, c, touched);
-    TAILQ_INSERT_HEAD (&c->group->touched, c, touched);
-  }
+  TAILQ_INSERT_HEAD (&c->group->touched, c, touched);
 }
 
 void
@@ -272,6 +275,7 @@ help (void *arg)
   struct group *g;
 
   (void) arg;
+  server_error_thread ();
   lock_all ();
   while (!stopping) {
     LIST_FOREACH (g, &busy, busy)
@@ -293,25 +297,17 @@ help (void *arg)
 static void
 call_help (unsigned n)
 {
-  sigset_t all, old;
   unsigned i;
 
   if (flush_ns < WORTH_A_THREAD)
     return;
   for (i = 0; i < n && i < nr_threads_idle; i++)
     must (pthread_cond_signal (&work));
-  if (i == n || nr_threads == max_threads)
-    return;
-
-  /* Signals are for the server's own threads. */
-  sigfillset (&all);
-  must (pthread_sigmask (SIG_SETMASK, &all, &old));
   for (; i < n && nr_threads < max_threads; i++)
     if (pthread_create (&threads[nr_threads], NULL, help, NULL) == 0)
       nr_threads++;
     else
       break;
-  must (pthread_sigmask (SIG_SETMASK, &old, NULL));
 }
 
 /* One plugin flush.  Must not hold "lock".  Returns 0 or an errno. */
@@ -541,7 +537,11 @@ solo_flush (struct group *g, struct connection *c, bool *reported)
 
   g->solo++;
   unlock_all ();
+  if (c->exclusive)
+    connection_lock (c);
   err = flush_handle (c, &ns);
+  if (c->exclusive)
+    connection_unlock (c);
   lock_all ();
   g->solo--;
   count_flush (err, ns);
@@ -557,9 +557,9 @@ solo_flush (struct group *g, struct connection *c, bool *reported)
   return err;
 }
 
-/* A flush in a mode that does not replicate: of this handle alone.
- * "stale" stands for a dirty group that no connection's mark shows.
- * Needs "lock", and lets go of it meanwhile.
+/* A flush of this handle alone, in a group without a member that
+ * replicates.  "stale" stands for a dirty group that no connection's mark
+ * shows.  Needs "lock", and lets go of it meanwhile.
  */
 static int
 plain_flush (struct group *g, struct connection *c)
@@ -589,29 +589,29 @@ plain_flush (struct group *g, struct connection *c)
   g->stale = !whole;
 
   err = solo_flush (g, c, &reported);
-  if (err != 0)
+  if (err != 0) {
+    set_write_dirty (c);
     g->stale = true;
+  }
   return err;
 }
 
 int
 connection_flush (struct connection *c)
 {
-  const bool replicate = c->resolution.replicate;
+  struct group *g = c->group;
   int err;
 
-  /* A replicated flush takes the lock of one connection after another. */
-  if (!replicate && c->exclusive)
-    connection_lock (c);
   lock_all ();
   statistics.client_flushes++;
-  if (replicate)
-    err = replicated_flush (c->group);
+  /* In auto the plugin may advertise multi-conn on some connections only.
+   * One that has it flushes for the others too.
+   */
+  if (g->replicating > 0)
+    err = replicated_flush (g);
   else
-    err = plain_flush (c->group, c);
+    err = plain_flush (g, c);
   unlock_all ();
-  if (!replicate && c->exclusive)
-    connection_unlock (c);
   return err;
 }
 
@@ -687,6 +687,7 @@ connection_join (struct connection *c, const char *name)
   g = find_group (name);
   if (g != NULL) {
     c->group = g;
+    g->replicating += c->resolution.replicate;
     LIST_INSERT_HEAD (&g->all, c, all);
     statistics.connections_opened++;
     if (++connections_open > statistics.connections_most_at_once)
@@ -704,9 +705,9 @@ add_requests (struct statistics *s, struct connection *c)
 }
 
 /* Flush C, which closes, outside any round.  Needs "lock", and lets go of
- * it meanwhile.
+ * it meanwhile.  Returns 0 or an errno.
  */
-static void
+static int
 flush_at_close (struct group *g, struct connection *c)
 {
   bool reported;
@@ -715,19 +716,16 @@ flush_at_close (struct group *g, struct connection *c)
   take_marks (c);
   statistics.flushes_at_close++;
   err = solo_flush (g, c, &reported);
-  if (err == 0)
-    return;
-  if (!reported)
+  if (err != 0 && !reported)
     g->close_err = err;
-  errno = err;
-  nbdkit_error ("mcshim: the flush of a connection that closes failed, "
-                "its last writes are lost: %m");
+  return err;
 }
 
 void
 connection_leave (struct connection *c)
 {
   struct group *g = c->group;
+  int err = 0;
 
   lock_all ();
   while (c->replica != NO_REPLICA)
@@ -738,7 +736,7 @@ connection_leave (struct connection *c)
   c->closing = true;
   if (atomic_load (&c->state) & WRITE_DIRTY) {
     if (c->resolution.replicate && policy.flush_on_close)
-      flush_at_close (g, c);
+      err = flush_at_close (g, c);
     /* What other handles have cached may be older now. */
     g->stale = true;
   }
@@ -746,15 +744,22 @@ connection_leave (struct connection *c)
   if (atomic_load (&c->state) & TOUCHED)
     TAILQ_REMOVE (&g->touched, c, touched);
   LIST_REMOVE (c, all);
+  g->replicating -= c->resolution.replicate;
   connections_open--;
   add_requests (&statistics, c);
-  /* Without connections there is nobody for whom to remember "stale",
-   * but for later flushes outside emulate.
+  /* "stale" is for other connections, or for a later flush if that speaks
+   * for this one.
    */
   if (LIST_EMPTY (&g->all) && g->name != NULL && g->close_err == 0 &&
-      (c->resolution.replicate || !g->stale))
+      (!g->stale || c->resolution.replicate || !c->multi_conn))
     group_free (g);
   unlock_all ();
+
+  if (err != 0) {
+    errno = err;
+    nbdkit_error ("mcshim: the flush of a connection that closes failed, "
+                  "its last writes are lost: %m");
+  }
 }
 
 struct statistics

@@ -10,20 +10,17 @@
  * finds that out from its return address.  So it must be entered by a
  * jump that leaves the caller's return address in place, which is what a
  * compiler makes of a call in tail position; the attributes keep that
- * true whatever the flags of the build.  These files are never compiled
- * with a sanitizer, whose runtime calls dlsym before it is ready itself.
+ * true whatever the flags of the build.
  */
 
 #include <dlfcn.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/auxv.h>
+#include <stddef.h>
 
 #include "interpose.h"
 
-/* Nothing on the way to the real dlsym calls a function of the C
- * library: other preloaded libraries, a sanitizer's runtime among them,
- * interpose those, and call dlsym before they are ready themselves.
+/* Nothing on the way to the real dlsym calls a function: other preloaded
+ * libraries, a sanitizer's runtime among them, interpose those of the C
+ * library, and call dlsym before they are ready themselves.
  */
 static bool
 same (const char *a, const char *b)
@@ -42,42 +39,25 @@ static dlsym_fn real_dlsym;
  */
 extern ElfW(Dyn) _DYNAMIC[] __attribute__ ((visibility ("hidden")));
 
-/* The loader's list is reached from the main program's dynamic section,
- * where DT_DEBUG points to it for debuggers.  dlinfo and dl_iterate_phdr
- * would do it too, but other preloaded libraries interpose these.
+/* The loader's list, which it shows to debuggers.  dlinfo and
+ * dl_iterate_phdr would do too, but other libraries interpose these.
+ * Weak, as the library shall need libc alone.
  */
+#pragma weak _r_debug
+
 const struct link_map *
 own_link_map (void)
 {
-  const ElfW(Phdr) *ph = (const void *) getauxval (AT_PHDR);
-  size_t i, n = getauxval (AT_PHNUM);
-  ElfW(Addr) base = 0;
-  const ElfW(Dyn) *dyn = NULL;
-  const struct link_map *map;
+  const struct link_map *map = &_r_debug ? _r_debug.r_map : NULL;
 
-  if (ph == NULL)
-    return NULL;
-  for (i = 0; i < n; i++)
-    if (ph[i].p_type == PT_PHDR)
-      base = (ElfW(Addr)) ph - ph[i].p_vaddr;
-  for (i = 0; i < n; i++)
-    if (ph[i].p_type == PT_DYNAMIC)
-      dyn = (const void *) (base + ph[i].p_vaddr);
-  if (dyn == NULL)
-    return NULL;
-  while (dyn->d_tag != DT_NULL && dyn->d_tag != DT_DEBUG)
-    dyn++;
-  if (dyn->d_tag == DT_NULL || dyn->d_un.d_ptr == 0)
-    return NULL;
-
-  map = ((const struct r_debug *) dyn->d_un.d_ptr)->r_map;
   while (map != NULL && map->l_ld != _DYNAMIC)
     map = map->l_next;
   return map;
 }
 
 /* glibc adds the load address to the pointers in a dynamic section,
- * except where that section is read-only (the vDSO, some machines).
+ * except where that section is read-only (the vDSO, some machines).  A
+ * prelinked library can have a negative one.
  */
 static const void *
 dynamic_pointer (const struct link_map *map, ElfW(Sxword) tag)
@@ -86,7 +66,8 @@ dynamic_pointer (const struct link_map *map, ElfW(Sxword) tag)
 
   for (dyn = map->l_ld; dyn->d_tag != DT_NULL; dyn++)
     if (dyn->d_tag == tag)
-      return (const void *) (dyn->d_un.d_ptr < map->l_addr ?
+      return (const void *) ((ElfW(Sxword)) map->l_addr > 0 &&
+                             dyn->d_un.d_ptr < map->l_addr ?
                              map->l_addr + dyn->d_un.d_ptr :
                              dyn->d_un.d_ptr);
   return NULL;
@@ -138,11 +119,12 @@ dlsym_of (const struct link_map *map)
   return NULL;
 }
 
-/* What dlsym (RTLD_NEXT, "dlsym") would be: the one after ours, which
- * may be another preloaded library's, and in the end is glibc's (in
- * libdl before 2.34).
+/* Find what dlsym (RTLD_NEXT, "dlsym") would be: the one after ours,
+ * which may be another preloaded library's, and in the end is glibc's.
+ * Before glibc 2.34 that is in libdl, which the program may lack, or may
+ * load only later.
  */
-static dlsym_fn
+static void
 find_real_dlsym (void)
 {
   const struct link_map *map = own_link_map ();
@@ -151,18 +133,7 @@ find_real_dlsym (void)
   while (map != NULL && fn == NULL)
     if ((map = map->l_next) != NULL)
       fn = dlsym_of (map);
-  if (fn == NULL) {
-    fputs ("libmcshim.so: the C library's dlsym can't be found: "
-           "this program can't run with the library preloaded\n", stderr);
-    abort ();
-  }
-  return fn;
-}
-
-__attribute__ ((constructor)) static void
-resolve (void)
-{
-  real_dlsym = find_real_dlsym ();
+  real_dlsym = fn;
 }
 
 /* Returns what the server's look-up of "plugin_init" shall find. */
@@ -182,9 +153,11 @@ __attribute__ ((visibility ("default"), optimize ("O2"),
                 optimize ("optimize-sibling-calls"))) void *
 dlsym (void *restrict handle, const char *restrict name)
 {
-  /* A constructor that runs before ours may call us. */
-  if (__builtin_expect (real_dlsym == NULL, 0))
-    real_dlsym = find_real_dlsym ();
+  if (__builtin_expect (real_dlsym == NULL, 0)) {
+    find_real_dlsym ();
+    if (real_dlsym == NULL)
+      return NULL;
+  }
 
   if (__builtin_expect (same (name, "plugin_init"), 0) &&
       in_nbdkit () && handle != RTLD_DEFAULT && handle != RTLD_NEXT)

@@ -68,6 +68,9 @@ extern int leave_environment (void);
  */
 extern void server_error_init (void);
 
+/* Give this thread, which is not the server's, a place for the error. */
+extern void server_error_thread (void);
+
 /* The errno which the server would report for a plugin's callback that
  * has just failed on this thread, if nbdkit_set_error (0) and errno = 0
  * went before it.

@@ -40,7 +40,6 @@ OLD (pthread_create, OLDEST_CREATE);
 OLD (pthread_join, OLDEST);
 OLD (pthread_getspecific, OLDEST);
 OLD (pthread_setspecific, OLDEST);
-OLD (pthread_sigmask, OLDEST);
 #undef OLD
 
 /* Before 2.33 stat was an inline function around this one, which takes

@@ -108,7 +108,7 @@ static pthread_mutex_t probe_lock = PTHREAD_MUTEX_INITIALIZER;
 static bool probed;
 static bool have_record;        /* the next two are known */
 static pthread_key_t record_key;
-static size_t error_offset;
+static size_t record_size, error_offset;
 
 static bool
 is_record_key (pthread_key_t key, void *value)
@@ -128,10 +128,11 @@ is_record_key (pthread_key_t key, void *value)
 static bool
 find_error_offset (const char *record)
 {
-  size_t i, n = malloc_usable_size ((void *) record);
+  size_t i;
   int a, b;
 
-  for (i = 0; i + sizeof (int) <= n; i += sizeof (int)) {
+  record_size = malloc_usable_size ((void *) record);
+  for (i = 0; i + sizeof (int) <= record_size; i += sizeof (int)) {
     nbdkit_set_error (ESHUTDOWN);
     memcpy (&a, record + i, sizeof a);
     nbdkit_set_error (ENOSPC);
@@ -164,6 +165,22 @@ server_error_init (void)
   probed = true;
   if (pthread_mutex_unlock (&probe_lock) != 0)
     abort ();
+}
+
+/* All zero, the record is what a new thread of the server's starts with,
+ * and no connection uses it.  The server's destructor frees it.  Without
+ * one nbdkit_set_error goes to errno, where other things go too.
+ */
+void
+server_error_thread (void)
+{
+  void *record;
+
+  if (!have_record || pthread_getspecific (record_key) != NULL)
+    return;
+  record = calloc (1, record_size);
+  if (record != NULL && pthread_setspecific (record_key, record) != 0)
+    free (record);
 }
 
 int
