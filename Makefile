@@ -12,7 +12,7 @@ INSTALL ?= install
 VERSION := $(shell sed -n 's/^version=//p' scripts/mcshim)
 
 # Warnings are errors in CI only: a user's compiler may know more of them.
-common := -std=gnu11 -D_GNU_SOURCE -pthread -Wall -Wextra -Wshadow -Wstrict-prototypes \
+common := -std=gnu11 -pthread -Wall -Wextra -Wshadow -Wstrict-prototypes \
           $(if $(CI),-Werror)
 
 # SANITIZE=thread or SANITIZE=address goes to a directory of its own.
@@ -43,7 +43,7 @@ $(lib): $(lib_obj)
 $(build)/%.o: %.c Makefile scripts/mcshim
 	@mkdir -p $(@D)
 	$(CC) $(common) -Wmissing-prototypes -fPIC -fvisibility=hidden -I. \
-	  -DMCSHIM_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS) \
+	  -D_GNU_SOURCE -DMCSHIM_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS) \
 	  $(sanitize_this) -MMD -MP -c -o $@ $<
 
 # What the tests use: plugins for nbdkit, clients over libnbd, and programs

@@ -1,0 +1,70 @@
+#!/usr/bin/env bats
+# A server that goes into the background: it forks and changes directory
+# after the plugin has been loaded.
+
+load common
+
+# background VARIABLE=VALUE... NBDKIT-ARGUMENT...: serve () stays in the
+# foreground, so this is that for a daemon.
+background ()
+{
+  local vars=()
+  while [[ $1 =~ ^[A-Z_]+= ]]; do
+    vars+=("$1")
+    shift
+  done
+  mkdir d server.daemon
+  server=$BATS_TEST_TMPDIR/server.daemon
+  (cd d && under_shim "${vars[@]}" nbdkit -U "$sock" -P "$server/pid" "$@" \
+     3>&- </dev/null 2>>"$server_err") || return
+  wait_until test -s "$server/pid"
+  assert_equal "$(readlink "/proc/$(<"$server/pid")/cwd")" /
+}
+
+stop_background ()
+{
+  kill "$(<"$server/pid")"
+  # It is nobody's child here, so that its exit status is not known.
+  wait_until ended
+  echo 0 > "$server/status"
+}
+
+ended () { ! kill -0 "$(<"$server/pid")" 2>/dev/null; }
+
+teardown ()
+{
+  if [ -s "$server/pid" ] && [ ! -e "$server/status" ]; then
+    kill -9 "$(<"$server/pid")"
+    wait_until ended
+  fi
+  sed 's/^/server: /' "$server_err"
+}
+
+@test "a relative MCSHIM_STATS_FILE is relative to where it was started" {
+  background MCSHIM_STATS_FILE=stats "$wbcache"
+  client <<<'conn(); conn()'
+  stop_background
+  grep -qx 'connections_opened: 2' d/stats
+}
+
+@test "a relative path with directories in it" {
+  mkdir elsewhere
+  background MCSHIM_STATS_FILE=../elsewhere/stats "$wbcache"
+  stop_background
+  [ -s elsewhere/stats ]
+}
+
+@test "flushes are replicated after the fork, on several threads" {
+  background MCSHIM_FLUSH_THREADS=4 "$wbcache" log="$log" summary="$summary" \
+    flushdelay=1000
+  client <<'EOT'
+h = [conn() for i in range(8)]
+for round in range(3):
+    for i in range(8):
+        h[i].pwrite(bytes([round]) * 512, i * 512)
+    h[0].flush()
+    expect(bytes(h[7].pread(8 * 512, 0)), bytes([round]) * 512 * 8)
+EOT
+  stop_background
+  grep -qx 'after_close: 0' "$summary"
+}

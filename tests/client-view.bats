@@ -1,0 +1,98 @@
+#!/usr/bin/env bats
+# What clients read through a plugin with a write-back cache per connection,
+# in every mode.
+
+load common
+
+start () { serve "$1" "$wbcache" size=32 initial="Initial contents" log="$log" "${@:2}"; }
+
+flag_off_script ()
+{
+  client <<'EOT'
+h = [conn() for i in range(4)]
+expect([c.can_multi_conn() for c in h], [False] * 4)
+def see(i):
+    return bytes(h[i].pread(4, 0))
+expect(see(0), b"Init")
+h[1].pwrite(b"next", 0)
+expect([see(0), see(1), see(2)], [b"Init", b"next", b"Init"])
+h[2].flush()
+expect([see(0), see(1)], [b"Init", b"next"])
+h[1].flush()
+expect([see(0), see(1), see(3)], [b"Init", b"next", b"next"])
+h[0].flush()
+h[2].flush()
+expect([see(i) for i in range(4)], [b"next"] * 4)
+EOT
+}
+
+# flag_on_script FIRST SECOND: what h0 reads after each flush.
+flag_on_script ()
+{
+  client <<EOT
+h = [conn() for i in range(4)]
+expect([c.can_multi_conn() for c in h], [True] * 4)
+expect(bytes(h[0].pread(12, 0)), b"Initial cont")
+h[1].pwrite(b"Hello ", 0, nbd.CMD_FLAG_FUA)
+expect(bytes(h[0].pread(12, 0)), b"$1")
+h[1].pwrite(b"world.", 6)
+h[2].flush()
+expect(bytes(h[0].pread(12, 0)), b"$2")
+EOT
+}
+
+@test "plugin: each connection's cache is its own" {
+  start MCSHIM_MODE=plugin
+  flag_off_script
+}
+
+@test "disable: each connection's cache is its own" {
+  start MCSHIM_MODE=disable
+  flag_off_script
+}
+
+@test "disable: also where the plugin advertises multi-conn" {
+  start MCSHIM_MODE=disable multiconn=1 fua=native
+  client <<'EOT'
+h = conn()
+expect(h.can_multi_conn(), False)
+EOT
+}
+
+@test "emulate: a flush on any connection is a flush on all, FUA emulated" {
+  start MCSHIM_MODE=emulate fua=emulate
+  flag_on_script "Hello l cont" "Hello world."
+}
+
+@test "emulate: the same where the plugin's FUA is native, for the request" {
+  start MCSHIM_MODE=emulate fua=native
+  flag_on_script "Hello l cont" "Hello world."
+}
+
+@test "emulate: the same where the plugin's FUA is native, and flushes" {
+  start MCSHIM_MODE=emulate fua=native fuaflush=1
+  flag_on_script "Hello l cont" "Hello world."
+}
+
+@test "auto: as emulate" {
+  start MCSHIM_MODE=auto fua=emulate
+  flag_on_script "Hello l cont" "Hello world."
+}
+
+@test "no knob set: as emulate" {
+  start MCSHIM_MODE= fua=emulate
+  flag_on_script "Hello l cont" "Hello world."
+}
+
+@test "fast and off: what a client reads is the same" {
+  for level in fast off; do
+    start MCSHIM_TRACK_DIRTY=$level fua=emulate
+    flag_on_script "Hello l cont" "Hello world."
+    stop_server
+  done
+}
+
+@test "unsafe: the flag is on and nothing is replicated" {
+  start MCSHIM_MODE=unsafe fua=native
+  flag_on_script "Initial cont" "Initial cont"
+}

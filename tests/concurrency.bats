@@ -1,0 +1,318 @@
+#!/usr/bin/env bats
+# Requests that overlap.  The plugin holds one of them at a known point, by
+# its control file, so that nothing here depends on speed.
+
+load common
+
+start ()
+{
+  : > "$control"
+  serve "$@" "$wbcache" log="$log" control="$control" summary="$summary"
+}
+
+no_overlap ()
+{
+  stop_server
+  grep -qx 'overlaps: 0' "$summary"
+  grep -qx 'after_close: 0' "$summary"
+}
+
+@test "while a connection is flushed, all else goes on" {
+  start MCSHIM_MODE=emulate
+  client <<'EOT'
+h = [conn() for i in range(5)]
+h[1].pwrite(b"next", 0)
+control("block-flush 1")
+flush = h[0].aio_flush()
+wait_log("1 flush")
+
+# New connections, and all that they may do but flush.
+new = conn()
+wait_log("5 open")
+new.pread(512, 0)
+new.pwrite(b"x" * 512, 8192)
+close(conn(), 6)
+
+# Others, and that of the flush's own client.
+close(h[4], 4)
+finish(h[0], h[0].aio_pread(nbd.Buffer(512), 0))
+finish(h[0], h[0].aio_pwrite(nbd.Buffer.from_bytearray(bytearray(512)), 4096))
+for i in (2, 3):
+    h[i].pread(512, 0)
+    h[i].pwrite(b"x" * 512, 512 * (i + 2))
+    h[i].zero(512, 512 * (i + 2))
+    h[i].cache(512, 0)
+
+# And on the handle that is being flushed.
+expect(bytes(h[1].pread(4, 0)), b"next")
+h[1].pwrite(b"x" * 512, 512)
+
+expect(h[0].aio_command_completed(flush), False)
+control()
+finish(h[0], flush)
+expect(bytes(h[3].pread(4, 0)), b"next")
+EOT
+  no_overlap
+}
+
+@test "with requests serialized per connection, other connections go on" {
+  : > "$control"
+  serve "$wbcache" model=requests log="$log" control="$control" \
+    summary="$summary"
+  client <<'EOT'
+h = [conn() for i in range(4)]
+h[1].pwrite(b"next", 0)
+control("block-flush 1")
+flush = Call(h[0].flush)
+wait_log("1 flush")
+h[2].pread(512, 0)
+h[2].pwrite(b"x" * 512, 8192)
+new = conn()
+new.pread(512, 0)
+close(h[3], 3)
+
+# The handle in question is busy: its client's read waits.
+read = Call(h[1].pread, 4, 0)
+for i in range(50):
+    h[2].pread(512, 0)
+expect(logged("1 read"), 0)
+control()
+flush.join()
+expect(bytes(read.join()), b"next")
+EOT
+  no_overlap
+}
+
+@test "a write during the flush of its handle is covered by the next one" {
+  start MCSHIM_MODE=emulate
+  client <<'EOT'
+h = [conn() for i in range(3)]
+h[1].pwrite(b"old", 0)
+control("block-flush 1")
+flush = Call(h[0].flush)
+wait_log("1 flush")
+h[1].pwrite(b"new", 512)
+control()
+flush.join()
+h[0].flush()
+expect(bytes(h[2].pread(3, 512)), b"new")
+expect(flushes().count("1"), 2)
+EOT
+  no_overlap
+}
+
+@test "a write that is inside the plugin during a flush is not forgotten" {
+  start MCSHIM_MODE=emulate
+  client <<'EOT'
+h = [conn() for i in range(3)]
+h[1].pwrite(b"old", 0)
+control("block-write 1")
+write = Call(h[1].pwrite, b"new", 512)
+wait_log("1 write", 2)
+flush = Call(h[0].flush)
+wait_log("1 flush")
+flush.wait(0.3)
+control()
+write.join()
+flush.join()
+h[0].flush()
+expect(bytes(h[2].pread(3, 512)), b"new")
+EOT
+  no_overlap
+}
+
+@test "a flush sent while a round runs covers what was written before it" {
+  start MCSHIM_MODE=emulate
+  client <<'EOT'
+h = [conn() for i in range(5)]
+h[1].pwrite(b"first", 0)
+control("block-flush 1")
+first = Call(h[0].flush)
+wait_log("1 flush")
+h[2].pwrite(b"second", 512)
+second = Call(h[3].flush)
+# It must not return before the first write is written back.
+second.wait(0.3)
+expect(second.is_alive(), True)
+control()
+first.join()
+second.join()
+expect(bytes(h[4].pread(5, 0)), b"first")
+expect(bytes(h[4].pread(6, 512)), b"second")
+EOT
+  no_overlap
+}
+
+@test "flushes that wait together share a round" {
+  start MCSHIM_MODE=emulate
+  client <<'EOT'
+h = [conn() for i in range(8)]
+h[1].pwrite(b"first", 0)
+control("block-flush 1")
+first = Call(h[0].flush)
+wait_log("1 flush")
+h[2].pwrite(b"second", 512)
+waiting = [Call(h[i].flush) for i in range(3, 8)]
+waiting[0].wait(0.3)
+control()
+for flush in [first] + waiting:
+    flush.join()
+# One for each write: no flush started a round that was needless by then.
+expect(sorted(flushes()), ["1", "2"])
+EOT
+}
+
+# late_read PARAMETER...: a read has fetched an old copy when another
+# connection writes and flushes, and puts it into its handle's cache last.
+late_read ()
+{
+  : > "$control"
+  serve MCSHIM_TRACK_DIRTY="$1" "$wbcache" log="$log" control="$control" \
+    summary="$summary" "${@:2}"
+  client <<'EOT'
+h = [conn() for i in range(3)]
+control("block-fill 0")
+read = Call(h[0].pread, 3, 0)
+wait_log("0 fill")
+h[1].pwrite(b"new", 0)
+flush = Call(h[2].flush)
+wait_log("1 flush")
+# One that does not wait for the read has returned by then.
+flush.wait(0.3)
+control()
+read.join()
+flush.join()
+expect(bytes(h[0].pread(3, 0)), b"new")
+EOT
+  no_overlap
+}
+
+@test "a late read leaves no old copy behind a flush" { late_read connection; }
+@test "nor at the level fast" { late_read fast; }
+@test "nor at the level off" { late_read off; }
+@test "nor with a plugin whose flush drops only what it began with" {
+  late_read connection earlydrop=1
+}
+
+@test "a late read that began in the round leaves none either" {
+  : > "$control"
+  serve "$wbcache" log="$log" control="$control" summary="$summary"
+  client <<'EOT'
+h = [conn() for i in range(3)]
+h[0].pread(3, 8192)
+h[1].pwrite(b"new", 0)
+control("block-flush 1", "block-fill 0")
+flush = Call(h[2].flush)
+wait_log("1 flush")
+# Before the data is written back, and on a handle of the second phase.
+read = Call(h[0].pread, 3, 0)
+wait_log("0 fill", 2)
+control("block-fill 0")
+flush.wait(0.3)
+control()
+expect(bytes(read.join()), bytes(3))
+flush.join()
+expect(bytes(h[0].pread(3, 0)), b"new")
+EOT
+  no_overlap
+}
+
+@test "a writer that also reads old data in the round sees the new after it" {
+  : > "$control"
+  serve "$wbcache" log="$log" control="$control" summary="$summary"
+  client <<'EOT'
+h = [conn() for i in range(3)]
+h[0].pwrite(b"own", 8192)
+h[1].pwrite(b"new", 0)
+control("block-flush 0", "block-flush 1")
+flush = Call(h[2].flush)
+wait_for("a flush", lambda: len(flushes()) > 0)
+# h0 is flushed, perhaps before h1: a copy from now on may be old.
+held = flushes()[0]
+if held == "0":
+    control("block-flush 1")
+    wait_log("1 flush")
+h[0].pread(3, 0)
+control()
+flush.join()
+expect(bytes(h[0].pread(3, 0)), b"new")
+EOT
+  no_overlap
+}
+
+@test "a failing flush while another waits: each is told the truth" {
+  start MCSHIM_MODE=emulate
+  client <<'EOT'
+h = [conn() for i in range(4)]
+h[1].pwrite(b"data", 0)
+control("block-flush 1", "fail-flush 1 ENOSPC")
+first = Call(h[0].flush)
+wait_log("1 flush")
+second = Call(h[2].flush)
+second.wait(0.3)
+control("fail-flush 1 ENOSPC")
+fails(errno.ENOSPC, first.join)
+fails(errno.ENOSPC, second.join)
+control()
+h[3].flush()
+expect(bytes(h[3].pread(4, 0)), b"data")
+EOT
+}
+
+# load_script SECONDS: clients that write, flush and read, open and close all
+# the time, each on a block of its own.
+load_script ()
+{
+  client <<EOT
+stop = time.monotonic() + $1
+problems, rounds = [], [0] * 6
+def worker(n):
+    try:
+        a, b, c = conn(), conn(), conn()
+        old = None
+        while time.monotonic() < stop:
+            rounds[n] += 1
+            new = bytes([n, rounds[n] & 255]) * 256
+            a.pwrite(new, n * 512)
+            if rounds[n] % 3 == 0:
+                a.shutdown()
+                a = conn()
+            b.flush()
+            if bytes(c.pread(512, n * 512)) != new:
+                problems.append("%d read old data in round %d" % (n, rounds[n]))
+                return
+    except nbd.Error as e:
+        problems.append(str(e))
+threads = [threading.Thread(target=worker, args=(n,)) for n in range(6)]
+for t in threads:
+    t.start()
+for t in threads:
+    t.join(60)
+expect(problems, [])
+assert min(rounds) > 2, rounds
+EOT
+}
+
+delays=(flushdelay=400 readdelay=100 filldelay=200 writedelay=100 closedelay=100)
+
+@test "under load: requests serialized: no two on one handle" {
+  serve "$wbcache" model=requests summary="$summary" "${delays[@]}"
+  load_script 2
+  no_overlap
+  grep -qx 'dirty_dropped_at_close: 0' "$summary"
+}
+
+@test "under load: all requests serialized: no two at all, none on other threads" {
+  serve "$wbcache" model=all summary="$summary" "${delays[@]}"
+  load_script 2
+  no_overlap
+  grep -qx 'foreign_thread: 0' "$summary"
+  grep -qx 'dirty_dropped_at_close: 0' "$summary"
+}
+
+@test "under load: parallel" {
+  serve "$wbcache" model=parallel summary="$summary" "${delays[@]}"
+  load_script 2
+  no_overlap
+  grep -qx 'dirty_dropped_at_close: 0' "$summary"
+}

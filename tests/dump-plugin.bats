@@ -1,0 +1,79 @@
+#!/usr/bin/env bats
+# --dump-plugin, --help and --version of a plugin under the shim.
+
+load common
+
+# same_dump PLUGIN: but for what the shim must change.
+same_dump ()
+{
+  no_shim nbdkit --dump-plugin "$@" > plain
+  under_shim MCSHIM_MODE=unsafe nbdkit --dump-plugin "$@" > shimmed
+  local ours='^struct_size=\|^has_can_multi_conn=\|^has_can_fua=\|^mcshim_'
+  diff <(grep -v "$ours" plain) <(grep -v "$ours" shimmed)
+  grep -qx 'has_can_multi_conn=1' shimmed
+  grep -qx 'mcshim_mode=unsafe' shimmed
+  grep -qx 'mcshim_version=[0-9][0-9.]*' shimmed
+  # What the plugin has it still has.
+  diff <(grep '^has_' plain) <(grep '^has_' shimmed) |
+    grep '^<' && fail "a callback is gone"
+  return 0
+}
+
+@test "packaged plugins" {
+  for plugin in memory file split sh eval data nbd cc null curl; do
+    same_dump $plugin
+  done
+}
+
+@test "the test plugins" {
+  same_dump "$wbcache"
+  same_dump "$plugins/api1.so"
+}
+
+@test "odd structs" {
+  for ODD in ancient short long noflush nofua noclose; do
+    export ODD
+    same_dump "$plugins/odd.so"
+  done
+}
+
+@test "no flush: no can_fua is made up" {
+  run -0 under_shim nbdkit --dump-plugin zero
+  refute_line has_can_fua=1
+}
+
+@test "the lines of the plugin's own dump_plugin" {
+  run -0 under_shim nbdkit --dump-plugin file
+  assert_line --regexp '^file_'
+}
+
+@test "with a parameter" {
+  printf '#!/bin/sh\ncase $1 in dump_plugin) echo of=script;; *) exit 2;; esac\n' > script
+  chmod +x script
+  run -0 under_shim nbdkit --dump-plugin sh ./script
+  assert_line of=script
+  assert_line --regexp '^mcshim_version='
+}
+
+@test "a wrong knob is an error here too" {
+  run -1 under_shim MCSHIM_MODE=bogus nbdkit --dump-plugin memory
+  assert_output --partial MCSHIM_MODE
+}
+
+@test "--help of a plugin" {
+  for plugin in memory "$wbcache" "$plugins/api1.so"; do
+    run -0 no_shim nbdkit --help "$plugin"
+    local plain=$output
+    run -0 under_shim nbdkit --help "$plugin"
+    assert_output "$plain"
+  done
+}
+
+@test "--version of a plugin" {
+  for plugin in memory "$wbcache" "$plugins/api1.so"; do
+    run -0 no_shim nbdkit --version "$plugin"
+    local plain=$output
+    run -0 under_shim nbdkit --version "$plugin"
+    assert_output "$plain"
+  done
+}

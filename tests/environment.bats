@@ -1,0 +1,118 @@
+#!/usr/bin/env bats
+# What the server's children inherit: no shim, and the rest of LD_PRELOAD as
+# it was.
+
+load common
+
+# child LD_PRELOAD-VALUE: what --run sees of it.
+child ()
+{
+  env LD_PRELOAD="$1" nbdkit -U - "$wbcache" --run 'echo "${LD_PRELOAD-unset}"'
+}
+
+setup ()
+{
+  common_setup
+  a=$plugins/next.so
+  b=$plugins/dlsymmer.so
+}
+
+@test "--run: nothing but the shim" {
+  run -0 child "$shim_so"
+  assert_output unset
+}
+
+@test "--run: entries before and after, by colons" {
+  run -0 child "$a:$shim_so"
+  assert_output "$a"
+  run -0 child "$shim_so:$a"
+  assert_output "$a"
+  run -0 child "$a:$shim_so:$b"
+  assert_output "$a:$b"
+}
+
+@test "--run: entries before and after, by spaces" {
+  run -0 child "$a $shim_so"
+  assert_output "$a"
+  run -0 child "$shim_so $a"
+  assert_output "$a"
+  run -0 child "$a $shim_so $b"
+  assert_output "$a $b"
+}
+
+@test "--run: more than one separator, and none of the others lost" {
+  run -0 child ":$a  $shim_so::$b:"
+  assert_equal "$(tr -s ': ' '\n' <<<"$output" | grep . | paste -sd,)" "$a,$b"
+}
+
+@test "--run: an entry that only looks like the shim stays" {
+  cp "$a" ./libmcshim.so
+  run -0 child "$shim_so:$BATS_TEST_TMPDIR/libmcshim.so"
+  assert_output "$BATS_TEST_TMPDIR/libmcshim.so"
+}
+
+@test "--run: the shim under another name, by a symbolic link" {
+  ln -s "$shim_so" other.so
+  run -0 child "$BATS_TEST_TMPDIR/other.so:$a"
+  assert_output "$a"
+}
+
+@test "--run: the shim by a relative path" {
+  ln -s "$shim_so" other.so
+  run -0 child "./other.so:$a"
+  assert_output "$a"
+}
+
+@test "--run: the shim by its name, found on LD_LIBRARY_PATH" {
+  LD_LIBRARY_PATH=$(dirname "$shim_so") run -0 child "$(basename "$shim_so")"
+  assert_output unset
+}
+
+@test "--run: the knobs stay, since a child may start nbdkit by itself" {
+  run -0 under_shim MCSHIM_MODE=emulate nbdkit -U - "$wbcache" \
+    --run 'echo $MCSHIM_MODE'
+  assert_output emulate
+}
+
+@test "the sh plugin's scripts" {
+  cat > script <<'EOT'
+#!/bin/sh
+echo "$1 ${LD_PRELOAD-unset}" >> calls
+case $1 in
+  get_size) echo 1M ;;
+  pread) head -c "$3" /dev/zero ;;
+  load|open|config_complete|get_ready|close|can_write|can_flush) exit 0 ;;
+  pwrite) cat >/dev/null ;;
+  flush) exit 0 ;;
+  *) exit 2 ;;
+esac
+EOT
+  chmod +x script
+  PRELOAD_AFTER=$a serve sh ./script
+  client <<'EOT'
+h = conn()
+h.pread(512, 0)
+h.pwrite(b"next", 0)
+h.flush()
+EOT
+  stop_server
+  for method in load open get_size pread pwrite flush; do
+    grep -q "^$method " calls
+  done
+  refute grep -qv " $a\$" calls
+}
+
+@test "a program that is no nbdkit hands the preload on untouched" {
+  local value="$a:$shim_so $b"
+  run -0 env LD_PRELOAD="$value" sh -c 'echo "$LD_PRELOAD"'
+  assert_output "$value"
+}
+
+@test "a program that starts nbdkit: the shim works in there" {
+  # shellcheck disable=SC2016 # for the inner shells
+  run -0 under_shim sh -c '
+    nbdkit -U - "$1" --run "nbdinfo --can multi-conn \"\$uri\""' sh "$wbcache"
+  # shellcheck disable=SC2016
+  run -2 no_shim sh -c '
+    nbdkit -U - "$1" --run "nbdinfo --can multi-conn \"\$uri\""' sh "$wbcache"
+}

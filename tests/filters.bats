@@ -1,0 +1,114 @@
+#!/usr/bin/env bats
+# nbdkit's filters, which sit above the shim.
+
+load common
+
+# above FILTER PARAMETER...: under this filter the plugin looks like one that
+# advertises multi-conn by itself, and what one connection writes and another
+# flushes a third reads.
+above ()
+{
+  local filter=$1
+  shift
+  SERVE_WITH=no_shim serve --filter="$filter" "$wbcache" \
+    fua=emulate multiconn=1 "$@"
+  local flag
+  flag=$(client <<<'print(conn().can_multi_conn())')
+  stop_server
+  serve --filter="$filter" "$wbcache" summary="$summary" \
+    fua=emulate "$@"
+  client <<EOT
+h = [conn() for i in range(4)]
+expect([c.can_multi_conn() for c in h], [$flag] * 4)
+for i in range(4):
+    for c in h:
+        c.pread(4096, 0)
+    h[i].pwrite(bytes([65 + i]) * 4096, 0)
+    h[(i + 1) % 4].flush()
+    expect([bytes(c.pread(4096, 0)) for c in h],
+           [bytes([65 + i]) * 4096] * 4)
+h[0].pwrite(b"x" * 4096, 8192, nbd.CMD_FLAG_FUA)
+expect([bytes(c.pread(4096, 8192)) for c in h], [b"x" * 4096] * 4)
+EOT
+  stop_server
+  grep -qx 'overlaps: 0' "$summary"
+  grep -qx 'after_close: 0' "$summary"
+}
+
+@test "cache" { above cache; }
+@test "cache, write-through" { above cache cache=writethrough; }
+@test "cow" { above cow; }
+@test "blocksize" { above blocksize minblock=1024 maxdata=4096; }
+@test "fua, none" {
+  serve --filter=fua "$wbcache" fua=emulate
+  client <<<'expect(conn().can_fua(), False)'
+}
+@test "fua, emulate" { above fua fuamode=emulate; }
+@test "fua, native" { above fua fuamode=native fua=native; }
+@test "fua, force" { above fua fuamode=force; }
+@test "noparallel" { above noparallel; }
+@test "noparallel, all requests" { above noparallel serialize=all-requests; }
+@test "retry" { above retry; }
+@test "stats" { above stats statsfile="$BATS_TEST_TMPDIR/filter-stats"; }
+@test "log" { above log logfile="$BATS_TEST_TMPDIR/filter-log"; }
+
+@test "fua, force: each write is a flush of what is dirty, no more" {
+  serve --filter=fua "$wbcache" fuamode=force fua=native log="$log"
+  client <<'EOT'
+h = [conn() for i in range(3)]
+h[0].pread(512, 0)
+h[1].pwrite(b"next", 0)
+expect(sorted(flushes()), ["0", "1"])
+expect(bytes(h[0].pread(4, 0)), b"next")
+EOT
+}
+
+@test "retry: a handle that is opened anew keeps what was written" {
+  : > "$control"
+  serve --filter=retry "$wbcache" retries=2 retry-delay=1 \
+    control="$control" log="$log" summary="$summary"
+  client <<'EOT'
+a, b = conn(), conn()
+a.pwrite(b"kept", 0)
+control("fail-read-once 0 EIO")
+expect(bytes(a.pread(4, 512)), bytes(4))
+assert logged("0 close") == 1 and logged("2 open") == 1
+b.flush()
+expect(bytes(b.pread(4, 0)), b"kept")
+a.pwrite(b"more", 0)
+b.flush()
+expect(bytes(b.pread(4, 0)), b"more")
+EOT
+  stop_server
+  grep -qx 'dirty_dropped_at_close: 0' "$summary"
+  grep -qx 'after_close: 0' "$summary"
+}
+
+@test "multi-conn in auto: nothing is replicated twice" {
+  serve --filter=multi-conn "$wbcache" log="$log"
+  client <<'EOT'
+h = [conn() for i in range(4)]
+expect(h[0].can_multi_conn(), True)
+h[0].pread(512, 0)
+h[1].zero(512, 0)
+h[3].flush()
+h[2].zero(512, 0)
+h[0].pread(512, 0)
+h[3].flush()
+h[3].flush()
+expect(len(flushes()), 4)
+EOT
+}
+
+@test "multi-conn, its tracking off: the shim's own does the same" {
+  serve --filter=multi-conn "$wbcache" log="$log" multi-conn-track-dirty=off
+  client <<'EOT'
+h = [conn() for i in range(4)]
+h[0].pread(512, 0)
+h[1].pwrite(b"next", 0)
+h[3].flush()
+h[3].flush()
+expect(sorted(flushes()), ["0", "1"])
+expect(bytes(h[0].pread(4, 0)), b"next")
+EOT
+}

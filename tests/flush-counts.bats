@@ -1,0 +1,88 @@
+#!/usr/bin/env bats
+# How many flushes the plugin sees of a client's, at every level.
+
+load common
+
+# count SCRIPT: run it against the server and print the flushes it caused.
+count ()
+{
+  client <<EOT
+def script_a():
+    h = [conn() for i in range(3)]
+    h[0].flush()
+    h[0].pread(512, 0)
+    h[0].flush()
+    return h
+
+def script_b():
+    h = [conn() for i in range(4)]
+    h[0].pread(512, 0)
+    h[1].zero(512, 0)
+    h[3].flush()
+    h[2].zero(512, 0)
+    h[0].pread(512, 0)
+    h[3].flush()
+    h[3].flush()
+    return h
+
+def script_c():
+    h = [conn() for i in range(3)]
+    h[0].pread(512, 0)
+    h[1].trim(512, 0)
+    h[0].flush()
+    h[1].flush()
+    h[0].pread(512, 0)
+    h[2].trim(512, 0)
+    h[0].flush()
+    h[2].flush()
+    return h
+
+connections = script_$1()
+print(len(flushes()))
+EOT
+}
+
+# row LEVEL MODE MULTICONN A B C
+row ()
+{
+  local script counts=""
+  for script in a b c; do
+    : > "$log"
+    serve MCSHIM_TRACK_DIRTY="$1" MCSHIM_MODE="$2" \
+      "$wbcache" multiconn="$3" log="$log"
+    counts+=" $(count $script)"
+    stop_server
+  done
+  assert_equal "$counts" " $4 $5 $6"
+}
+
+@test "off, emulate, not advertised" { row off emulate 0 6 12 12; }
+@test "off, emulate, advertised" { row off emulate 1 6 12 12; }
+@test "off, plugin, not advertised" { row off plugin 0 2 3 4; }
+@test "off, plugin, advertised" { row off plugin 1 2 3 4; }
+@test "connection, emulate, not advertised" { row connection emulate 0 0 4 4; }
+@test "connection, emulate, advertised" { row connection emulate 1 0 4 4; }
+@test "connection, plugin, not advertised" { row connection plugin 0 0 3 4; }
+@test "connection, plugin, advertised" { row connection plugin 1 0 2 2; }
+@test "fast, emulate, not advertised" { row fast emulate 0 0 8 6; }
+@test "fast, emulate, advertised" { row fast emulate 1 0 8 6; }
+@test "fast, plugin, not advertised" { row fast plugin 0 0 2 2; }
+@test "fast, plugin, advertised" { row fast plugin 1 0 2 2; }
+
+@test "the default level is connection" {
+  serve MCSHIM_MODE=emulate "$wbcache" log="$log"
+  assert_equal "$(count b)" 4
+}
+
+@test "conn is connection" { row conn plugin 1 0 2 2; }
+
+@test "disable and unsafe count as plugin does" {
+  row connection disable 0 0 3 4
+  row connection unsafe 0 0 3 4
+  row fast unsafe 0 0 2 2
+}
+
+@test "auto is plugin for a plugin that advertises, emulate for another" {
+  row connection auto 1 0 2 2
+  row connection auto 0 0 4 4
+}

@@ -1,0 +1,91 @@
+#!/usr/bin/env bats
+# FUA: where a flush is replicated a FUA write is too, and elsewhere the
+# plugin's own FUA is left alone.
+
+load common
+
+# fua_script SEEN: what h1 reads after h0's FUA write.
+fua_script ()
+{
+  client <<EOT
+h = [conn() for i in range(2)]
+assert h[0].can_fua()
+h[0].pwrite(b"hello ", 0)
+h[0].pwrite(b"world.", 6, nbd.CMD_FLAG_FUA)
+expect(bytes(h[1].pread(12, 0)), b"$1")
+EOT
+}
+
+start () { serve "$1" "$wbcache" size=32 initial="Initial contents" log="$log" "${@:2}"; }
+
+@test "plugin: FUA is emulated with a flush of the connection" {
+  start MCSHIM_MODE=plugin fua=emulate
+  fua_script "hello world."
+}
+
+@test "plugin: a native FUA that flushes everything" {
+  start MCSHIM_MODE=plugin fua=native fuaflush=1
+  fua_script "hello world."
+  refute grep -q flush "$log"
+}
+
+@test "plugin: a native FUA that covers only the request" {
+  start MCSHIM_MODE=plugin fua=native
+  fua_script "Initiaworld."
+  refute grep -q flush "$log"
+}
+
+@test "plugin: an older cached write can undo another connection's FUA" {
+  start MCSHIM_MODE=plugin fua=native
+  client <<'EOT'
+h = [conn() for i in range(3)]
+h[0].pwrite(b"older", 0)
+h[1].pwrite(b"newer", 0, nbd.CMD_FLAG_FUA)
+h[0].flush()
+expect(bytes(h[2].pread(5, 0)), b"older")
+EOT
+}
+
+@test "emulate: FUA of any kind flushes what was written before" {
+  for kind in "fua=emulate" "fua=native" "fua=native fuaflush=1"; do
+    # shellcheck disable=SC2086 # words
+    start MCSHIM_MODE=emulate $kind
+    fua_script "hello world."
+    stop_server
+  done
+}
+
+@test "emulate: a plugin's native FUA becomes a write and a flush" {
+  serve MCSHIM_MODE=emulate "$wbcache" fua=native fuaflush=1 log="$log"
+  client <<'EOT'
+h = [conn() for i in range(3)]
+h[2].pread(1024, 0)
+h[0].pwrite(b"one", 0)
+h[1].pwrite(b"two", 512, nbd.CMD_FLAG_FUA)
+expect(sorted(flushes()), ["0", "1", "2"])
+expect(bytes(h[2].pread(3, 0)), b"one")
+expect(bytes(h[2].pread(3, 512)), b"two")
+EOT
+}
+
+@test "emulate: zero and trim with FUA are replicated" {
+  start MCSHIM_MODE=emulate fua=native
+  client <<'EOT'
+h = [conn() for i in range(2)]
+expect(bytes(h[1].pread(4, 0)), b"Init")
+h[0].zero(4, 0, nbd.CMD_FLAG_FUA)
+expect(bytes(h[1].pread(8, 0)), b"\0\0\0\0ial ")
+h[0].trim(4, 4, nbd.CMD_FLAG_FUA)
+expect(bytes(h[1].pread(8, 0)), bytes(8))
+EOT
+}
+
+@test "a plugin without FUA has none under the shim, in any mode" {
+  for mode in auto emulate plugin disable unsafe; do
+    start MCSHIM_MODE=$mode fua=none
+    client <<'EOT'
+expect(conn().can_fua(), False)
+EOT
+    stop_server
+  done
+}

@@ -1,0 +1,150 @@
+#!/usr/bin/env bats
+# The library under valgrind's memcheck.
+
+load common
+
+setup ()
+{
+  common_setup
+  [ -z "$test_wrapper$test_preload" ] ||
+    skip "the server already runs under another checker"
+}
+
+# check_memory: no error at all, and no leak of what the library allocated.
+# The server and the plugins may leak what they like.
+check_memory ()
+{
+  python3 - "$BATS_TEST_TMPDIR/memcheck.xml" <<'EOT'
+import sys
+import xml.etree.ElementTree as tree
+bad = []
+for error in tree.parse(sys.argv[1]).getroot().iter("error"):
+    # A plugin is unloaded by the end: its frames have no object.
+    objects = [f.findtext("obj") or "?" for f in error.find("stack")]
+    allocator = [o for o in objects
+                 if "vgpreload" not in o and "/libc.so" not in o][:1]
+    if (not error.findtext("kind").startswith("Leak_") or
+        "libmcshim" in "".join(allocator)):
+        bad.append(tree.tostring(error, "unicode"))
+sys.exit("\n".join(bad) or None)
+EOT
+}
+
+# memcheck KNOB... -- NBDKIT-ARGUMENT...
+memcheck ()
+{
+  test_wrapper="valgrind --leak-check=full --show-leak-kinds=all \
+    --track-fds=no --xml=yes --xml-file=$BATS_TEST_TMPDIR/memcheck.xml" \
+    serve "$@"
+}
+
+script ()
+{
+  client <<'EOT'
+h = [conn("a"), conn("b"), conn("a"), conn("a")]
+for i in range(3):
+    h[0].pread(4096, 0)
+    h[1].pwrite(b"x" * 512, 0)
+    h[2].zero(512, 512)
+    h[2].flush()
+    h[3].pwrite(b"y" * 512, 1024, nbd.CMD_FLAG_FUA)
+h[2].pwrite(b"z" * 512, 1024)
+close(h[2], 2)
+h[1].pwrite(b"z" * 512, 1024)
+cut(4)
+control("fail-flush 3 EIO")
+h[3].pwrite(b"z" * 512, 1024)
+fails(errno.EIO, h[0].flush)
+close(h[3], 3)
+control()
+fails(errno.EIO, h[0].flush)
+h[0].flush()
+# The server ends with this one open and dirty.
+h[1].pwrite(b"z" * 512, 1024)
+EOT
+}
+
+@test "parallel" {
+  : > "$control"
+  memcheck MCSHIM_STATS_FILE="$stats" MCSHIM_EXPORTNAME=false \
+    "$wbcache" fua=native log="$log" control="$control"
+  script
+  stop_server
+  check_memory
+  grep -q '^connections_opened: 5' "$stats"
+}
+
+@test "requests serialized, groups by export name" {
+  : > "$control"
+  memcheck MCSHIM_STATS_FILE="$stats" MCSHIM_EXPORTNAME=true \
+    "$wbcache" model=requests fua=native log="$log" control="$control"
+  script
+  stop_server
+  check_memory
+}
+
+@test "one at a time" {
+  : > "$control"
+  memcheck MCSHIM_TRACK_DIRTY=off \
+    "$wbcache" model=all fua=native log="$log" control="$control"
+  script
+  stop_server
+  check_memory
+}
+
+@test "outside emulate" {
+  memcheck MCSHIM_MODE=plugin "$wbcache" fua=native log="$log"
+  client <<'EOT'
+h = [conn() for i in range(3)]
+h[1].pwrite(b"x" * 512, 0)
+h[0].flush()
+h[1].flush()
+close(h[1], 1)
+EOT
+  stop_server
+  check_memory
+}
+
+@test "a plugin of API version 1" {
+  memcheck MCSHIM_MODE=auto "$plugins/api1.so" log="$log"
+  client <<'EOT'
+h = [conn() for i in range(3)]
+h[1].pwrite(b"x" * 512, 0)
+h[0].flush()
+h[1].pwrite(b"x" * 512, 0)
+close(h[1], 1)
+EOT
+  stop_server
+  check_memory
+}
+
+@test "odd structs: nothing past their end is read" {
+  for ODD in ancient short long notneeded noclose; do
+    export ODD
+    memcheck MCSHIM_MODE=auto "$plugins/odd.so"
+    client <<'EOT'
+h = [conn() for i in range(2)]
+h[1].pwrite(b"x" * 512, 0)
+h[0].flush()
+EOT
+    stop_server
+    check_memory
+  done
+}
+
+@test "connections that are refused" {
+  export ODD=noflush
+  memcheck MCSHIM_MODE=emulate "$plugins/odd.so"
+  run -1 nbdinfo "$uri"
+  run -1 nbdinfo "$uri"
+  stop_server
+  check_memory
+}
+
+@test "a wrong knob" {
+  test_wrapper="valgrind --leak-check=full --xml=yes
+    --xml-file=$BATS_TEST_TMPDIR/memcheck.xml"
+  run -1 under_shim MCSHIM_MODE=bogus MCSHIM_STATS_FILE=x MCSHIM_X=y \
+    nbdkit -U - "$wbcache" --run true
+  check_memory
+}

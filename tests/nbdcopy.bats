@@ -1,0 +1,43 @@
+#!/usr/bin/env bats
+# A large image, copied in and out over several connections.
+
+load common
+
+@test "64 MiB of random bytes come back the same" {
+  head -c 64M /dev/urandom > image
+  truncate -s 64M disk
+  # The file plugin advertises multi-conn by itself.
+  serve MCSHIM_MODE=emulate MCSHIM_STATS_FILE="$stats" file disk
+  nbdcopy --connections=4 --threads=4 --flush image "$uri"
+  nbdcopy --connections=4 --threads=4 "$uri" copy
+  cmp image copy
+  stop_server
+  cmp image disk
+  grep -qx 'connections_most_at_once: 4' "$stats"
+}
+
+@test "the same through a cache per connection" {
+  head -c 16M /dev/urandom > image
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache" size=16M summary="$summary"
+  nbdcopy --connections=4 --threads=4 --flush image "$uri"
+  nbdcopy --connections=4 --threads=4 "$uri" copy
+  cmp image copy
+  stop_server
+  grep -qx 'connections_most_at_once: 4' "$stats"
+  grep -qx 'dirty_dropped_at_close: 0' "$summary"
+}
+
+@test "a plugin that serializes its requests" {
+  head -c 16M /dev/urandom > image
+  for model in requests all; do
+    serve MCSHIM_STATS_FILE="$stats" "$wbcache" size=16M model=$model \
+      summary="$summary"
+    nbdcopy --connections=4 --threads=4 --flush image "$uri"
+    nbdcopy --connections=4 --threads=4 "$uri" copy
+    cmp image copy
+    stop_server
+    grep -qx 'connections_most_at_once: 4' "$stats"
+    grep -qx 'overlaps: 0' "$summary"
+    grep -qx 'foreign_thread: 0' "$summary"
+  done
+}

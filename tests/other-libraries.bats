@@ -1,0 +1,104 @@
+#!/usr/bin/env bats
+# Other preloaded libraries, and other programs that look up plugin_init.
+
+load common
+
+multi_conn () { under_shim nbdkit -U - "$wbcache" --run 'nbdinfo --can multi-conn "$uri"'; }
+
+libc () { ldd "$(command -v nbdkit)" | sed -n 's/.*libc.so.6 => \([^ ]*\).*/\1/p'; }
+
+# next_found PROGRAM: where next.so's dlsym (RTLD_NEXT) found close.
+next_found () { realpath "$(sed -n "s/^$1 //p" "$NEXT_LOG" | sort -u)"; }
+
+@test "RTLD_NEXT from a library before the shim" {
+  export NEXT_LOG=$BATS_TEST_TMPDIR/next.log PRELOAD_BEFORE=$plugins/next.so
+  multi_conn
+  assert_equal "$(next_found nbdkit)" "$(realpath "$(libc)")"
+}
+
+@test "RTLD_NEXT from a library after the shim" {
+  export NEXT_LOG=$BATS_TEST_TMPDIR/next.log PRELOAD_AFTER=$plugins/next.so
+  multi_conn
+  assert_equal "$(next_found nbdkit)" "$(realpath "$(libc)")"
+}
+
+@test "RTLD_NEXT in a program that is no nbdkit" {
+  export NEXT_LOG=$BATS_TEST_TMPDIR/next.log PRELOAD_AFTER=$plugins/next.so
+  under_shim cat /dev/null
+  assert_equal "$(next_found cat)" "$(realpath "$(libc)")"
+}
+
+@test "RTLD_NEXT past one more library that wraps the same function" {
+  # The first next.so must find the second, and that one libc's.
+  cp "$plugins/next.so" second.so
+  export NEXT_LOG=$BATS_TEST_TMPDIR/next.log
+  export PRELOAD_BEFORE=$plugins/next.so PRELOAD_AFTER=$BATS_TEST_TMPDIR/second.so
+  multi_conn
+  run grep '^nbdkit ' <(sort -u "$NEXT_LOG")
+  assert_equal "${#lines[@]}" 2
+  assert_line "nbdkit $BATS_TEST_TMPDIR/second.so"
+  assert_line --regexp '^nbdkit .*/libc\.so'
+}
+
+@test "another library that interposes dlsym, after the shim" {
+  # The shim's own look-up of the plugin goes through it.
+  export DLSYM_LOG=$BATS_TEST_TMPDIR/dlsym.log
+  export PRELOAD_AFTER=$plugins/dlsymmer.so
+  multi_conn
+  grep -qx plugin_init "$DLSYM_LOG"
+}
+
+@test "another library that interposes dlsym, before the shim: it serves" {
+  # Such a library asks for the dlsym of the C library's version, and so
+  # passes the shim by; all that can be asked is that nothing breaks.
+  export DLSYM_LOG=$BATS_TEST_TMPDIR/dlsym.log
+  PRELOAD_BEFORE=$plugins/dlsymmer.so serve "$wbcache"
+  client <<'EOT'
+h = conn()
+h.pwrite(b"next", 0)
+h.flush()
+expect(bytes(h.pread(4, 0)), b"next")
+EOT
+  stop_server
+  grep -qx plugin_init "$DLSYM_LOG"
+}
+
+@test "another that interposes dlsym, and one that asks for RTLD_NEXT" {
+  export NEXT_LOG=$BATS_TEST_TMPDIR/next.log
+  export PRELOAD_BEFORE=$plugins/next.so PRELOAD_AFTER=$plugins/dlsymmer.so
+  multi_conn
+}
+
+@test "GCC loads a plugin of its own under the preload" {
+  echo 'int x;' > x.c
+  run -0 under_shim gcc -fplugin="$plugins/gccplugin.so" -c x.c -o x.o
+  assert_output "gccplugin: loaded"
+  run -0 no_shim gcc -fplugin="$plugins/gccplugin.so" -c x.c -o x.o
+  assert_output "gccplugin: loaded"
+}
+
+@test "the cc plugin compiles with a GCC that loads a plugin" {
+  cat > plugin.c <<'EOT'
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+#include <string.h>
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS
+static void *my_open (int readonly) { return NBDKIT_HANDLE_NOT_NEEDED; }
+static int64_t my_get_size (void *handle) { return 1024; }
+static int my_pread (void *handle, void *buf, uint32_t count,
+                     uint64_t offset, uint32_t flags)
+{ memset (buf, 'x', count); return 0; }
+static struct nbdkit_plugin plugin = {
+  .name = "mine", .open = my_open, .get_size = my_get_size,
+  .pread = my_pread,
+};
+NBDKIT_REGISTER_PLUGIN (plugin)
+EOT
+  serve cc plugin.c CC="gcc -fplugin=$plugins/gccplugin.so"
+  client <<'EOT'
+h = conn()
+expect(bytes(h.pread(4, 0)), b"xxxx")
+expect(h.can_multi_conn(), True)
+EOT
+  grep -qx 'gccplugin: loaded' "$server_err"
+}

@@ -1,0 +1,192 @@
+#!/usr/bin/env bats
+# Plugins as they may be built: either API version, structs of any size, and
+# callbacks that are not there.
+
+load common
+
+# works_across FLAG: h1's write is seen by h0 after a flush on h2.
+works_across ()
+{
+  client <<EOT
+h = [conn() for i in range(3)]
+expect(h[0].can_multi_conn(), $1)
+h[0].pread(4, 0)
+h[1].pwrite(b"next", 0)
+if h[2].can_flush():
+    h[2].flush()
+expect(bytes(h[0].pread(4, 0)), b"next")
+for c in h:
+    c.shutdown()
+EOT
+}
+
+odd ()
+{
+  ODD=$1 serve "$plugins/odd.so" log="$log" || return
+  works_across True
+  stop_server
+}
+
+@test "API version 2" {
+  serve "$wbcache"
+  works_across True
+}
+
+@test "API version 1" {
+  serve "$plugins/api1.so" log="$log"
+  works_across True
+}
+
+@test "API version 1: every callback gets the plugin's handle" {
+  serve "$plugins/api1.so" log="$log"
+  client <<'EOT'
+h = [conn() for i in range(3)]
+h[0].pread(512, 0)
+h[1].pwrite(b"a" * 512, 0)
+h[1].zero(512, 512)
+h[1].trim(512, 1024)
+h[2].flush()
+expect(sorted(flushes()), ["0", "1"])
+h[2].pwrite(b"b" * 512, 0, nbd.CMD_FLAG_FUA)
+expect(sorted(flushes()), ["0", "1", "2"])
+expect(bytes(h[0].pread(1536, 0)), b"b" * 512 + bytes(1024))
+close(h[1], 1)
+EOT
+  for line in "0 read" "1 write" "1 zero" "1 trim" "2 write"; do
+    grep -qx "$line" "$log"
+  done
+}
+
+@test "API version 1: the flush counts are the same" {
+  serve "$plugins/api1.so" log="$log"
+  client <<'EOT'
+h = [conn() for i in range(4)]
+h[0].pread(512, 0)
+h[1].zero(512, 0)
+h[3].flush()
+h[2].zero(512, 0)
+h[0].pread(512, 0)
+h[3].flush()
+h[3].flush()
+expect(len(flushes()), 4)
+EOT
+}
+
+@test "an API version 1 struct as old as nbdkit 1.2's" { odd ancient; }
+@test "a struct that ends before can_multi_conn" { odd short; }
+@test "a struct longer than the known one, with garbage at its end" { odd long; }
+@test "no can_fua" { odd nofua; }
+@test "NBDKIT_HANDLE_NOT_NEEDED" { odd notneeded; }
+
+@test "no close" {
+  odd noclose
+  refute grep -q close "$log"
+}
+
+@test "no flush" {
+  ODD=noflush serve MCSHIM_MODE=unsafe "$plugins/odd.so"
+  works_across True
+}
+
+@test "NBDKIT_HANDLE_NOT_NEEDED: connections are told apart" {
+  ODD=notneeded serve "$plugins/odd.so" log="$log"
+  client <<'EOT'
+h = [conn() for i in range(4)]
+h[0].pread(512, 0)
+h[1].pwrite(b"next", 0)
+h[2].flush()
+with open(log) as f:
+    expect(f.read().split("\n").count("flush"), 2)
+EOT
+}
+
+@test "an open that fails is that client's error alone" {
+  : > "$control"
+  serve "$wbcache" log="$log" control="$control"
+  client <<'EOT'
+control("fail-open 1 EIO")
+a = conn()
+try:
+    conn()
+except nbd.Error:
+    pass
+else:
+    sys.exit("the open did not fail")
+b = conn()
+a.pread(4, 0)
+b.pwrite(b"next", 0)
+b.flush()
+expect(bytes(a.pread(4, 0)), b"next")
+EOT
+  refute grep -q "1 close" "$log"
+  stop_server
+}
+
+@test "every open fails" {
+  ODD=failopen serve "$plugins/odd.so" log="$log"
+  for i in 1 2; do
+    run nbdinfo "$uri"
+    assert_failure
+  done
+  stop_server
+  assert_equal "$(<"$log")" ""
+}
+
+@test "plugin_init returns NULL: the server's own message" {
+  export ODD=null
+  run -1 no_shim nbdkit -U - "$plugins/odd.so" --run true
+  local plain=$output
+  run -1 under_shim nbdkit -U - "$plugins/odd.so" --run true
+  assert_output "$plain"
+}
+
+@test "thread_model is asked as often as without the shim" {
+  SERVE_WITH=no_shim serve "$wbcache" model=requests log="$log"
+  client <<<'conn()'
+  stop_server
+  local plain
+  plain=$(grep -c "thread_model" "$log")
+  : > "$log"
+  serve "$wbcache" model=requests log="$log"
+  client <<<'conn()'
+  stop_server
+  assert_equal "$(grep -c "thread_model" "$log")" "$plain"
+}
+
+@test "the rest of the struct goes through" {
+  cat > script <<'EOT'
+#!/bin/sh
+case $1 in
+  get_size) echo 1M ;;
+  list_exports) printf 'NAMES+DESCRIPTIONS\none\nfirst\ntwo\nsecond\n' ;;
+  default_export) echo one ;;
+  open) echo "$3" ;;
+  export_description) echo "described $2" ;;
+  block_size) echo 1 4K 1M ;;
+  is_rotational|can_fast_zero|can_zero|can_trim|can_extents) exit 0 ;;
+  can_cache) echo native ;;
+  can_flush|can_write) exit 0 ;;
+  pread) head -c "$3" /dev/zero ;;
+  extents) echo 0 512K hole,zero; echo 512K 512K ;;
+  pwrite) cat >/dev/null ;;
+  flush|zero|trim|cache|close) exit 0 ;;
+  preconnect|load|unload|config_complete|get_ready|after_fork|cleanup) exit 0 ;;
+  *) exit 2 ;;
+esac
+EOT
+  chmod +x script
+  info ()
+  {
+    "$@" nbdkit -U - sh script \
+      --run 'nbdinfo "$uri"; nbdinfo --list "$uri"; nbdinfo --map "$uri"' 3>&- |
+      grep -v -e can_multi_conn -e uri:
+  }
+  run info no_shim
+  assert_success
+  assert_output --partial "described one"
+  assert_output --partial "block_size_preferred: 4096"
+  local plain=$output
+  run info under_shim
+  assert_success
+  assert_output "$plain"
+}

@@ -1,0 +1,18 @@
+/* A plugin of GCC, not of nbdkit: it too exports plugin_init, with other
+ * arguments and another result.  The types of GCC's headers are not
+ * needed to say hello.
+ */
+
+#include <stdio.h>
+
+int plugin_is_GPL_compatible;
+
+int plugin_init (void *info, void *version);
+
+int
+plugin_init (void *info, void *version)
+{
+  fprintf (stderr, "gccplugin: %s\n",
+           info && version ? "loaded" : "called without arguments");
+  return 0;
+}

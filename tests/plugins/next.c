@@ -1,0 +1,47 @@
+/* A second library to preload: one that wraps close by asking dlsym for
+ * the RTLD_NEXT one.  What that finds depends on the caller, so a dlsym
+ * that answers for itself would hand back the wrong function, or this one.
+ *
+ * At exit of a process in which close was called, $NEXT_LOG gets a line:
+ * the program and the file in which the next close was found.
+ */
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+int close (int fd);
+
+static int (*next_close) (int);
+
+int
+close (int fd)
+{
+  if (!next_close)
+    next_close = (int (*) (int)) dlsym (RTLD_NEXT, "close");
+  if (!next_close || next_close == close) {
+    fprintf (stderr, "next: dlsym (RTLD_NEXT) is wrong\n");
+    abort ();
+  }
+  return next_close (fd);
+}
+
+static void __attribute__ ((destructor))
+report (void)
+{
+  const char *file = getenv ("NEXT_LOG");
+  Dl_info info;
+  FILE *fp;
+
+  if (!file || !next_close)
+    return;
+  fp = fopen (file, "a");
+  if (!fp || !dladdr ((void *) next_close, &info) ||
+      fprintf (fp, "%s %s\n", program_invocation_short_name,
+               info.dli_fname) < 0 ||
+      fclose (fp) == EOF)
+    perror (file);
+}

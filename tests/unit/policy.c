@@ -1,0 +1,331 @@
+/* policy.c without a server: environments in, decisions out. */
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "policy.h"
+
+static int failures;
+static char complaints[4096];
+static unsigned nr_complaints;
+
+static void
+complain (const char *line)
+{
+  if (strlen (complaints) + strlen (line) + 2 <= sizeof complaints)
+    strcat (strcat (complaints, line), "\n");
+  nr_complaints++;
+}
+
+#define CHECK(what, ...)                                                \
+  do {                                                                  \
+    if (!(what)) {                                                      \
+      printf ("%s:%d: %s", __FILE__, __LINE__, #what);                  \
+      printf (": " __VA_ARGS__);                                        \
+      putchar ('\n');                                                   \
+      failures++;                                                       \
+    }                                                                   \
+  } while (0)
+
+/* Load an environment of one or two variables, NULL for none. */
+static int
+load (struct policy *p, const char *one, const char *two)
+{
+  char *env[] = { "PATH=/bin", (char *) one, (char *) two, NULL };
+
+  complaints[0] = '\0';
+  nr_complaints = 0;
+  return policy_load (p, env, complain);
+}
+
+static void
+test_defaults (void)
+{
+  static const char *const empty[] = {
+    NULL, "MCSHIM_MODE=", "MCSHIM_TRACK_DIRTY=", "MCSHIM_EXPORTNAME=",
+    "MCSHIM_FLUSH_ON_CLOSE=", "MCSHIM_FLUSH_THREADS=",
+    "MCSHIM_STATS_FILE=", "MCSHIM=x", "XMCSHIM_MODE=x", "mcshim_mode=x",
+  };
+
+  for (size_t i = 0; i < sizeof empty / sizeof empty[0]; i++) {
+    const char *name = empty[i] ? empty[i] : "nothing";
+    struct policy p;
+
+    CHECK (load (&p, empty[i], NULL) == 0, "%s", name);
+    CHECK (nr_complaints == 0, "%s", name);
+    CHECK (p.mode == MODE_AUTO, "%s", name);
+    CHECK (p.level == LEVEL_CONNECTION, "%s", name);
+    CHECK (!p.exportname, "%s", name);
+    CHECK (p.flush_on_close, "%s", name);
+    CHECK (p.flush_threads == 0, "%s", name);
+    CHECK (p.stats_file == NULL, "%s", name);
+    policy_free (&p);
+  }
+}
+
+static void
+test_good_values (void)
+{
+  static const struct {
+    const char *env;
+    enum mode mode;
+    enum level level;
+    bool exportname, flush_on_close;
+    unsigned threads;
+  } table[] = {
+#define MODE(word, mode)                                                \
+    { "MCSHIM_MODE=" word, mode, LEVEL_CONNECTION, false, true, 0 }
+    MODE ("auto", MODE_AUTO), MODE ("emulate", MODE_EMULATE),
+    MODE ("plugin", MODE_PLUGIN), MODE ("disable", MODE_DISABLE),
+    MODE ("unsafe", MODE_UNSAFE),
+#define LEVEL(word, level)                                              \
+    { "MCSHIM_TRACK_DIRTY=" word, MODE_AUTO, level, false, true, 0 }
+    LEVEL ("connection", LEVEL_CONNECTION), LEVEL ("conn", LEVEL_CONNECTION),
+    LEVEL ("fast", LEVEL_FAST), LEVEL ("off", LEVEL_OFF),
+#define THREADS(word, n)                                                \
+    { "MCSHIM_FLUSH_THREADS=" word, MODE_AUTO, LEVEL_CONNECTION,        \
+      false, true, n }
+    THREADS ("auto", 0), THREADS ("1", 1), THREADS ("64", 64),
+#define BOOL(word, b)                                                   \
+    { "MCSHIM_EXPORTNAME=" word, MODE_AUTO, LEVEL_CONNECTION,           \
+      b, true, 0 },                                                     \
+    { "MCSHIM_FLUSH_ON_CLOSE=" word, MODE_AUTO, LEVEL_CONNECTION,       \
+      false, b, 0 }
+    BOOL ("1", true), BOOL ("true", true), BOOL ("t", true),
+    BOOL ("yes", true), BOOL ("y", true), BOOL ("on", true),
+    BOOL ("TRUE", true), BOOL ("Yes", true), BOOL ("oN", true),
+    BOOL ("0", false), BOOL ("false", false), BOOL ("f", false),
+    BOOL ("no", false), BOOL ("n", false), BOOL ("off", false),
+    BOOL ("FALSE", false), BOOL ("No", false), BOOL ("oFF", false),
+  };
+
+  for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+    const char *env = table[i].env;
+    struct policy p;
+
+    CHECK (load (&p, env, NULL) == 0, "%s: %s", env, complaints);
+    CHECK (p.mode == table[i].mode, "%s", env);
+    CHECK (p.level == table[i].level, "%s", env);
+    CHECK (p.exportname == table[i].exportname, "%s", env);
+    CHECK (p.flush_on_close == table[i].flush_on_close, "%s", env);
+    CHECK (p.flush_threads == table[i].threads, "%s", env);
+    policy_free (&p);
+  }
+}
+
+static void
+test_stats_file (void)
+{
+  char cwd[PATH_MAX], expected[PATH_MAX + 16];
+  struct policy p;
+
+  CHECK (load (&p, "MCSHIM_STATS_FILE=/some/where", NULL) == 0, "absolute");
+  CHECK (p.stats_file && strcmp (p.stats_file, "/some/where") == 0,
+         "%s", p.stats_file);
+  policy_free (&p);
+
+  if (getcwd (cwd, sizeof cwd) == NULL) {
+    perror ("getcwd");
+    exit (EXIT_FAILURE);
+  }
+  snprintf (expected, sizeof expected, "%s/some/where", cwd);
+  CHECK (load (&p, "MCSHIM_STATS_FILE=some/where", NULL) == 0, "relative");
+  CHECK (p.stats_file && strcmp (p.stats_file, expected) == 0,
+         "%s", p.stats_file);
+  policy_free (&p);
+  CHECK (p.stats_file == NULL, "it can be freed twice");
+  policy_free (&p);
+}
+
+/* Each is refused with one line that has the name, the value and what is
+ * allowed, or the closest real name.
+ */
+static void
+test_bad_values (void)
+{
+  static const struct {
+    const char *env, *name, *value, *says;
+  } table[] = {
+    { "MCSHIM_MODE=bogus", "MCSHIM_MODE", "bogus",
+      "auto, emulate, plugin, disable" },
+    { "MCSHIM_MODE=AUTO", "MCSHIM_MODE", "AUTO", "auto" },
+    { "MCSHIM_MODE= auto", "MCSHIM_MODE", " auto", "auto" },
+    { "MCSHIM_TRACK_DIRTY=none", "MCSHIM_TRACK_DIRTY", "none",
+      "connection" },
+    { "MCSHIM_TRACK_DIRTY=connections", "MCSHIM_TRACK_DIRTY",
+      "connections", "fast" },
+    { "MCSHIM_EXPORTNAME=2", "MCSHIM_EXPORTNAME", "2", "true" },
+    { "MCSHIM_EXPORTNAME=tru", "MCSHIM_EXPORTNAME", "tru", "false" },
+    { "MCSHIM_FLUSH_ON_CLOSE=-1", "MCSHIM_FLUSH_ON_CLOSE", "-1", "true" },
+    { "MCSHIM_FLUSH_THREADS=0", "MCSHIM_FLUSH_THREADS", "'0'", "64" },
+    { "MCSHIM_FLUSH_THREADS=65", "MCSHIM_FLUSH_THREADS", "65", "auto" },
+    { "MCSHIM_FLUSH_THREADS=-1", "MCSHIM_FLUSH_THREADS", "-1", "64" },
+    { "MCSHIM_FLUSH_THREADS=+1", "MCSHIM_FLUSH_THREADS", "+1", "64" },
+    { "MCSHIM_FLUSH_THREADS= 1", "MCSHIM_FLUSH_THREADS", " 1", "64" },
+    { "MCSHIM_FLUSH_THREADS=1x", "MCSHIM_FLUSH_THREADS", "1x", "64" },
+    { "MCSHIM_FLUSH_THREADS=18446744073709551617", "MCSHIM_FLUSH_THREADS",
+      "18446744073709551617", "64" },
+    { "MCSHIM_MODES=x", "MCSHIM_MODES", "x", "MCSHIM_MODE?" },
+    { "MCSHIM_MODES=", "MCSHIM_MODES", "", "MCSHIM_MODE?" },
+    { "MCSHIM_mode=x", "MCSHIM_mode", "x", "MCSHIM_" },
+    { "MCSHIM_=x", "MCSHIM_:", "x", "MCSHIM_" },
+    { "MCSHIM_TRACKDIRTY=x", "MCSHIM_TRACKDIRTY", "x",
+      "MCSHIM_TRACK_DIRTY" },
+    { "MCSHIM_EXPORT_NAME=x", "MCSHIM_EXPORT_NAME", "x",
+      "MCSHIM_EXPORTNAME" },
+    { "MCSHIM_FLUSH_CLOSE=x", "MCSHIM_FLUSH_CLOSE", "x",
+      "MCSHIM_FLUSH_ON_CLOSE" },
+    { "MCSHIM_FLUSH_THREAD=x", "MCSHIM_FLUSH_THREAD", "x",
+      "MCSHIM_FLUSH_THREADS" },
+    { "MCSHIM_STATSFILE=x", "MCSHIM_STATSFILE", "x", "MCSHIM_STATS_FILE" },
+  };
+
+  for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+    const char *env = table[i].env;
+    struct policy p;
+
+    CHECK (load (&p, env, NULL) == -1, "%s", env);
+    CHECK (nr_complaints == 1, "%s: %u lines", env, nr_complaints);
+    CHECK (strstr (complaints, table[i].name), "%s: %s", env, complaints);
+    CHECK (strstr (complaints, table[i].value), "%s: %s", env, complaints);
+    CHECK (strstr (complaints, table[i].says), "%s: %s", env, complaints);
+    policy_free (&p);
+  }
+}
+
+static void
+test_two_bad_values (void)
+{
+  char huge[8192] = "MCSHIM_MODE=";
+  struct policy p;
+
+  CHECK (load (&p, "MCSHIM_MODE=x", "MCSHIM_TRACK_DIRTY=y") == -1, "two");
+  CHECK (nr_complaints == 2, "%u", nr_complaints);
+  policy_free (&p);
+  CHECK (load (&p, "MCSHIM_NO=x", "MCSHIM_FLUSH_THREADS=y") == -1, "two");
+  CHECK (nr_complaints == 2, "%u", nr_complaints);
+  policy_free (&p);
+  CHECK (load (&p, "MCSHIM_MODE=unsafe", "MCSHIM_TRACK_DIRTY=y") == -1,
+         "one of two");
+  CHECK (nr_complaints == 1, "%u", nr_complaints);
+  policy_free (&p);
+
+  /* However long what the user typed is. */
+  memset (huge + strlen (huge), 'x', sizeof huge - strlen (huge) - 1);
+  CHECK (load (&p, huge, NULL) == -1, "a long value");
+  CHECK (nr_complaints == 1, "%u", nr_complaints);
+  policy_free (&p);
+  memset (huge + strlen ("MCSHIM_"), 'X', 4096);
+  huge[4096] = '=';
+  CHECK (load (&p, huge, NULL) == -1, "a long name");
+  CHECK (nr_complaints == 1, "%u", nr_complaints);
+  policy_free (&p);
+}
+
+/* What comes of every mode and every kind of plugin.  Written out from
+ * the table of modes, not from the code.
+ */
+static void
+test_resolve (void)
+{
+  for (int i = 0; i < 5 * 16; i++) {
+    const enum mode modes[] =
+      { MODE_AUTO, MODE_EMULATE, MODE_PLUGIN, MODE_DISABLE, MODE_UNSAFE };
+    const struct policy p = { .mode = modes[i / 16] };
+    const struct traits t = {
+      .connections_serialized = i & 1,
+      .multi_conn = i & 2,
+      .can_flush = i & 4,
+      .readonly = i & 8,
+    };
+    const struct resolution r = policy_resolve (&p, &t);
+    bool emulates = p.mode == MODE_EMULATE, flag = false, refused;
+    char what[128];
+
+    snprintf (what, sizeof what, "%s, serialized %d, multi-conn %d, "
+              "flush %d, read-only %d", mode_name (p.mode),
+              t.connections_serialized, t.multi_conn, t.can_flush,
+              t.readonly);
+
+    if (p.mode == MODE_AUTO && !t.connections_serialized)
+      emulates = !t.multi_conn && (t.can_flush || !t.readonly);
+    refused = emulates && !t.can_flush;
+
+    if (!t.connections_serialized)
+      switch (p.mode) {
+      case MODE_AUTO:
+      case MODE_EMULATE:
+      case MODE_UNSAFE:
+        flag = true;
+        break;
+      case MODE_PLUGIN:
+        flag = t.multi_conn;
+        break;
+      case MODE_DISABLE:
+        break;
+      }
+
+    CHECK (r.mode != MODE_AUTO, "%s", what);
+    CHECK ((r.refusal != NULL) == refused, "%s", what);
+    if (r.refusal) {
+      CHECK (strstr (r.refusal, "flush"), "%s: %s", what, r.refusal);
+      CHECK (strstr (r.refusal, "MCSHIM_MODE="), "%s: %s", what, r.refusal);
+      continue;
+    }
+    CHECK (r.advertise == flag, "%s", what);
+    CHECK (r.replicate == emulates, "%s", what);
+    CHECK ((r.mode == MODE_EMULATE) == emulates, "%s", what);
+  }
+}
+
+static void
+test_wants (void)
+{
+  /* A trait that is said not to matter must not. */
+  for (int i = 0; i < 5 * 16; i++) {
+    const struct policy p = { .mode = (enum mode) (i / 16) };
+    struct traits t = {
+      .connections_serialized = i & 1, .multi_conn = i & 2,
+      .can_flush = i & 4, .readonly = i & 8,
+    };
+    const struct resolution a = policy_resolve (&p, &t);
+
+    if (!policy_wants_multi_conn (&p))
+      t.multi_conn = !t.multi_conn;
+    if (!policy_wants_can_flush (&p))
+      t.can_flush = !t.can_flush;
+    const struct resolution b = policy_resolve (&p, &t);
+
+    CHECK (a.mode == b.mode && a.advertise == b.advertise &&
+           a.replicate == b.replicate && a.refusal == b.refusal,
+           "%s, %d", mode_name (p.mode), i % 16);
+  }
+}
+
+static void
+test_names (void)
+{
+  CHECK (strcmp (mode_name (MODE_AUTO), "auto") == 0, "auto");
+  CHECK (strcmp (mode_name (MODE_UNSAFE), "unsafe") == 0, "unsafe");
+  CHECK (strcmp (level_name (LEVEL_CONNECTION), "connection") == 0,
+         "connection");
+  CHECK (strcmp (level_name (LEVEL_OFF), "off") == 0, "off");
+}
+
+int
+main (void)
+{
+  test_defaults ();
+  test_good_values ();
+  test_stats_file ();
+  test_bad_values ();
+  test_two_bad_values ();
+  test_resolve ();
+  test_wants ();
+  test_names ();
+  return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
