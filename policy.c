@@ -208,6 +208,11 @@ closest (const char *name)
   const struct knob *best = &knobs[0];
   size_t i;
 
+  /* The beginning of a name is closer than any spelling. */
+  for (i = 0; i < NR_KNOBS && name[0] != '\0'; i++)
+    if (strncmp (name, knobs[i].name, strlen (name)) == 0)
+      return &knobs[i];
+
   for (i = 1; i < NR_KNOBS; i++)
     if (distance (name, knobs[i].name) < distance (name, best->name))
       best = &knobs[i];

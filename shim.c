@@ -407,24 +407,28 @@ complain (const char *line)
   fprintf (stderr, "mcshim: %s\n", line);
 }
 
-/* Errors here end the server before it serves anyone. */
+/* Errors here end the server before it serves anyone.  All are reported,
+ * not only the first.
+ */
 static void
 load_policy (void)
 {
-  if (policy_load (&policy, environ, complain) == -1)
-    exit (EXIT_FAILURE);
+  bool ok = policy_load (&policy, environ, complain) == 0;
 
   if (policy.exportname && !nbdkit_export_name) {
     complain ("MCSHIM_EXPORTNAME: 'true' needs nbdkit 1.16 or later, which "
               "this is not: must be false");
-    exit (EXIT_FAILURE);
+    ok = false;
   }
   if (policy.stats_file && statsfile_check (policy.stats_file) == -1) {
     fprintf (stderr, "mcshim: MCSHIM_STATS_FILE: '%s' can't be written: %m: "
              "must be the path of a file, in a directory that exists\n",
              policy.stats_file);
-    exit (EXIT_FAILURE);
+    ok = false;
   }
+  if (!ok)
+    exit (EXIT_FAILURE);
+
   if (policy.mode != MODE_DISABLE && !nbdkit_add_extent)
     complain ("this nbdkit is older than 1.12: before 1.10 it cannot "
               "advertise multi-conn, and clients will not use it");

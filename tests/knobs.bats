@@ -91,6 +91,7 @@ bad_booleans=(2 -1 maybe tru yess "true " oui)
 
 @test "MCSHIM_STATS_FILE takes a path" {
   accepts MCSHIM_STATS_FILE="$stats"
+  [ -s "$stats" ]
 }
 
 @test "MCSHIM_STATS_FILE refuses one that can't be written" {

@@ -11,9 +11,11 @@ setup ()
 }
 
 # check_memory: no error at all, and no leak of what the library allocated.
-# The server and the plugins may leak what they like.
+# The server and the plugins may leak what they like.  The statistics show
+# that the library was there.
 check_memory ()
 {
+  [ -s "$stats" ]
   python3 - "$BATS_TEST_TMPDIR/memcheck.xml" <<'EOT'
 import sys
 import xml.etree.ElementTree as tree
@@ -35,7 +37,7 @@ memcheck ()
 {
   test_wrapper="valgrind --leak-check=full --show-leak-kinds=all \
     --track-fds=no --xml=yes --xml-file=$BATS_TEST_TMPDIR/memcheck.xml" \
-    serve "$@"
+    serve MCSHIM_STATS_FILE="$stats" "$@"
 }
 
 script ()
@@ -66,7 +68,7 @@ EOT
 
 @test "parallel" {
   : > "$control"
-  memcheck MCSHIM_STATS_FILE="$stats" MCSHIM_EXPORTNAME=false \
+  memcheck MCSHIM_EXPORTNAME=false \
     "$wbcache" fua=native log="$log" control="$control"
   script
   stop_server
@@ -76,7 +78,7 @@ EOT
 
 @test "requests serialized, groups by export name" {
   : > "$control"
-  memcheck MCSHIM_STATS_FILE="$stats" MCSHIM_EXPORTNAME=true \
+  memcheck MCSHIM_EXPORTNAME=true \
     "$wbcache" model=requests fua=native log="$log" control="$control"
   script
   stop_server
@@ -129,6 +131,7 @@ h[0].flush()
 EOT
     stop_server
     check_memory
+    rm "$stats"
   done
 }
 
@@ -144,6 +147,7 @@ EOT
 @test "a wrong knob" {
   test_wrapper="valgrind --leak-check=full --xml=yes
     --xml-file=$BATS_TEST_TMPDIR/memcheck.xml"
+  echo untouched > "$stats"
   run -1 under_shim MCSHIM_MODE=bogus MCSHIM_STATS_FILE=x MCSHIM_X=y \
     nbdkit -U - "$wbcache" --run true
   check_memory

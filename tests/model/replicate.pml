@@ -887,9 +887,14 @@ close:
      }
   od;
 solo:
-  atomic { flush_enters (c) }
+  atomic {
+    !conn[c].locked;
+    conn[c].locked = exclusive;
+    flush_enters (c)
+  }
   atomic {
     flush_leaves (c);
+    conn[c].locked = false;
     if
     :: failed && conn[c].dirty -> gone = conn[c].value; told = false
     :: else
