@@ -80,6 +80,41 @@ check:
 	$(MAKE) --no-print-directory all test-programs
 	tests/run
 
+# The protocol, checked exhaustively: it holds, and does not without any of
+# its guards.
+model:
+	scripts/deps model
+	tests/model/run
+
+# The consistency checker for SECONDS, and then shortly on the upstream
+# filter, where it must find losses.
+SOAK_SECONDS ?= 1800
+soak:
+	scripts/deps check
+	$(MAKE) --no-print-directory all test-programs
+	tests/soak $(SOAK_SECONDS)
+	tests/soak 60 upstream
+
+# The tests and the checker with a sanitizer in the library, inside a server
+# that has none.
+check-asan: sanitizer := address
+check-tsan: sanitizer := thread
+check-asan check-tsan:
+	scripts/deps check
+	$(MAKE) --no-print-directory all test-programs
+	$(MAKE) --no-print-directory SANITIZE=$(sanitizer) all
+	tests/run-sanitized $(sanitizer)
+
+# What it costs and brings, beside the plain server and the filter.
+bench:
+	scripts/deps bench
+	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients)
+	scripts/bench --results=$(build)/bench.json --plots=docs/plots
+bench-quick:
+	scripts/deps bench
+	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients)
+	scripts/bench --quick --only=instructions,flushes,mixed
+
 deps:
 	scripts/deps check
 
@@ -96,7 +131,8 @@ clean:
 	rm -rf build build-thread build-address libmcshim.so
 	rm -f $(plugins) $(clients) $(units)
 
-.PHONY: all test-programs demo check deps install uninstall clean
+.PHONY: all test-programs demo check model soak check-asan check-tsan \
+	bench bench-quick deps install uninstall clean
 .DELETE_ON_ERROR:
 
 -include $(lib_obj:.o=.d) $(wildcard $(build)/tests-*.d)

@@ -605,9 +605,10 @@ connection_flush (struct connection *c)
   lock_all ();
   statistics.client_flushes++;
   /* In auto the plugin may advertise multi-conn on some connections only.
-   * One that has it flushes for the others too.
+   * One that has it flushes for the others too, and beside a round there
+   * are none but rounds.
    */
-  if (g->replicating > 0)
+  if (g->replicating > 0 || g->running)
     err = replicated_flush (g);
   else
     err = plain_flush (g, c);

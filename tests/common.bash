@@ -56,6 +56,8 @@ teardown ()
   done
   # bats shows this only if the test failed.
   sed 's/^/server: /' "$server_err"
+  # Whatever the test looked at, a sanitizer's report fails it.
+  ! grep -q 'Sanitizer: \|runtime error: ' "$server_err"
 }
 
 setup () { common_setup; }

@@ -77,6 +77,17 @@ EOT
   assert_output "gccplugin: loaded"
 }
 
+@test "a plugin of GCC's that fails to start: GCC's own message" {
+  echo 'int x;' > x.c
+  export GCCPLUGIN_FAIL=1
+  run no_shim gcc -fplugin="$plugins/gccplugin.so" -c x.c -o x.o
+  assert_failure
+  local plain=$output
+  run under_shim gcc -fplugin="$plugins/gccplugin.so" -c x.c -o x.o
+  assert_failure
+  assert_output "$plain"
+}
+
 @test "the cc plugin compiles with a GCC that loads a plugin" {
   cat > plugin.c <<'EOT'
 #define NBDKIT_API_VERSION 2

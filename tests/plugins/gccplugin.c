@@ -1,9 +1,10 @@
 /* A plugin of GCC, not of nbdkit: it too exports plugin_init, with other
  * arguments and another result.  The types of GCC's headers are not
- * needed to say hello.
+ * needed to say hello, and to fail if $GCCPLUGIN_FAIL is set.
  */
 
 #include <stdio.h>
+#include <stdlib.h>
 
 int plugin_is_GPL_compatible;
 
@@ -14,5 +15,5 @@ plugin_init (void *info, void *version)
 {
   fprintf (stderr, "gccplugin: %s\n",
            info && version ? "loaded" : "called without arguments");
-  return 0;
+  return getenv ("GCCPLUGIN_FAIL") ? 1 : 0;
 }
