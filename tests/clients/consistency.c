@@ -497,13 +497,24 @@ finish_read (struct thread *t, struct command *cmd, bool at_end)
           b->published, b->written_on, b->flushed_on);
 }
 
+/* Start to read a block on some connection, unless it has no published
+ * version.  The choice is made in any case, so that a seed can be replayed.
+ */
+static void
+start_read_somewhere (struct thread *t, struct command *cmd, struct block *b)
+{
+  const unsigned slot = pick (t, nr_connections);
+
+  if (b->published > 0)
+    start_read (t, cmd, get_connection (slot), b);
+}
+
 static void
 read_block (struct thread *t, struct block *b)
 {
-  if (b->published > 0) {
-    start_read (t, &t->command, get_connection (pick (t, nr_connections)), b);
+  start_read_somewhere (t, &t->command, b);
+  if (t->command.conn)
     finish_read (t, &t->command, false);
-  }
 }
 
 static struct block *
@@ -620,13 +631,8 @@ work (void *arg)
       read_block (t, t->own);
       read_block (t, block_of_another (t));
     }
-    for (unsigned i = 0; i < nr_ahead; ++i) {
-      struct block *other = block_of_another (t);
-
-      if (other->published > 0)
-        start_read (t, &t->ahead[i],
-                    get_connection (pick (t, nr_connections)), other);
-    }
+    for (unsigned i = 0; i < nr_ahead; ++i)
+      start_read_somewhere (t, &t->ahead[i], block_of_another (t));
     /* Opened now, so that there is no time for another thread's flush
      * between the write and the end of its connection.
      */
