@@ -158,8 +158,7 @@ EOT
 }
 
 @test "of a script: the errno comes through" {
-  [[ $test_preload != *tsan* ]] ||
-    skip "the shell does not run with the thread sanitizer's runtime"
+  not_under_tsan
   cat > script <<'EOT'
 #!/bin/sh
 case $1 in
