@@ -1,0 +1,69 @@
+#!/usr/bin/env bats
+# The shim runs out of memory or threads: an error to that client, and all
+# else goes on.
+
+load common
+
+start ()
+{
+  export EXHAUST=$BATS_TEST_TMPDIR/exhaust
+  : > "$control"
+  PRELOAD_AFTER=$plugins/exhaust.so serve MCSHIM_MODE=emulate "$@" "$wbcache" \
+    log="$log" control="$control" summary="$summary" flushdelay=1000
+}
+
+# A client that can't connect, between two that can, for want of FUNCTION.
+refuses_one ()
+{
+  FUNCTION=$1 client <<'EOT'
+a = conn()
+a.pwrite(b"a", 0)
+exhaust = os.environ["EXHAUST"]
+with open(exhaust, "w") as f:
+    f.write(os.environ["FUNCTION"] + "\n")
+try:
+    conn(os.environ.get("EXPORT"))
+    sys.exit("connected")
+except nbd.Error:
+    pass
+wait_log("1 close")
+# The one that is there has lost nothing.
+a.flush()
+os.unlink(exhaust)
+b = conn()
+expect(bytes(b.pread(1, 0)), b"a")
+expect(flushes(), ["0"])
+EOT
+  stop_server
+  grep -q 'no memory for another connection' "$server_err"
+}
+
+@test "no memory for a connection: that one is refused, its handle closed" {
+  start
+  refuses_one posix_memalign
+}
+
+@test "no memory for a group: the same" {
+  start MCSHIM_EXPORTNAME=true
+  EXPORT=other refuses_one calloc
+}
+
+@test "no threads: the flush goes on without them" {
+  start
+  echo pthread_create > "$EXHAUST"
+  client <<'EOT'
+h = [conn() for i in range(4)]
+for i in range(4):
+    h[i].pwrite(b"%d" % i, i * 512)
+h[0].flush()
+expect(sorted(flushes()), ["0", "1", "2", "3"])
+for i in range(4):
+    expect(bytes(h[3 - i].pread(1, i * 512)), b"%d" % i)
+os.unlink(os.environ["EXHAUST"])
+for i in range(4):
+    h[i].pwrite(b"x", i * 512)
+h[0].flush()
+expect(len(flushes()), 8)
+EOT
+  stop_server
+}

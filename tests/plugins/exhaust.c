@@ -1,0 +1,73 @@
+/* A library to preload that lets the shim, and nobody else, run out of
+ * something: while the file $EXHAUST names posix_memalign, calloc or
+ * pthread_create on a line of its own, that function fails when it is
+ * called from libmcshim.so.  Real exhaustion would hit the server first.
+ */
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+extern void *__libc_calloc (size_t n, size_t size);
+extern void *__libc_memalign (size_t alignment, size_t size);
+
+static bool
+exhausted (const char *function, void *caller)
+{
+  const char *file = getenv ("EXHAUST");
+  char line[64];
+  bool found = false;
+  Dl_info info;
+  FILE *fp;
+
+  if (file == NULL || !dladdr (caller, &info) ||
+      strstr (info.dli_fname, "libmcshim") == NULL)
+    return false;
+  fp = fopen (file, "r");
+  if (fp == NULL)
+    return false;
+  while (!found && fgets (line, sizeof line, fp) != NULL)
+    found = strncmp (line, function, strlen (function)) == 0;
+  fclose (fp);
+  return found;
+}
+
+int
+posix_memalign (void **p, size_t alignment, size_t size)
+{
+  if (exhausted ("posix_memalign", __builtin_return_address (0)))
+    return ENOMEM;
+  *p = __libc_memalign (alignment, size);
+  return *p ? 0 : ENOMEM;
+}
+
+void *
+calloc (size_t n, size_t size)
+{
+  if (exhausted ("calloc", __builtin_return_address (0))) {
+    errno = ENOMEM;
+    return NULL;
+  }
+  return __libc_calloc (n, size);
+}
+
+int
+pthread_create (pthread_t *thread, const pthread_attr_t *attr,
+                void *(*start) (void *), void *arg)
+{
+  static int (*next) (pthread_t *, const pthread_attr_t *,
+                      void *(*) (void *), void *);
+
+  if (exhausted ("pthread_create", __builtin_return_address (0)))
+    return EAGAIN;
+  if (next == NULL)
+    next = (int (*) (pthread_t *, const pthread_attr_t *,
+                     void *(*) (void *), void *))
+      dlsym (RTLD_NEXT, "pthread_create");
+  return next (thread, attr, start, arg);
+}
