@@ -17,6 +17,18 @@ load common
     libc.so.6
 }
 
+@test "it asks for no glibc newer than 2.17" {
+  case $(uname -m) in
+    x86_64|aarch64|i?86) ;;
+    *) skip "elsewhere it asks for what the linker finds" ;;
+  esac
+  run -0 objdump -T "$shim_so"
+  local newest
+  newest=$(sed -n 's/.*(\{0,1\}GLIBC_\([0-9.]*\).*/\1/p' <<<"$output" |
+    sort -V | tail -n 1)
+  run -0 sort -VC <<<"$newest"$'\n'2.17
+}
+
 @test "every program still runs, and says nothing" {
   for command in true "ls /" "sh -c true" "python3 -c pass" "bash -c :"; do
     # shellcheck disable=SC2086 # words
