@@ -123,12 +123,14 @@ extern int connection_flush (struct connection *c);
 /* Statistics of all connections, open and closed. */
 extern struct statistics replicate_statistics (void);
 
+/* C's own lock, where C is "exclusive". */
+extern void connection_lock (struct connection *c);
+extern void connection_unlock (struct connection *c);
+
 /* Slow paths of the two functions below; not for anyone else. */
 extern void connection_touch (struct connection *c);
 extern void connection_mark_written (struct connection *c, uint64_t one);
 extern void connection_drained (struct connection *c);
-extern void connection_lock (struct connection *c);
-extern void connection_unlock (struct connection *c);
 
 /* Around every data callback of the plugin but flush.  request_begin
  * returns what request_end must be given.  MARK is WRITE_DIRTY or

@@ -315,72 +315,59 @@ shim_can_multi_conn (void *handle)
 
 /* Data.  In API version 1 the first five have no flags. */
 
-#define READ(callback, parameters, ...)                 \
-  static int                                            \
-  shim_##callback parameters                            \
-  {                                                     \
-    struct connection *c = handle;                      \
-    uint64_t one = request_begin (c);                   \
-    int r = plugin.callback (c->handle, __VA_ARGS__);   \
-                                                        \
-    count (&c->reads);                                  \
-    request_end (c, one, READ_MARKED);                  \
-    return r;                                           \
-  }
-
-#define WRITE(callback, parameters, ...)                \
-  static int                                            \
-  shim_##callback parameters                            \
-  {                                                     \
-    struct connection *c = handle;                      \
-    uint64_t one = request_begin (c);                   \
-    int r = plugin.callback (c->handle, __VA_ARGS__);   \
-                                                        \
-    count (&c->writes);                                 \
-    request_end (c, one, WRITE_DIRTY);                  \
-    return r;                                           \
-  }
-
 static inline void
 count (_Atomic uint64_t *counter)
 {
   atomic_fetch_add_explicit (counter, 1, memory_order_relaxed);
 }
 
-READ (_pread_v1,
-      (void *handle, void *buf, uint32_t count_, uint64_t offset),
-      buf, count_, offset)
-WRITE (_pwrite_v1,
-       (void *handle, const void *buf, uint32_t count_, uint64_t offset),
-       buf, count_, offset)
-WRITE (_trim_v1,
-       (void *handle, uint32_t count_, uint64_t offset),
-       count_, offset)
-WRITE (_zero_v1,
-       (void *handle, uint32_t count_, uint64_t offset, int may_trim),
-       count_, offset, may_trim)
+#define DATA(callback, counter, mark, parameters, ...)  \
+  static int                                            \
+  shim_##callback parameters                            \
+  {                                                     \
+    struct connection *c = handle;                      \
+    uint64_t one = request_begin (c);                   \
+    int r = plugin.callback (c->handle, __VA_ARGS__);   \
+                                                        \
+    count (&c->counter);                                \
+    request_end (c, one, mark);                         \
+    return r;                                           \
+  }
 
-READ (pread,
-      (void *handle, void *buf, uint32_t count_, uint64_t offset,
+DATA (_pread_v1, reads, READ_MARKED,
+      (void *handle, void *buf, uint32_t len, uint64_t offset),
+      buf, len, offset)
+DATA (_pwrite_v1, writes, WRITE_DIRTY,
+      (void *handle, const void *buf, uint32_t len, uint64_t offset),
+      buf, len, offset)
+DATA (_trim_v1, writes, WRITE_DIRTY,
+      (void *handle, uint32_t len, uint64_t offset),
+      len, offset)
+DATA (_zero_v1, writes, WRITE_DIRTY,
+      (void *handle, uint32_t len, uint64_t offset, int may_trim),
+      len, offset, may_trim)
+
+DATA (pread, reads, READ_MARKED,
+      (void *handle, void *buf, uint32_t len, uint64_t offset,
        uint32_t flags),
-      buf, count_, offset, flags)
-WRITE (pwrite,
-       (void *handle, const void *buf, uint32_t count_, uint64_t offset,
-        uint32_t flags),
-       buf, count_, offset, flags)
-WRITE (trim,
-       (void *handle, uint32_t count_, uint64_t offset, uint32_t flags),
-       count_, offset, flags)
-WRITE (zero,
-       (void *handle, uint32_t count_, uint64_t offset, uint32_t flags),
-       count_, offset, flags)
-READ (extents,
-      (void *handle, uint32_t count_, uint64_t offset, uint32_t flags,
+      buf, len, offset, flags)
+DATA (pwrite, writes, WRITE_DIRTY,
+      (void *handle, const void *buf, uint32_t len, uint64_t offset,
+       uint32_t flags),
+      buf, len, offset, flags)
+DATA (trim, writes, WRITE_DIRTY,
+      (void *handle, uint32_t len, uint64_t offset, uint32_t flags),
+      len, offset, flags)
+DATA (zero, writes, WRITE_DIRTY,
+      (void *handle, uint32_t len, uint64_t offset, uint32_t flags),
+      len, offset, flags)
+DATA (extents, reads, READ_MARKED,
+      (void *handle, uint32_t len, uint64_t offset, uint32_t flags,
        struct nbdkit_extents *extents),
-      count_, offset, flags, extents)
-READ (cache,
-      (void *handle, uint32_t count_, uint64_t offset, uint32_t flags),
-      count_, offset, flags)
+      len, offset, flags, extents)
+DATA (cache, reads, READ_MARKED,
+      (void *handle, uint32_t len, uint64_t offset, uint32_t flags),
+      len, offset, flags)
 
 static int
 shim__flush_v1 (void *handle)
