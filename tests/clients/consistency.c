@@ -61,6 +61,7 @@ enum end { ORDERLY, EARLY, CUT };
 
 struct connection {
   struct nbd_handle *nbd;
+  pthread_mutex_t turn;         /* --one-at-a-time: held by a command. */
   pthread_mutex_t reply_lock;   /* One thread at a time looks for replies. */
   unsigned number;              /* In order of opening. */
   unsigned users;               /* Commands, and the slot; slots_lock. */
@@ -102,7 +103,7 @@ struct thread {
 /* Options. */
 static uint64_t nr_threads = 8, nr_connections = 4, seconds, max_operations;
 static uint64_t seed, nr_ahead, block_size = 512, stride;
-static uint64_t churn, hard_cuts, reads_first, allow_errors;
+static uint64_t one_at_a_time, churn, hard_cuts, reads_first, allow_errors;
 static const char *uri;
 
 static struct thread *threads;
@@ -162,6 +163,8 @@ static const char usage[] =
   "  --hard-cuts                    cut also those with several commands in\n"
   "                                 flight: kills nbdkit 1.32 if parallel\n"
   "  --reads-first                  read before each write\n"
+  "  --one-at-a-time                a connection has one command in flight,\n"
+  "                                 as with libnbd's synchronous calls\n"
   "  --commands-in-flight[=4]       reads that each thread has under way\n"
   "                                 while it writes and flushes\n"
   "  --block=512 --stride=BLOCK     bytes in a block, and from one block to\n"
@@ -177,7 +180,7 @@ parse_or_exit (int argc, char *argv[])
   } options[] = {
     { "--threads", &nr_threads, 0 }, { "--connections", &nr_connections, 0 },
     { "--seconds", &seconds, 0 }, { "--operations", &max_operations, 0 },
-    { "--seed", &seed, 0 }, { "--churn", &churn, 1 },
+    { "--seed", &seed, 0 }, { "--one-at-a-time", &one_at_a_time, 1 }, { "--churn", &churn, 1 },
     { "--hard-cuts", &hard_cuts, 1 }, { "--reads-first", &reads_first, 1 },
     { "--commands-in-flight", &nr_ahead, 4 }, { "--block", &block_size, 0 },
     { "--stride", &stride, 0 }, { "--allow-errors", &allow_errors, 1 },
@@ -237,6 +240,7 @@ open_connection (void)
     free (conn);
     return NULL;
   }
+  pthread_mutex_init (&conn->turn, NULL);
   pthread_mutex_init (&conn->reply_lock, NULL);
   conn->users = 1;
   conn->number = next_number++;
@@ -326,6 +330,8 @@ submit (struct thread *t, struct command *cmd, enum op op, uint32_t flags)
   const uint64_t offset = (cmd->block - blocks) * stride;
   int64_t r = -1;
 
+  if (one_at_a_time)
+    pthread_mutex_lock (&cmd->conn->turn);
   cmd->wake = t->wake;
   cmd->done = false;
   switch (op) {
@@ -392,6 +398,8 @@ finish (struct thread *t, struct command *cmd)
     pthread_mutex_unlock (&conn->reply_lock);
   }
 
+  if (one_at_a_time)
+    pthread_mutex_unlock (&conn->turn);
   if (cmd->error && conn->end < EARLY) {
     errors++;
     if (!allow_errors || nbd_aio_is_dead (nbd) || nbd_aio_is_closed (nbd))

@@ -6,7 +6,7 @@
  *
  *   read    a read of 512 bytes, on one connection after another
  *   flush   a flush on the first connection, after a write to each of
- *           DIRTY connections, one after another round the circle
+ *           the next DIRTY ones
  *   open    a connection opened and closed, beside all the others
  *
  * It prints the median, the quartiles and the least, in microseconds, on
@@ -102,7 +102,7 @@ main (int argc, char *argv[])
   const bool is_open = strcmp (what, "open") == 0;
   struct nbd_handle **nbd = calloc (n, sizeof *nbd), *extra;
   double *us = calloc (rounds, sizeof *us), start;
-  unsigned i, j, next = 0;
+  unsigned i, j;
 
   if (!is_flush && !is_open && strcmp (what, "read") != 0)
     fail (what, "must be read, flush or open");
@@ -116,9 +116,9 @@ main (int argc, char *argv[])
 
   for (i = 0; i < rounds; i++) {
     if (is_flush)
-      for (j = 0; j < dirty; j++, next = (next + 1) % n)
-        check (nbd_pwrite (nbd[next], buffer, REQUEST,
-                           (uint64_t) next * REQUEST, 0), "write");
+      for (j = 1; j <= dirty; j++)
+        check (nbd_pwrite (nbd[j % n], buffer, REQUEST,
+                           (uint64_t) j * REQUEST, 0), "write");
     start = now_us ();
     if (is_flush)
       check (nbd_flush (nbd[0], 0), "flush");
