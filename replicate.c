@@ -64,7 +64,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "interpose/interpose.h"
 #include "interpose/oldglibc.h"
@@ -73,7 +72,8 @@
 struct waiter {
   struct waiter *next;
   bool done;
-  int err;
+  int err;                      /* of the round, as the next two */
+  unsigned replicas, phases;
 };
 
 /* All fields are guarded by "lock". */
@@ -114,7 +114,6 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static LIST_HEAD (, group) groups = LIST_HEAD_INITIALIZER (groups);
 static LIST_HEAD (, group) busy = LIST_HEAD_INITIALIZER (busy);
 static struct statistics statistics;
-static uint64_t connections_open;
 
 /* None of these can fail unless memory is corrupt, and nothing that was
  * promised could be kept after it: nbdkit's own locks do the same.
@@ -261,15 +260,6 @@ static bool stopping;
 static pthread_cond_t work = PTHREAD_COND_INITIALIZER;
 static uint64_t flush_ns = UINT64_MAX; /* a plugin flush takes about this */
 
-static uint64_t
-now_ns (void)
-{
-  struct timespec t;
-
-  clock_gettime (CLOCK_MONOTONIC, &t);
-  return (uint64_t) t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 static void run_replica (struct group *g, struct connection *c);
 
 static void *
@@ -328,7 +318,7 @@ flush_handle (struct connection *c, uint64_t *ns)
 static void
 count_flush (int err, uint64_t ns)
 {
-  statistics.plugin_flushes++;
+  latency_add (&statistics.plugin_flushes, ns);
   statistics.failed_flushes += err != 0;
   flush_ns = flush_ns == UINT64_MAX ? ns : flush_ns - flush_ns / 4 + ns / 4;
 }
@@ -471,6 +461,7 @@ run_round (struct group *g)
 {
   struct waiter *batch = g->waiters, *w;
   struct connection *c;
+  unsigned phases;
 
   g->waiters = NULL;
   g->running = true;
@@ -490,6 +481,7 @@ run_round (struct group *g)
     }
   }
   run_phase (g);
+  phases = g->replicas > 0;
 
   if (g->stale || policy.level == LEVEL_OFF) {
     g->stale = false;
@@ -499,13 +491,18 @@ run_round (struct group *g)
     else
       LIST_FOREACH (c, &g->all, all)
         second_phase (g, c);
+    phases += g->outstanding > 0;
     run_phase (g);
   }
 
   LIST_REMOVE (g, busy);
   g->running = false;
+  statistics.replicas += g->replicas;
+  statistics.rounds += g->replicas > 0;
   for (w = batch; w != NULL; w = w->next) {
     w->err = g->err;
+    w->replicas = g->replicas;
+    w->phases = phases;
     w->done = true;
     if (g->replicas == 0)
       statistics.flushes_skipped_clean++;
@@ -513,18 +510,19 @@ run_round (struct group *g)
   must (pthread_cond_broadcast (&g->finished));
 }
 
-static int
-replicated_flush (struct group *g)
+/* Wait for a round that begins from now on, or run it.  Needs "lock", and
+ * lets go of it meanwhile.
+ */
+static void
+replicated_flush (struct group *g, struct waiter *me)
 {
-  struct waiter me = { .next = g->waiters };
-
-  g->waiters = &me;
-  while (!me.done)
+  me->next = g->waiters;
+  g->waiters = me;
+  while (!me->done)
     if (!g->running)
       run_round (g);
     else
       must (pthread_cond_wait (&g->finished, &lock));
-  return me.err;
 }
 
 /* A plugin flush outside any round, whose marks have been taken.  A round
@@ -603,20 +601,26 @@ int
 connection_flush (struct connection *c)
 {
   struct group *g = c->group;
-  int err;
+  struct waiter me = { .done = false };
+  uint64_t start = now_ns (), ns;
 
   lock_all ();
-  statistics.client_flushes++;
   /* In auto the plugin may advertise multi-conn on some connections only.
    * One that has it flushes for the others too, and beside a round there
    * are none but rounds.
    */
   if (g->replicating > 0 || g->running)
-    err = replicated_flush (g);
+    replicated_flush (g, &me);
   else
-    err = plain_flush (g, c);
+    me.err = plain_flush (g, c);
+  ns = now_ns () - start;
+  latency_add (&statistics.client_flushes, ns);
   unlock_all ();
-  return err;
+
+  if (me.done)
+    nbdkit_debug ("mcshim: flush: replicas %u, phases %u, %.3f ms",
+                  me.replicas, me.phases, ns / 1e6);
+  return me.err;
 }
 
 static void
@@ -694,8 +698,8 @@ connection_join (struct connection *c, const char *name)
     g->replicating += c->resolution.replicate;
     LIST_INSERT_HEAD (&g->all, c, all);
     statistics.connections_opened++;
-    if (++connections_open > statistics.connections_most_at_once)
-      statistics.connections_most_at_once = connections_open;
+    if (++statistics.connections_open > statistics.connections_most_at_once)
+      statistics.connections_most_at_once = statistics.connections_open;
   }
   unlock_all ();
   return g != NULL ? 0 : -1;
@@ -749,7 +753,7 @@ connection_leave (struct connection *c)
     TAILQ_REMOVE (&g->touched, c, touched);
   LIST_REMOVE (c, all);
   g->replicating -= c->resolution.replicate;
-  connections_open--;
+  statistics.connections_open--;
   add_requests (&statistics, c);
   /* "stale" is for other connections, or for a later flush if that speaks
    * for this one.

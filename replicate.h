@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <sys/queue.h>
 
+#include "latency.h"
 #include "policy.h"
 
 /* A connection's state is one word, so that each step of a request sees
@@ -68,10 +69,13 @@ struct connection {
 /* Since the start; see replicate_statistics. */
 struct statistics {
   uint64_t connections_opened;
+  uint64_t connections_open;
   uint64_t connections_most_at_once;
-  uint64_t client_flushes;
-  uint64_t plugin_flushes;
+  struct latency client_flushes;
+  struct latency plugin_flushes;
   uint64_t flushes_skipped_clean; /* client flushes that needed none */
+  uint64_t replicas;            /* plugin flushes that rounds made */
+  uint64_t rounds;              /* those that made any */
   uint64_t flushes_at_close;
   uint64_t failed_flushes;      /* of the plugin */
   uint64_t writes, reads;

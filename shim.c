@@ -27,6 +27,13 @@ static struct nbdkit_plugin wrapped; /* as the server gets it */
 static struct policy policy;
 static int thread_model;
 
+/* Before the server has forked: what is printed is seen. */
+static void
+complain (const char *line)
+{
+  fprintf (stderr, "mcshim: %s\n", line);
+}
+
 static const char *
 thread_model_name (void)
 {
@@ -71,12 +78,7 @@ flush_one (void *handle)
 static void
 shim_unload (void)
 {
-  struct statistics s = replicate_statistics ();
-
-  if (policy.stats_file != NULL &&
-      statsfile_write (policy.stats_file, &policy,
-                       thread_model_name (), &s) == -1)
-    nbdkit_error ("mcshim: MCSHIM_STATS_FILE: %s: %m", policy.stats_file);
+  statsfile_finish (&policy, thread_model_name ());
   replicate_free ();
   policy_free (&policy);
   if (plugin.unload)
@@ -96,6 +98,22 @@ shim_config_complete (void)
     r = -1;
   }
   return r;
+}
+
+/* The server (since 1.20) calls it once the thread model is settled and the
+ * filters are there as well.
+ */
+static int
+shim_get_ready (void)
+{
+  if (filter_loaded ("multi-conn"))
+    complain ("warning: the multi-conn filter is loaded too: what it does "
+              "is done twice, or wrong where requests overlap; leave it out");
+  nbdkit_debug ("mcshim %s: plugin %s: API version %d, %s, mode %s, "
+                "level %s", MCSHIM_VERSION, plugin.name, plugin._api_version,
+                thread_model_name (), mode_name (policy.mode),
+                level_name (policy.level));
+  return plugin.get_ready ? plugin.get_ready () : 0;
 }
 
 /* It may run a script, and is asked once: remember the answer. */
@@ -187,6 +205,7 @@ shim_open (int readonly)
   void *handle;
 
   server_error_init ();
+  statsfile_start (&policy, thread_model_name ());
   handle = plugin.open (readonly);
   if (handle == NULL)
     return NULL;
@@ -388,12 +407,6 @@ shim_flush (void *handle, uint32_t flags)
 
 /* Registration. */
 
-static void
-complain (const char *line)
-{
-  fprintf (stderr, "mcshim: %s\n", line);
-}
-
 /* Errors here end the server before it serves anyone.  All are reported,
  * not only the first.
  */
@@ -504,6 +517,10 @@ register_plugin (void)
     return &wrapped;
   }
 
+  if (policy.mode == MODE_UNSAFE)
+    complain ("warning: MCSHIM_MODE=unsafe: clients are told that a flush "
+              "counts for all connections, and nothing makes that true");
+  wrapped.get_ready = shim_get_ready;
   wrapped.close = shim_close;
   wrapped.unload = shim_unload;
   if (is_vddk && plugin.config_complete)
@@ -513,10 +530,6 @@ register_plugin (void)
     exit (EXIT_FAILURE);
   }
 
-  nbdkit_debug ("mcshim %s: plugin %s: API version %d, %s, mode %s, "
-                "level %s", MCSHIM_VERSION, plugin.name, plugin._api_version,
-                thread_model_name (), mode_name (policy.mode),
-                level_name (policy.level));
   return &wrapped;
 }
 

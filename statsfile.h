@@ -9,11 +9,18 @@
 /* See whether the file can be written.  Returns 0, or -1 with errno set. */
 extern int statsfile_check (const char *path);
 
-/* Replace the file, in one step.  Returns 0, or -1 with errno set; the
- * old file is then as it was.
+/* Keep the policy's file, if it names one, up to date from now on: on a
+ * thread, once a second at most, and only if something has changed.  Call
+ * it when a connection opens, which is after the server's fork; more than
+ * once is harmless.  Both arguments must stay valid.
  */
-extern int statsfile_write (const char *path, const struct policy *policy,
-                            const char *thread_model,
-                            const struct statistics *statistics);
+extern void statsfile_start (const struct policy *policy,
+                             const char *thread_model);
+
+/* End the thread, and write the file for the last time.  Errors are
+ * reported by nbdkit_error.
+ */
+extern void statsfile_finish (const struct policy *policy,
+                              const char *thread_model);
 
 #endif /* MCSHIM_STATSFILE_H */

@@ -57,6 +57,9 @@ extern const struct link_map *own_link_map (void);
  */
 extern bool dumping_plugin (void);
 
+/* True if the server has loaded the filter NAME. */
+extern bool filter_loaded (const char *name);
+
 /* Take this library, and nothing else, out of LD_PRELOAD, so that the
  * programs that the server starts do not get it.  Returns 0, or -1 with
  * errno set if there was no memory.

@@ -6,6 +6,7 @@
 #include <limits.h>
 #include <malloc.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -33,6 +34,22 @@ bool
 dumping_plugin (void)
 {
   return dump_plugin_option;
+}
+
+bool
+filter_loaded (const char *name)
+{
+  const struct link_map *map;
+  char file[64];
+  const char *last;
+
+  snprintf (file, sizeof file, "/nbdkit-%s-filter.so", name);
+  for (map = own_link_map (); map != NULL; map = map->l_next) {
+    last = strrchr (map->l_name, '/');
+    if (last != NULL && strcmp (last, file) == 0)
+      return true;
+  }
+  return false;
 }
 
 /* True if the LD_PRELOAD entry of LEN bytes at ENTRY is this library,

@@ -27,7 +27,7 @@ close(h[2], 2)                  # Unflushed: flushed now.
 h[2] = conn()
 EOT
   stop_server
-  refute grep -qv '^[a-z_]*: [a-z0-9_]*$' "$stats"
+  refute grep -qv '^[a-z0-9_]*: [a-z0-9_.]*$' "$stats"
   assert_equal "$(value mode)" auto
   assert_equal "$(value level)" connection
   assert_equal "$(value thread_model)" serialize_requests
@@ -40,6 +40,72 @@ EOT
   assert_equal "$(value failed_flushes)" 1
   assert_equal "$(value writes)" 4
   assert_equal "$(value reads)" 2
+  # A round for each flush but the one that was clean.  The first took two
+  # connections; so did the last, since the one before it failed.
+  assert_equal "$(value rounds)" 3
+  assert_equal "$(value replicas)" "$(($(value plugin_flushes) - 1))"
+  assert_equal "$(value running)" false
+}
+
+@test "latencies: no quantile beyond the maximum, none below the plugin's delay" {
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache" flushdelay=3000
+  client <<'EOT'
+h = conn()
+for i in range(10):
+    h.pwrite(b"a" * 512, 0)
+    h.flush()
+EOT
+  stop_server
+  local kind
+  for kind in client_flush plugin_flush; do
+    awk -v mean="$(value ${kind}_us_mean)" -v p50="$(value ${kind}_us_p50)" \
+        -v p99="$(value ${kind}_us_p99)" -v max="$(value ${kind}_us_max)" \
+        'BEGIN { exit !(3000 <= mean && mean <= max && 3000 <= p50 &&
+                        p50 <= p99 && p99 <= max) }'
+  done
+}
+
+@test "the file follows the server while it runs, and rests while it does" {
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
+  client <<'EOT'
+path = os.environ["sock"].replace("/sock", "/stats")
+def says(line):
+    try:
+        with open(path) as f:
+            return line + "\n" in f
+    except FileNotFoundError:
+        return False
+h = conn()
+h.pwrite(b"a" * 512, 0)
+wait_for("a write", lambda: says("writes: 1"))
+assert says("running: true") and says("connections_open: 1")
+before = os.stat(path).st_ino
+time.sleep(2.5)                 # Nothing happens: nothing to wait for.
+assert os.stat(path).st_ino == before
+h.flush()
+wait_for("a flush", lambda: says("client_flushes: 1"))
+EOT
+  stop_server
+  assert_equal "$(value running)" false
+}
+
+@test "a file that can't be written any more is said once, until it can" {
+  not_under_tsan
+  mkdir d
+  serve MCSHIM_STATS_FILE=d/stats "$wbcache"
+  rmdir d
+  client <<'EOT'
+h = conn()
+err = os.environ["sock"].replace("/sock", "/server.err")
+wait_for("the complaint", lambda: "d/stats" in open(err).read())
+h.pread(512, 0)
+time.sleep(1.5)                 # Time for a second one.
+EOT
+  assert_equal "$(grep -c 'MCSHIM_STATS_FILE.*d/stats' "$server_err")" 1
+  mkdir d
+  client <<<'conn()'
+  stop_server
+  test -s d/stats
 }
 
 @test "the mode and level that were set" {
@@ -51,17 +117,14 @@ EOT
   assert_equal "$(value thread_model)" serialize_all_requests
 }
 
-@test "an existing file is replaced at the end, in one step" {
+@test "an existing file is replaced, in one step" {
   echo old > "$stats"
-  local inode
-  inode=$(stat -c %i "$stats")
   ln "$stats" keep
   serve MCSHIM_STATS_FILE="$stats" "$wbcache"
-  client <<<'conn()'
   assert_equal "$(<"$stats")" old
+  client <<<'conn()'
   stop_server
   assert_equal "$(value connections_opened)" 1
-  assert_not_equal "$(stat -c %i "$stats")" "$inode"
   assert_equal "$(<keep)" old
   run ls
   refute_line --regexp '^(\.|)stats.+'
