@@ -1,0 +1,389 @@
+#!/usr/bin/env bats
+# nbdkit's plugins for other languages, each with a script that keeps a
+# write-back cache per connection and says nothing of multi-conn.  Where its
+# thread model allows that, replicas run on threads of the shim's, which the
+# language's runtime has never seen.
+
+load common
+
+has_plugin ()
+{
+  nbdkit --dump-plugin "$1" >/dev/null 2>&1 ||
+    skip "nbdkit's $1 plugin is not installed"
+}
+
+# Any connection's write and any other's flush are seen on all of them,
+# whatever they had cached; what is not flushed is not.
+consistent ()
+{
+  client <<'EOT'
+h = [conn() for i in range(4)]
+expect([c.can_multi_conn() for c in h], [True] * 4)
+for i in range(8):
+    for c in h:
+        c.pread(4096, 0)
+    h[i % 4].pwrite(bytes([65 + i]) * 4096, 0)
+    h[(i + 1) % 4].flush()
+    expect([bytes(c.pread(4096, 0)) for c in h],
+           [bytes([65 + i]) * 4096] * 4)
+h[0].zero(4096, 0)
+h[1].flush()
+expect([bytes(c.pread(4096, 0)) for c in h], [bytes(4096)] * 4)
+h[3].pwrite(b"own", 0)
+expect([bytes(c.pread(3, 0)) for c in h], [bytes(3)] * 3 + [b"own"])
+EOT
+}
+
+# What eight connections have written is seen on all of them after a flush of
+# one.  Scripts make that flush last until two of its replicas are under way,
+# where there can be two.
+replicated ()
+{
+  client <<'EOT'
+h = [conn() for i in range(8)]
+for i in range(8):
+    h[i].pread(8 * 4096, 0)
+for i in range(8):
+    h[i].pwrite(bytes([65 + i]) * 4096, i * 4096)
+h[0].flush()
+wanted = b"".join(bytes([65 + i]) * 4096 for i in range(8))
+for c in h:
+    expect(bytes(c.pread(8 * 4096, 0)), wanted)
+EOT
+}
+
+# python MODEL [MCSHIM_X=VALUE...] NBDKIT-ARGUMENT...: a server with one
+# thread per connection.  $log gets a line for each flush: whether the thread
+# is the server's, and how many flushes are under way.
+python ()
+{
+  has_plugin python
+  cat > plugin.py <<'EOT'
+import nbdkit, errno, os, threading
+
+API_VERSION = 2
+SIZE, BLOCK = 1 << 20, 4096
+disk = bytearray(SIZE)
+settings = {}
+lock = threading.Lock()
+servers = set()
+inside = 0
+two_inside, failed = threading.Event(), threading.Event()
+
+def config(key, value):
+    settings[key] = value
+
+def thread_model():
+    return getattr(nbdkit, "THREAD_MODEL_" + settings["model"])
+
+def open(readonly):
+    servers.add(threading.get_ident())
+    return {"cache": {}, "dirty": set()}
+
+def get_size(h):
+    return SIZE
+
+def blocks(count, offset):
+    return range(offset // BLOCK, (offset + count + BLOCK - 1) // BLOCK)
+
+def fetch(h, count, offset):
+    for n in blocks(count, offset):
+        if n not in h["cache"]:
+            h["cache"][n] = disk[n * BLOCK:(n + 1) * BLOCK]
+    return bytearray().join(h["cache"][n] for n in blocks(count, offset))
+
+def pread(h, buf, offset, flags):
+    with lock:
+        data = fetch(h, len(buf), offset)
+        buf[:] = data[offset % BLOCK:offset % BLOCK + len(buf)]
+
+def pwrite(h, buf, offset, flags):
+    with lock:
+        data = fetch(h, len(buf), offset)
+        data[offset % BLOCK:offset % BLOCK + len(buf)] = buf
+        for i, n in enumerate(blocks(len(buf), offset)):
+            h["cache"][n] = data[i * BLOCK:(i + 1) * BLOCK]
+            h["dirty"].add(n)
+
+def flush(h, flags):
+    global inside
+    ours = threading.get_ident() in servers
+    with lock:
+        inside += 1
+        os.write(log, b"%s %d\n" % (b"server" if ours else b"helper", inside))
+        if inside == 2:
+            two_inside.set()
+    try:
+        if settings["model"] != "SERIALIZE_ALL_REQUESTS":
+            two_inside.wait(30)
+        if os.path.exists(os.environ["control"] + ".fail"):
+            if not ours:
+                failed.set()
+                nbdkit.set_error(errno.ENOSPC)
+                raise RuntimeError("no space")
+            failed.wait(30)
+        with lock:
+            for n in h["dirty"]:
+                disk[n * BLOCK:(n + 1) * BLOCK] = h["cache"][n]
+            h["dirty"].clear()
+            h["cache"].clear()
+    finally:
+        with lock:
+            inside -= 1
+
+log = os.open(os.environ["log"], os.O_WRONLY | os.O_APPEND)
+EOT
+  local model=$1
+  shift
+  serve "$@" python plugin.py model="$model"
+}
+
+@test "python, parallel: replicas run on helper threads" {
+  python PARALLEL -t 1
+  replicated
+  stop_server
+  grep -q '^helper' "$log"
+  grep -q '^server' "$log"
+  grep -qx '[a-z]* 2' "$log"
+}
+
+@test "python, requests serialized: replicas run on helper threads" {
+  python SERIALIZE_REQUESTS -t 1
+  replicated
+  stop_server
+  grep -q '^helper' "$log"
+  grep -qx '[a-z]* 2' "$log"
+}
+
+@test "python, all requests serialized: none does, and none overlap" {
+  python SERIALIZE_ALL_REQUESTS -t 1
+  replicated
+  stop_server
+  [ -s "$log" ]
+  refute grep -qvx 'server 1' "$log"
+}
+
+@test "python: the error of an exception on a helper thread" {
+  python PARALLEL -t 1
+  client <<'EOT'
+h = [conn() for i in range(8)]
+def write(x):
+    for i in range(8):
+        h[i].pwrite(x * 4096, i * 4096)
+write(b"a")
+h[0].flush()
+write(b"b")
+open(os.environ["control"] + ".fail", "w").close()
+fails(errno.ENOSPC, h[0].flush)
+os.unlink(os.environ["control"] + ".fail")
+h[0].flush()
+expect([bytes(c.pread(8 * 4096, 0)) for c in h], [b"b" * 4096 * 8] * 8)
+EOT
+  stop_server
+  # One line from the plugin for each that failed, with Python's own words.
+  grep -q 'python.*no space' "$server_err"
+}
+
+@test "python: the consistency checker, in each thread model" {
+  local model
+  for model in PARALLEL SERIALIZE_REQUESTS SERIALIZE_ALL_REQUESTS; do
+    python $model
+    run -0 "$BATS_TEST_DIRNAME/clients/consistency" --seconds=2 --churn "$uri"
+    stop_server
+  done
+  grep -q '^helper' "$log"
+}
+
+# methods MODEL: the sh and eval plugins' methods, a file for each.  A handle
+# is a directory.  A flush lasts until another one is under way; then there is
+# a file "two".
+methods ()
+{
+  mkdir m flushing
+  truncate -s 64K disk
+  cat > m/prelude <<EOT
+cd '$BATS_TEST_TMPDIR' || exit
+view () { test -e "\$1/cache" || cp disk "\$1/cache"; }
+dd () { command dd bs=4096 conv=notrunc status=none "\$@"; }
+EOT
+  echo "echo $1" > m/thread_model
+  echo 'mktemp -d handle.XXXXXX' > m/open
+  echo 'rm -r "$2"' > m/close
+  echo 'echo 64K' > m/get_size
+  echo 'exit 0' | tee m/can_write > m/can_flush
+  cat > m/pread <<'EOT'
+view "$2"
+dd if="$2/cache" iflag=skip_bytes,count_bytes skip="$4" count="$3"
+EOT
+  cat > m/pwrite <<'EOT'
+view "$2"
+dd of="$2/cache" oflag=seek_bytes seek="$4"
+echo "skip=$4 seek=$4 count=$3" >> "$2/dirty"
+EOT
+  cat > m/flush <<'EOT'
+: > "flushing/$2"
+tries=1500
+until test -e two || test $tries -eq 0; do
+  test "$(ls flushing | wc -l)" -lt 2 || : > two
+  sleep 0.02
+  tries=$((tries - 1))
+done
+test ! -e "$2/dirty" ||
+  while read -r range; do
+    dd if="$2/cache" iflag=skip_bytes,count_bytes of=disk oflag=seek_bytes \
+      $range
+  done < "$2/dirty"
+rm -f "$2/dirty" "$2/cache" "flushing/$2"
+EOT
+}
+
+@test "sh, parallel: replicas run beside each other" {
+  methods parallel
+  cat > script <<'EOT'
+#!/bin/sh
+dir=${0%/*}/m
+test -e "$dir/$1" || exit 2
+. "$dir/prelude"
+. "$dir/$1"
+EOT
+  chmod +x script
+  serve sh "$BATS_TEST_TMPDIR/script"
+  replicated
+  [ -e two ]
+}
+
+@test "eval, requests serialized: replicas run beside each other" {
+  methods serialize_requests
+  local arguments=() method
+  for method in m/[!p]* m/p[!r]* m/pread; do
+    arguments+=("${method#m/}=. '$PWD/m/prelude'; . '$PWD/$method'")
+  done
+  serve eval "${arguments[@]}"
+  replicated
+  [ -e two ]
+}
+
+@test "cc, parallel: replicas run on several threads" {
+  has_plugin cc
+  serve cc "$plugins/wbcache.c" CFLAGS="-std=gnu11 -fPIC -shared -pthread" \
+    summary="$summary" flushdelay=1000
+  replicated
+  stop_server
+  grep -qx 'after_close: 0' "$summary"
+}
+
+# The runtimes of the next ones take one call at a time: the thread model of
+# their plugins is never more than SERIALIZE_ALL_REQUESTS, and the shim keeps
+# to the thread on which it is called.
+
+@test "perl" {
+  has_plugin perl
+  cat > plugin.pl <<'EOT'
+use strict;
+my $disk = "\0" x 65536;
+sub open { return { } }
+sub can_write { 1 }
+sub can_flush { 1 }
+sub get_size { return length $disk }
+sub view { my $h = shift; $h->{cache} //= $disk }
+sub pread { my ($h, $count, $offset) = @_;
+  view ($h); return substr $h->{cache}, $offset, $count }
+sub pwrite { my ($h, $buf, $offset) = @_;
+  view ($h); substr ($h->{cache}, $offset, length $buf) = $buf;
+  $h->{dirty} = 1; }
+sub flush { my $h = shift;
+  $disk = $h->{cache} if delete $h->{dirty};
+  delete $h->{cache}; return 0; }
+EOT
+  serve perl plugin.pl
+  consistent
+}
+
+@test "lua" {
+  has_plugin lua
+  cat > plugin.lua <<'EOT'
+local disk = string.rep ("\0", 65536)
+function open (readonly) return {} end
+function get_size (h) return #disk end
+function can_flush (h) return true end
+local function view (h) h.cache = h.cache or disk; return h.cache end
+function pread (h, count, offset)
+  return view (h):sub (offset + 1, offset + count)
+end
+function pwrite (h, buf, offset)
+  local v = view (h)
+  h.cache = v:sub (1, offset) .. buf .. v:sub (offset + #buf + 1)
+  h.dirty = true
+end
+function flush (h)
+  if h.dirty then disk = h.cache end
+  h.dirty, h.cache = nil, nil
+end
+EOT
+  serve lua plugin.lua
+  consistent
+}
+
+@test "tcl" {
+  has_plugin tcl
+  cat > plugin.tcl <<'EOT'
+set disk [string repeat "\0" 65536]
+set next 0
+proc plugin_open {readonly} { global next; incr next }
+proc get_size {h} { global disk; string length $disk }
+proc can_flush {h} { return 1 }
+proc view {h} {
+  global disk cache
+  if {![info exists cache($h)]} { set cache($h) $disk }
+}
+proc pread {h count offset} {
+  global cache
+  view $h
+  string range $cache($h) $offset [expr {$offset + $count - 1}]
+}
+proc pwrite {h buf offset} {
+  global cache dirty
+  view $h
+  set last [expr {$offset + [string length $buf] - 1}]
+  set cache($h) [string replace $cache($h) $offset $last $buf]
+  set dirty($h) 1
+}
+proc flush {h} {
+  global disk cache dirty
+  if {[info exists dirty($h)]} { set disk $cache($h); unset dirty($h) }
+  unset -nocomplain cache($h)
+}
+EOT
+  serve tcl plugin.tcl
+  consistent
+}
+
+@test "ruby" {
+  # Ruby crashes on any thread but the one that started it, with the shim or
+  # without; only -s stays on that.
+  has_plugin ruby
+  cat > plugin.rb <<'EOT'
+$disk = "\0".b * 65536
+def open(readonly) {} end
+def get_size(h) $disk.bytesize end
+def view(h) h[:cache] ||= $disk.dup end
+def pread(h, count, offset) view(h).byteslice(offset, count) end
+def pwrite(h, buf, offset)
+  view(h)[offset, buf.bytesize] = buf
+  h[:dirty] = true
+end
+def flush(h)
+  $disk = h[:cache] if h.delete :dirty
+  h.delete :cache
+end
+EOT
+  under_shim timeout 60 nbdsh -n -c - <<'EOT'
+h = nbd.NBD()
+h.connect_command(["nbdkit", "-s", "ruby", "plugin.rb"])
+assert h.can_multi_conn()
+h.pwrite(b"next", 0)
+h.flush()
+assert h.pread(4, 0) == b"next"
+h.shutdown()
+EOT
+}
