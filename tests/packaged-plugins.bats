@@ -1,5 +1,6 @@
 #!/usr/bin/env bats
-# nbdkit's own plugins, as they are packaged.
+# nbdkit's own plugins, as they are packaged; the languages have a file of
+# their own.
 
 load common
 
@@ -23,12 +24,6 @@ h[0].zero(4096, 0)
 h[1].flush()
 expect(bytes(h[2].pread(4096, 0)), bytes(4096))
 EOT
-}
-
-has_plugin ()
-{
-  nbdkit --dump-plugin "$1" >/dev/null 2>&1 ||
-    skip "nbdkit's $1 plugin is not installed"
 }
 
 # The sh plugin's methods for a disk in the file "disk", without multi-conn.
@@ -135,82 +130,5 @@ EOT
 @test "nbd, to a server that has not, with caches of its own" {
   sock=$PWD/backend SERVE_WITH=no_shim serve "$wbcache"
   serve nbd socket="$PWD/backend"
-  consistent True
-}
-
-@test "cc" {
-  has_plugin cc
-  cat > plugin.c <<'EOT'
-#define NBDKIT_API_VERSION 2
-#include <nbdkit-plugin.h>
-#include <string.h>
-#define THREAD_MODEL NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS
-static char disk[65536];
-static void *my_open (int readonly) { return NBDKIT_HANDLE_NOT_NEEDED; }
-static int64_t my_get_size (void *handle) { return sizeof disk; }
-static int my_pread (void *handle, void *buf, uint32_t count,
-                     uint64_t offset, uint32_t flags)
-{ memcpy (buf, disk + offset, count); return 0; }
-static int my_pwrite (void *handle, const void *buf, uint32_t count,
-                      uint64_t offset, uint32_t flags)
-{ memcpy (disk + offset, buf, count); return 0; }
-static int my_flush (void *handle, uint32_t flags) { return 0; }
-static struct nbdkit_plugin plugin = {
-  .name = "mine", .open = my_open, .get_size = my_get_size,
-  .pread = my_pread, .pwrite = my_pwrite, .flush = my_flush,
-};
-NBDKIT_REGISTER_PLUGIN (plugin)
-EOT
-  serve cc plugin.c
-  consistent True
-}
-
-@test "python" {
-  has_plugin python
-  cat > plugin.py <<'EOT'
-import nbdkit
-API_VERSION = 2
-disk = bytearray(65536)
-def open(readonly): return {"cache": None}
-def get_size(h): return len(disk)
-def view(h):
-    if h["cache"] is None:
-        h["cache"] = bytearray(disk)
-    return h["cache"]
-def pread(h, buf, offset, flags):
-    buf[:] = view(h)[offset:offset + len(buf)]
-def pwrite(h, buf, offset, flags):
-    view(h)[offset:offset + len(buf)] = buf
-    h["dirty"] = True
-def flush(h, flags):
-    if h.pop("dirty", False):
-        disk[:] = h["cache"]
-    h["cache"] = None
-EOT
-  serve python plugin.py
-  consistent True
-}
-
-@test "perl" {
-  has_plugin perl
-  cat > plugin.pl <<'EOT'
-use strict;
-my $disk = "\0" x 65536;
-sub api_version { 2 }
-sub open { return { } }
-sub can_write { 1 }
-sub can_flush { 1 }
-sub get_size { return length $disk }
-sub view { my $h = shift; $h->{cache} //= $disk }
-sub pread { my ($h, $count, $offset) = @_;
-  view ($h); return substr $h->{cache}, $offset, $count }
-sub pwrite { my ($h, $buf, $offset) = @_;
-  view ($h); substr ($h->{cache}, $offset, length $buf) = $buf;
-  $h->{dirty} = 1; }
-sub flush { my $h = shift;
-  $disk = $h->{cache} if delete $h->{dirty};
-  delete $h->{cache}; return 0; }
-EOT
-  serve perl plugin.pl
   consistent True
 }
