@@ -116,6 +116,7 @@ def flush(h, flags):
     try:
         if "wait" in settings:
             two_inside.wait(30)
+            two_inside.set()
         if os.path.exists(os.environ["control"] + ".fail"):
             if not ours:
                 failed.set()
@@ -220,11 +221,12 @@ echo "skip=$4 seek=$4 count=$3" >> "$2/dirty"
 EOT
   cat > m/flush <<'EOT'
 : > "flushing/$2"
-tries=1500
-until test -e two || test $tries -eq 0; do
+tries=0
+until test -e go; do
+  tries=$((tries + 1))
   test "$(ls flushing | wc -l)" -lt 2 || : > two
+  test ! -e two && test $tries -lt 1500 || : > go
   sleep 0.02
-  tries=$((tries - 1))
 done
 test ! -e "$2/dirty" ||
   while read -r range; do
