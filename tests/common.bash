@@ -43,7 +43,7 @@ common_setup ()
   : > "$server_err"
 }
 
-teardown ()
+common_teardown ()
 {
   # Nothing may be left behind, whatever state a failed test left it in.
   : > "$control"
@@ -61,6 +61,7 @@ teardown ()
 }
 
 setup () { common_setup; }
+teardown () { common_teardown; }
 
 # wait_until COMMAND...: there is no other way to wait for another process's
 # file, so look often, and give up only when something is clearly wrong.

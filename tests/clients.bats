@@ -1,0 +1,156 @@
+#!/usr/bin/env bats
+# The clients that people have, each beside connections that hold old copies
+# of the whole disk.
+
+load common
+
+setup ()
+{
+  common_setup
+  head -c 16M /dev/urandom > image
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache" size=16M summary="$summary" \
+    fua=native
+}
+
+nothing_lost ()
+{
+  stop_server
+  for key in overlaps after_close dirty_dropped_at_close; do
+    grep -qx "$key: 0" "$summary"
+  done
+}
+
+# copies_in COMMAND...: it writes the image; connections that were there
+# before read the image from then on.
+copies_in ()
+{
+  run_this="${*@Q}" client <<'EOT'
+import hashlib, subprocess
+def digest(data): return hashlib.sha256(data).hexdigest()
+image = digest(open("image", "rb").read())
+h = [conn() for i in range(3)]
+for c in h:
+    assert digest(c.pread(c.get_size(), 0)) != image
+subprocess.run(["bash", "-c", os.environ["run_this"]], check=True)
+expect([digest(c.pread(c.get_size(), 0)) for c in h], [image] * 3)
+EOT
+}
+
+# copies_out COMMAND...: four connections write the image, one flushes, and
+# all stay; then the command reads it to the file "copy".
+copies_out ()
+{
+  run_this="${*@Q}" client <<'EOT'
+import hashlib, subprocess
+image = open("image", "rb").read()
+h = [conn() for i in range(4)]
+for c in h:
+    c.pread(c.get_size(), 0)
+step = 256 * 1024
+for i in range(0, len(image), step):
+    h[i // step % 4].pwrite(image[i:i + step], i)
+h[0].flush()
+subprocess.run(["bash", "-c", os.environ["run_this"]], check=True)
+copy = open("copy", "rb").read()
+expect(hashlib.sha256(copy).hexdigest(), hashlib.sha256(image).hexdigest())
+EOT
+}
+
+@test "nbdinfo" {
+  run -0 nbdinfo "$uri"
+  assert_line --regexp '^\s*can_multi_conn: true$'
+  run -0 nbdinfo --can multi-conn "$uri"
+  run -0 nbdinfo --size "$uri"
+  assert_output $((16 * 1024 * 1024))
+  run -0 nbdinfo --map "$uri"
+}
+
+@test "nbdcopy" {
+  copies_in nbdcopy --connections=4 --threads=4 --flush image "$uri"
+  copies_out nbdcopy --connections=4 --threads=4 "$uri" copy
+  nothing_lost
+  # nbdcopy's, beside four that were there.
+  grep -qx 'connections_most_at_once: 8' "$stats"
+}
+
+@test "qemu-img convert" {
+  copies_in qemu-img convert -n -m 4 -W -f raw -O raw image "$uri"
+  copies_out qemu-img convert -m 4 -W -f raw -O raw "$uri" copy
+  nothing_lost
+}
+
+@test "qemu-io" {
+  copies_in qemu-io -f raw -c "write -s image 0 16M" -c flush "$uri"
+  head -c 16M /dev/urandom > image
+  copies_in qemu-io -f raw -c "write -f -s image 0 16M" "$uri"
+  # It compares what it reads by itself, with one byte.
+  head -c 16M /dev/zero | tr '\0' A > image
+  copies_out sh -c 'qemu-io -r -f raw -c "read -P 65 0 16M" "$1" &&
+    cp image copy' sh "$uri"
+  nothing_lost
+}
+
+@test "fio: four jobs that write and verify" {
+  cat > jobs <<EOT
+[global]
+ioengine=nbd
+uri=$uri
+bs=4k
+size=4M
+offset_increment=4M
+numjobs=4
+iodepth=8
+verify=sha256
+EOT
+  cat jobs - > write <<'EOT'
+[write]
+rw=randwrite
+fsync=16
+end_fsync=1
+do_verify=1
+EOT
+  cat jobs - > read <<'EOT'
+[read]
+rw=read
+EOT
+  client <<'EOT'
+import hashlib, subprocess
+h = [conn() for i in range(3)]
+for c in h:
+    c.pread(c.get_size(), 0)
+subprocess.run(["fio", "--output=write.out", "write"], check=True)
+subprocess.run(["fio", "--output=read.out", "read"], check=True)
+digests = [hashlib.sha256(c.pread(c.get_size(), 0)).hexdigest()
+           for c in h + [conn()]]
+expect(digests, [digests[0]] * 4)
+EOT
+  nothing_lost
+}
+
+# over_fuse COMMAND...: with the disk mounted as m/nbd.
+over_fuse ()
+{
+  rm -f mounted
+  nbdfuse -P mounted m "$uri" 3>&- &
+  wait_until test -s mounted
+  "$@"
+  fusermount3 -u m
+  wait $!
+}
+
+teardown ()
+{
+  if mountpoint -q m; then fusermount3 -uz m; fi
+  common_teardown
+}
+
+@test "nbdfuse" {
+  command -v nbdfuse >/dev/null || skip "there is no nbdfuse"
+  (: <> /dev/fuse) 2>/dev/null || skip "no FUSE: /dev/fuse can't be opened"
+  mkdir m
+  over_fuse copies_in dd if=image of=m/nbd bs=1M conv=notrunc,fsync status=none
+  over_fuse copies_out dd if=m/nbd of=copy bs=1M status=none
+  nothing_lost
+  # nbdfuse's, beside four that were there.
+  grep -qx 'connections_most_at_once: 8' "$stats"
+}
