@@ -1,0 +1,117 @@
+#!/usr/bin/env bats
+# The programs around a server: what starts it, and what it starts.
+
+load common
+
+# The shim works in the server if the flag is on.
+flag='nbdinfo --can multi-conn "$uri"'
+
+@test "started by Python's subprocess" {
+  # shellcheck disable=SC2016 # for the server's shell
+  run -0 under_shim python3 -c 'import subprocess, sys
+subprocess.run(sys.argv[1:], check=True)' nbdkit -U - "$wbcache" --run "$flag"
+}
+
+@test "started with an empty environment and the preload set again" {
+  run -0 under_shim env -i PATH="$PATH" LD_PRELOAD="$shim_so" \
+    nbdkit -U - "$wbcache" --run "$flag"
+  # And where it is not set again, there is no shim.
+  run -2 under_shim env -i PATH="$PATH" nbdkit -U - "$wbcache" --run "$flag"
+}
+
+@test "socket activation, by libnbd" {
+  run -0 under_shim nbdinfo --can multi-conn [ nbdkit "$wbcache" ]
+  run -2 no_shim nbdinfo --can multi-conn [ nbdkit "$wbcache" ]
+}
+
+@test "socket activation, as systemd does it" {
+  # The socket is descriptor 3, and exec keeps the process that it is for.
+  server=$(mktemp -d "$BATS_TEST_TMPDIR/server.XXXXXX")
+  {
+    local status=0
+    under_shim MCSHIM_STATS_FILE="$stats" python3 -c 'import os, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.bind(os.environ["sock"])
+s.listen()
+os.dup2(s.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execvp(sys.argv[1], sys.argv[1:])' \
+      nbdkit -f -P "$server/pid" "$wbcache" || status=$?
+    echo $status > "$server/status"
+  } </dev/null 2>>"$server_err" 3>&- &
+  wait_until server_started
+  client <<'EOT'
+h = [conn() for i in range(2)]
+h[0].pread(512, 0)
+h[1].pwrite(b"next", 0)
+h[1].flush()
+expect(bytes(h[0].pread(4, 0)), b"next")
+EOT
+  stop_server
+  grep -qx 'connections_opened: 2' "$stats"
+}
+
+@test "captive: the command's status, and the statistics, are there after it" {
+  run -7 under_shim MCSHIM_STATS_FILE="$stats" nbdkit -U - "$wbcache" \
+    --run "$flag && exit 7"
+  grep -qx 'connections_opened: 1' "$stats"
+}
+
+@test "one client on stdin and stdout" {
+  under_shim MCSHIM_STATS_FILE="$stats" wbcache="$wbcache" \
+    timeout 60 nbdsh -n -c - <<'EOT'
+import os
+h = nbd.NBD()
+h.connect_command(["nbdkit", "-s", os.environ["wbcache"]])
+assert h.can_multi_conn()
+h.pwrite(b"next", 0)
+h.flush()
+assert h.pread(4, 0) == b"next"
+h.shutdown()
+EOT
+  wait_until grep -qx 'plugin_flushes: 1' "$stats"
+}
+
+@test "--exit-with-parent: the server ends in good order" {
+  # The parent must be no program of ours, and dies at once.
+  # shellcheck disable=SC2016 # for the parent
+  under_shim MCSHIM_STATS_FILE="$stats" sh -c '
+    nbdkit -f -U "$sock" -P pid --exit-with-parent "$1" &
+    until test -s pid; do sleep 0.02; done
+    kill -9 $$' sh "$wbcache" 3>&- 2>>"$server_err" || [ $? -eq 137 ]
+  wait_until test -s "$stats"
+  wait_until eval '! kill -0 "$(<pid)" 2>/dev/null'
+}
+
+# compile_exec COMPILER-ARGUMENT...: a program "exec" that executes its
+# arguments.
+compile_exec ()
+{
+  cat > exec.c <<'EOT'
+#include <stdio.h>
+#include <unistd.h>
+int main (int argc, char *argv[])
+{ execvp (argv[1], argv + 1); perror (argv[1]); return 1; }
+EOT
+  "$@" -o exec exec.c 2>cc.err
+}
+
+@test "a program that is statically linked, above the server and below it" {
+  compile_exec cc -static || skip "no static libc: $(tail -n 1 cc.err)"
+  run -0 --separate-stderr under_shim ./exec nbdkit -U - "$wbcache" \
+    --run "$PWD/exec $flag"
+  # shellcheck disable=SC2154
+  assert_equal "$stderr" ""
+}
+
+@test "a program of another architecture, above the server and below it" {
+  # The C library for 32 bit is easily had, the compiler's is not.
+  compile_exec cc -m32 -nostdlib "$(cc -m32 -print-file-name=crt1.o)" -lc &&
+    ./exec true || skip "no program of 32 bits: $(tail -n 1 cc.err)"
+  # Its ld.so says that it can't preload the library, and goes on.
+  run -0 --separate-stderr under_shim ./exec nbdkit -U - "$wbcache" \
+    --run "$PWD/exec $flag"
+  # shellcheck disable=SC2154
+  assert_regex "$stderr" '^ERROR: ld.so: .*wrong ELF class: .* ignored\.$'
+}
