@@ -10,6 +10,8 @@ has_plugin ()
 {
   nbdkit --dump-plugin "$1" >/dev/null 2>&1 ||
     skip "nbdkit's $1 plugin is not installed"
+  [ "$1" != cc ] || nbdkit -U - null --run 'command -v gcc' >/dev/null ||
+    skip "there is no compiler beside this nbdkit"
 }
 
 # Any connection's write and any other's flush are seen on all of them,
