@@ -114,6 +114,8 @@ EOT
   # The C library for 32 bit is easily had, the compiler's is not.
   compile_exec cc -m32 -nostdlib "$(cc -m32 -print-file-name=crt1.o)" -lc &&
     ./exec true || skip "no program of 32 bits: $(tail -n 1 cc.err)"
+  nbdkit -U - null --run "$PWD/exec true" 2>/dev/null ||
+    skip "there is no C library of 32 bits beside this nbdkit"
   # Its ld.so says that it can't preload the library, and goes on.
   run -0 --separate-stderr under_shim ./exec nbdkit -U - "$wbcache" \
     --run "$PWD/exec $flag"
