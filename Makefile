@@ -4,6 +4,7 @@
 PREFIX  ?= /usr/local
 BINDIR  ?= $(PREFIX)/bin
 LIBDIR  ?= $(PREFIX)/lib
+MANDIR  ?= $(PREFIX)/share/man
 CFLAGS  ?= -O2 -g
 INSTALL ?= install
 
@@ -34,7 +35,22 @@ plugins := $(patsubst %.c,%.so,$(wildcard tests/plugins/*.c))
 clients := $(patsubst %.c,%,$(wildcard tests/clients/*.c))
 units   := $(patsubst %.c,%,$(wildcard tests/unit/*.c))
 
-all: $(lib)
+# Without pod2man, which comes with perl, there are no manual pages, and all
+# else is built and installed.
+man := $(build)/mcshim.1 $(build)/libmcshim.7
+have_man := $(if $(shell command -v pod2man),$(man))
+
+all: $(lib) $(if $(SANITIZE),,$(have_man))
+
+man: $(man)
+
+$(build)/mcshim.1: docs/mcshim.pod
+$(build)/libmcshim.7: docs/libmcshim.pod
+$(man): Makefile scripts/mcshim
+	@mkdir -p $(@D)
+	pod2man --section=$(subst .,,$(suffix $@)) --center="mcshim manual" \
+	  --release="mcshim $(VERSION)" --errors=die \
+	  docs/$(basename $(@F)).pod $@
 
 $(lib): $(lib_obj)
 	$(CC) -shared -pthread $(CFLAGS) $(sanitize) -Wl,-z,defs -Wl,-z,relro \
@@ -118,20 +134,26 @@ bench-quick:
 deps:
 	scripts/deps check
 
-install: $(lib)
+install: $(lib) $(have_man)
 	$(INSTALL) -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(LIBDIR)"
 	$(INSTALL) -m 755 $(lib) "$(DESTDIR)$(LIBDIR)/libmcshim.so"
 	sed 's|^libdir=.*|libdir="$(LIBDIR)"|' scripts/mcshim > $(build)/mcshim
 	$(INSTALL) -m 755 $(build)/mcshim "$(DESTDIR)$(BINDIR)/mcshim"
+	for page in $(have_man); do \
+	  dir="$(DESTDIR)$(MANDIR)/man$${page##*.}"; \
+	  $(INSTALL) -d "$$dir" && $(INSTALL) -m 644 $$page "$$dir" || exit; \
+	done
 
 uninstall:
-	rm -f "$(DESTDIR)$(BINDIR)/mcshim" "$(DESTDIR)$(LIBDIR)/libmcshim.so"
+	rm -f "$(DESTDIR)$(BINDIR)/mcshim" "$(DESTDIR)$(LIBDIR)/libmcshim.so" \
+	  "$(DESTDIR)$(MANDIR)/man1/mcshim.1" \
+	  "$(DESTDIR)$(MANDIR)/man7/libmcshim.7"
 
 clean:
 	rm -rf build build-thread build-address libmcshim.so
 	rm -f $(plugins) $(clients) $(units)
 
-.PHONY: all test-programs demo check model soak check-asan check-tsan \
+.PHONY: all man test-programs demo check model soak check-asan check-tsan \
 	bench bench-quick deps install uninstall clean
 .DELETE_ON_ERROR:
 
