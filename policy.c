@@ -293,6 +293,15 @@ policy_free (struct policy *p)
   p->stats_file = NULL;
 }
 
+void
+policy_print_knobs (void)
+{
+  size_t i;
+
+  for (i = 0; i < NR_KNOBS; i++)
+    printf (PREFIX "%s: %s\n", knobs[i].name, knobs[i].allowed);
+}
+
 bool
 policy_wants_multi_conn (const struct policy *p)
 {

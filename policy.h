@@ -50,6 +50,9 @@ int policy_load (struct policy *p, char *const env[],
                  void (*complain) (const char *line));
 void policy_free (struct policy *p);
 
+/* Print each knob, with what it takes, to stdout. */
+void policy_print_knobs (void);
+
 const char *mode_name (enum mode mode);
 const char *level_name (enum level level);
 

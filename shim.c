@@ -434,16 +434,21 @@ load_policy (void)
               "advertise multi-conn, and clients will not use it");
 }
 
-/* With --dump-plugin the callbacks that the plugin lacks stay absent, and
- * our own lines come last.
- */
+/* Our own lines come after those about the plugin. */
 static void
-dump (int status, void *data)
+print_last (int status, void *data)
 {
   (void) data;
-  if (status == 0)
+  if (status != 0)
+    return;
+  if (server_purpose () == DUMP_PLUGIN)
     printf ("mcshim_version=%s\nmcshim_mode=%s\n",
             MCSHIM_VERSION, mode_name (policy.mode));
+  else if (server_purpose () == HELP) {
+    printf ("\nmcshim %s is preloaded (see libmcshim(7)), "
+            "and its variables are:\n", MCSHIM_VERSION);
+    policy_print_knobs ();
+  }
 }
 
 static void
@@ -509,13 +514,16 @@ register_plugin (void)
   set_thread_model (plugin._thread_model);
   wrap ();
 
-  if (dumping_plugin ()) {
-    if (on_exit (dump, NULL) != 0) {
+  if (server_purpose () != SERVE) {
+    if (on_exit (print_last, NULL) != 0) {
       complain ("no memory");
       exit (EXIT_FAILURE);
     }
-    return &wrapped;
+    policy_free (&policy);      /* there is nothing to count */
   }
+  /* The callbacks that the plugin lacks stay absent. */
+  if (server_purpose () == DUMP_PLUGIN)
+    return &wrapped;
 
   if (policy.mode == MODE_UNSAFE)
     complain ("warning: MCSHIM_MODE=unsafe: clients are told that a flush "

@@ -52,10 +52,11 @@ in_nbdkit (void)
  */
 extern const struct link_map *own_link_map (void);
 
-/* True if the server was started with --dump-plugin: it prints which
- * callbacks the plugin has, and opens no connection.
+/* What the server was started for, by its options.  Unless it is SERVE it
+ * prints something about the plugin, and opens no connection.
  */
-extern bool dumping_plugin (void);
+enum purpose { SERVE, DUMP_PLUGIN, HELP, VERSION };
+extern enum purpose server_purpose (void);
 
 /* True if the server has loaded the filter NAME. */
 extern bool filter_loaded (const char *name);

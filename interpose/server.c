@@ -14,26 +14,38 @@
 #include "interpose.h"
 #include "oldglibc.h"
 
-static bool dump_plugin_option;
+static enum purpose purpose;
 
-/* glibc hands a library's constructors what main gets.  getopt_long
- * takes any unambiguous beginning of --dump-plugin.
+/* True if ARG is the long option OPTION, or a beginning of it that
+ * getopt_long takes since it has no less than UNAMBIGUOUS.
  */
+static bool
+is_option (const char *arg, const char *option, const char *unambiguous)
+{
+  return strncmp (arg, unambiguous, strlen (unambiguous)) == 0 &&
+    strncmp (arg, option, strlen (arg)) == 0;
+}
+
+/* glibc hands a library's constructors what main gets. */
 __attribute__ ((constructor)) static void
 look_at_arguments (int argc, char **argv)
 {
   int i;
 
   for (i = 1; i < argc && strcmp (argv[i], "--") != 0; i++)
-    if (strlen (argv[i]) >= strlen ("--dump-p") &&
-        strncmp (argv[i], "--dump-plugin", strlen (argv[i])) == 0)
-      dump_plugin_option = true;
+    if (is_option (argv[i], "--dump-plugin", "--dump-p"))
+      purpose = DUMP_PLUGIN;
+    else if (is_option (argv[i], "--help", "--h"))
+      purpose = HELP;
+    else if (is_option (argv[i], "--version", "--vers") ||
+             strcmp (argv[i], "-V") == 0)
+      purpose = VERSION;
 }
 
-bool
-dumping_plugin (void)
+enum purpose
+server_purpose (void)
 {
-  return dump_plugin_option;
+  return purpose;
 }
 
 bool

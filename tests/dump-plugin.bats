@@ -60,12 +60,33 @@ same_dump ()
   assert_output --partial MCSHIM_MODE
 }
 
-@test "--help of a plugin" {
+@test "--help of a plugin: first what it says without the shim" {
   for plugin in memory "$wbcache" "$plugins/api1.so"; do
     run -0 no_shim nbdkit --help "$plugin"
     local plain=$output
     run -0 under_shim nbdkit --help "$plugin"
-    assert_output "$plain"
+    assert_equal "${output:0:${#plain}}" "$plain"
+  done
+}
+
+@test "--help ends with each knob" {
+  local knob
+  for arguments in "--help memory" "--hel memory" "memory --help" \
+                   "--help --filter=cow memory"; do
+    # shellcheck disable=SC2086 # words
+    run -0 under_shim nbdkit $arguments
+    assert_equal "$(sed -n 's/^\(MCSHIM_[A-Z_]*\): ..*/\1/p' <<<"$output")" \
+      "$(sed -n 's/^  { "\([A-Z_]*\)", set_.*/MCSHIM_\1/p' \
+           "$BATS_TEST_DIRNAME/../policy.c")"
+    [[ ${lines[-1]} == MCSHIM_* ]]
+  done
+}
+
+@test "no statistics of a server that only prints something" {
+  echo old > "$stats"
+  for option in --dump-plugin --help --version -V; do
+    run -0 under_shim MCSHIM_STATS_FILE="$stats" nbdkit $option memory
+    assert_equal "$(<"$stats")" old
   done
 }
 
