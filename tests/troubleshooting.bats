@@ -1,0 +1,245 @@
+#!/usr/bin/env bats
+# docs/troubleshooting.md: its headings are the names of these tests.
+
+load common
+
+# wrapped COMMAND...: does that nbdkit, told --dump-plugin, have the library?
+wrapped () { "$@" --dump-plugin memory | grep -q '^mcshim_version='; }
+
+launcher=$BATS_TEST_DIRNAME/../scripts/mcshim
+
+# flag [LAUNCHER-OPTION...] -- NBDKIT-ARGUMENT...: what a client is told.
+flag ()
+{
+  local options=()
+  while [ "$1" != -- ]; do
+    options+=("$1")
+    shift
+  done
+  shift
+  # shellcheck disable=SC2016 # $uri is nbdkit's
+  "$launcher" "${options[@]}" nbdkit -U - "$@" \
+    --run 'nbdinfo --can multi-conn "$uri"; echo $?'
+}
+
+# counts KEY...: of the statistics.
+counts ()
+{
+  local key
+  for key; do
+    sed -n "s/^$key: //p" "$stats"
+  done | paste -sd' '
+}
+
+@test "each heading has a test" {
+  diff <(sed -n 's/^## //p' "$BATS_TEST_DIRNAME/../docs/troubleshooting.md" |
+           sort) \
+    <(sed -n 's/^@test "\([^"]*\)" {$/\1/p' "$BATS_TEST_FILENAME" |
+        sed 's/: .*//' | grep -v '^each heading' | sort -u)
+}
+
+@test "The server runs as if nothing were preloaded: how one sees it" {
+  SERVE_WITH=no_shim serve memory 1M
+  refute grep libmcshim "/proc/$(<"$server/pid")/maps"
+  stop_server
+  serve memory 1M
+  grep libmcshim "/proc/$(<"$server/pid")/maps"
+  stop_server
+  # shellcheck disable=SC2016
+  run -0 bash -c '"$1" nbdkit -fv -U - memory 1M --run true 2>&1 |
+    grep mcshim' - "$launcher"
+  assert_output --partial "plugin memory"
+}
+
+@test "The server runs as if nothing were preloaded: a program in between" {
+  refute wrapped "$launcher" env -u LD_PRELOAD nbdkit
+  wrapped env -i PATH="$PATH" "$launcher" nbdkit
+}
+
+@test "The server runs as if nothing were preloaded: set-user-ID" {
+  [ "$(id -u)" -eq 0 ] || skip "needs root to make such a file"
+  cp "$(command -v nbdkit)" server
+  wrapped "$launcher" ./server
+  chown nobody server
+  chmod u+s server
+  refute wrapped "$launcher" ./server
+}
+
+@test "The server runs as if nothing were preloaded: a file capability" {
+  [ "$(id -u)" -eq 0 ] || skip "needs root to make such a file"
+  # The user nobody may not look into the test's own directory.
+  local dir
+  dir=$(mktemp -d)
+  chmod 755 "$dir"
+  cp "$(command -v nbdkit)" "$dir/server"
+  cp "$launcher" "$shim_so" "$dir"
+  as_nobody=(setpriv --reuid=65534 --clear-groups)
+  run wrapped "${as_nobody[@]}" "$dir/mcshim" "$dir/server"
+  local without=$status with
+  setcap cap_net_bind_service+ep "$dir/server" ||
+    { rm -r "$dir"; skip "no file capabilities on $dir"; }
+  run wrapped "${as_nobody[@]}" "$dir/mcshim" "$dir/server"
+  with=$status
+  rm -r "$dir"
+  assert_equal "$without $with" "0 1"
+}
+
+@test "The server runs as if nothing were preloaded: a static program is no obstacle" {
+  cat > run.c <<'EOT'
+#include <unistd.h>
+int main (int argc, char **argv) { (void) argc; execvp (argv[1], argv + 1); return 1; }
+EOT
+  gcc -static -o run run.c
+  wrapped "$launcher" ./run nbdkit
+}
+
+@test "cannot be preloaded" {
+  local message="cannot be preloaded (cannot open shared object file)"
+  # preload VALUE: what any program says of it.
+  preload () { LD_PRELOAD=$1 run -0 /bin/true; }
+  mkdir "with space" other
+  cp "$shim_so" "with space/libmcshim.so"
+  cp "$shim_so" "$launcher" "with space"
+  # Another machine's: the word that says which, in the ELF header.
+  cp "$shim_so" other/libmcshim.so
+  printf '\377\1' |
+    dd of=other/libmcshim.so bs=1 seek=18 conv=notrunc status=none
+  for path in /nowhere/libmcshim.so no/libmcshim.so libmcshim.so \
+              "$PWD/with space/libmcshim.so" other/libmcshim.so; do
+    preload "$path"
+    assert_output --partial "$message"
+  done
+  preload "$shim_so"
+  assert_output ""
+  run -2 "with space/mcshim" true
+  assert_output --partial "with a space or colon"
+  ln -s "with space/libmcshim.so" link.so
+  preload ./link.so
+  assert_output ""
+}
+
+@test "The flag does not show" {
+  run -0 flag -- "$wbcache"
+  assert_output 0
+  run -0 flag --mode=disable -- "$wbcache"
+  assert_output 2
+  run -0 flag --mode=plugin -- "$wbcache"
+  assert_output 2
+  run -0 flag -- "$wbcache" model=connections
+  assert_output 2
+  run -0 nbdkit --dump-plugin "$plugins/odd.so"
+  assert_line --regexp '^max_thread_model=|^thread_model='
+  run -0 flag -- --filter=noparallel "$wbcache" serialize=connections
+  assert_output 2
+  run -0 flag -- --filter=multi-conn "$wbcache" multi-conn-mode=disable
+  assert_output 2
+}
+
+@test "The flag is set, and there is still one connection" {
+  # most COMMAND: how many connections it opened.
+  most ()
+  {
+    MCSHIM_STATS_FILE=$stats "$launcher" nbdkit -U - "$wbcache" --run "$1"
+    counts connections_most_at_once
+  }
+  # shellcheck disable=SC2016
+  {
+    assert_equal "$(most 'nbdcopy --threads=4 "$uri" null:')" 4
+    assert_equal "$(most 'nbdcopy --threads=2 "$uri" null:')" 2
+    assert_equal "$(most 'nbdcopy --threads=4 "$uri" - | cat >/dev/null')" 1
+    assert_equal "$(most 'qemu-img convert -O raw "$uri" image')" 1
+  }
+}
+
+@test "The connection is refused" {
+  export ODD=noflush
+  # shellcheck disable=SC2016
+  run ! "$launcher" nbdkit -U - "$plugins/odd.so" --run 'nbdinfo "$uri"'
+  assert_output --partial "needs a plugin with a working flush"
+  run -0 flag -- -r "$plugins/odd.so"
+  assert_output 0
+  run -0 flag --mode=disable -- "$plugins/odd.so"
+  assert_output 2
+}
+
+@test "The server does not start" {
+  run -1 "$launcher" --mode=bogus nbdkit -U - memory 1M --run 'echo started'
+  assert_output --partial "mcshim: MCSHIM_MODE: invalid value 'bogus': must be"
+  MCSHIM_OTHERS=1 run -1 "$launcher" nbdkit -U - memory 1M --run 'echo started'
+  assert_output --partial "mcshim: MCSHIM_OTHERS: no such variable"
+}
+
+@test "Slower than before" {
+  # Two connections, three rounds of a write on each and a flush.
+  script=$(cat <<'EOT'
+h = [conn() for i in range(2)]
+for i in range(3):
+    for c in h:
+        c.pwrite(b"x", 0, FLAGS)
+    h[0].flush()
+EOT
+  )
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache" fua=native
+  client <<<"FLAGS = 0; $script"
+  stop_server
+  assert_equal "$(counts client_flushes plugin_flushes)" "3 6"
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache" fua=native
+  client <<<"FLAGS = nbd.CMD_FLAG_FUA; $script"
+  stop_server
+  assert_equal "$(counts client_flushes)" 9
+  # The plugin that says multi-conn by itself keeps its FUA.
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache" fua=native multiconn=1
+  client <<<"FLAGS = nbd.CMD_FLAG_FUA; $script"
+  stop_server
+  assert_equal "$(counts client_flushes)" 3
+}
+
+@test "A flush fails, and no write had failed" {
+  : > "$control"
+  serve "$wbcache" log="$log" control="$control"
+  client <<'EOT'
+h = [conn() for i in range(2)]
+control("fail-flush 1 EIO")
+h[1].pwrite(b"lost", 0)
+close(h[1], 1)
+fails(errno.EIO, h[0].flush)
+h[0].flush()
+EOT
+  stop_server
+  grep -q 'connection that closes failed, its last writes are lost' \
+    "$server_err"
+}
+
+@test "Connections show different data" {
+  # different OPTION...: after a write and a flush elsewhere.
+  different ()
+  {
+    # shellcheck disable=SC2016
+    "$launcher" "$@" nbdkit -U - "$wbcache" --run 'nbdsh -c - <<EOT
+h = [nbd.NBD() for i in range(2)]
+for c in h: c.connect_uri("$uri")
+h[0].pread(4, 0)
+h[1].pwrite(b"next", 0)
+h[1].flush()
+print(h[0].pread(4, 0) != b"next")
+EOT'
+  }
+  for mode in plugin disable unsafe; do
+    run -0 different --mode=$mode
+    assert_output True
+  done
+  run -0 different
+  assert_output False
+}
+
+@test "There are no statistics" {
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
+  refute [ -e "$stats" ]
+  kill -KILL "$(<"$server/pid")"
+  wait_until test -s "$server/status"
+  refute [ -e "$stats" ]
+  [ "$(id -u)" -eq 0 ] || skip "needs root to change to another user"
+  run "$launcher" --stats="$stats" nbdkit -u nobody -U - "$wbcache" --run true
+  assert_output --partial "MCSHIM_STATS_FILE: $stats: Permission denied"
+  refute [ -e "$stats" ]
+}
