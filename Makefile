@@ -131,6 +131,18 @@ bench-quick:
 	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients)
 	scripts/bench --quick --only=instructions,flushes,mixed
 
+# What must pass before a release, the quick ones first.
+release_checks := check check-asan check-tsan model bench-quick soak
+release-check:
+	@test -z "$$(git status --porcelain)" || { \
+	  echo "release-check: first commit or remove what git status shows"; \
+	  exit 1; } >&2
+	for target in $(release_checks); do \
+	  $(MAKE) --no-print-directory $$target || exit; \
+	done
+	@! grep 'unreleased$$' CHANGELOG.md || { \
+	  echo "release-check: CHANGELOG.md: the release has a date"; exit 1; } >&2
+
 deps:
 	scripts/deps check
 
@@ -154,7 +166,7 @@ clean:
 	rm -f $(plugins) $(clients) $(units)
 
 .PHONY: all man test-programs demo check model soak check-asan check-tsan \
-	bench bench-quick deps install uninstall clean
+	bench bench-quick release-check deps install uninstall clean
 .DELETE_ON_ERROR:
 
 -include $(lib_obj:.o=.d) $(wildcard $(build)/tests-*.d)

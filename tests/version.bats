@@ -1,0 +1,31 @@
+#!/usr/bin/env bats
+# There is one version, and one place for it.
+
+load common
+
+setup ()
+{
+  common_setup
+  source=$BATS_TEST_DIRNAME/..
+  version=$(sed -n 's/^version=//p' "$source/scripts/mcshim")
+}
+
+@test "the launcher, the library, the manual and the changes agree" {
+  [[ $version =~ ^[0-9]+\.[0-9]+\.[0-9]+$ ]]
+  run -0 "$source/scripts/mcshim" --version
+  assert_output "mcshim $version"
+  run -0 under_shim nbdkit --dump-plugin memory
+  assert_line "mcshim_version=$version"
+  for page in mcshim.1 libmcshim.7; do
+    grep -q "^\.TH .*\"mcshim $version\"" "$source/build/$page"
+  done
+  run -0 grep -m 1 '^## ' "$source/CHANGELOG.md"
+  assert_output --regexp "^## ${version//./\\.}, (unreleased|20[0-9-]{8})$"
+}
+
+@test "no other file has it" {
+  run -0 grep -rlF --exclude-dir='.git' --exclude-dir='build*' \
+    --binary-files=without-match -- "$version" "$source"
+  assert_equal "$(sed 's|.*/||' <<<"$output" | sort | paste -sd' ')" \
+    "CHANGELOG.md mcshim"
+}
