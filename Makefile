@@ -5,6 +5,8 @@ PREFIX  ?= /usr/local
 BINDIR  ?= $(PREFIX)/bin
 LIBDIR  ?= $(PREFIX)/lib
 MANDIR  ?= $(PREFIX)/share/man
+BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
+ZSHCOMPDIR  ?= $(PREFIX)/share/zsh/site-functions
 CFLAGS  ?= -O2 -g
 INSTALL ?= install
 
@@ -151,6 +153,9 @@ install: $(lib) $(have_man)
 	$(INSTALL) -m 755 $(lib) "$(DESTDIR)$(LIBDIR)/libmcshim.so"
 	sed 's|^libdir=.*|libdir="$(LIBDIR)"|' scripts/mcshim > $(build)/mcshim
 	$(INSTALL) -m 755 $(build)/mcshim "$(DESTDIR)$(BINDIR)/mcshim"
+	$(INSTALL) -d "$(DESTDIR)$(BASHCOMPDIR)" "$(DESTDIR)$(ZSHCOMPDIR)"
+	$(INSTALL) -m 644 completion/mcshim.bash "$(DESTDIR)$(BASHCOMPDIR)/mcshim"
+	$(INSTALL) -m 644 completion/_mcshim "$(DESTDIR)$(ZSHCOMPDIR)/_mcshim"
 	for page in $(have_man); do \
 	  dir="$(DESTDIR)$(MANDIR)/man$${page##*.}"; \
 	  $(INSTALL) -d "$$dir" && $(INSTALL) -m 644 $$page "$$dir" || exit; \
@@ -159,7 +164,8 @@ install: $(lib) $(have_man)
 uninstall:
 	rm -f "$(DESTDIR)$(BINDIR)/mcshim" "$(DESTDIR)$(LIBDIR)/libmcshim.so" \
 	  "$(DESTDIR)$(MANDIR)/man1/mcshim.1" \
-	  "$(DESTDIR)$(MANDIR)/man7/libmcshim.7"
+	  "$(DESTDIR)$(MANDIR)/man7/libmcshim.7" \
+	  "$(DESTDIR)$(BASHCOMPDIR)/mcshim" "$(DESTDIR)$(ZSHCOMPDIR)/_mcshim"
 
 clean:
 	rm -rf build build-thread build-address libmcshim.so

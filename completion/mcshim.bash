@@ -1,0 +1,61 @@
+# shellcheck shell=bash
+# bash completion for mcshim(1).  Which options there are, and which of them
+# take a value, --help says; here is what the values are.
+
+_mcshim ()
+{
+  local cur=${COMP_WORDS[COMP_CWORD]} i=1 word option words options offset
+  options=$("$1" --help 2>/dev/null | sed -n 's/^  --/--/p' |
+              sed 's/  .*//' | grep -oE -- '--[a-z-]+=?')
+  COMPREPLY=()
+
+  # Find the word that the cursor is in.  bash makes --mode=auto three words.
+  while ((i < COMP_CWORD)); do
+    word=${COMP_WORDS[i]} option=
+    case $word in
+      --) ((i++)); break ;;
+      -*) ;;
+      *) break ;;
+    esac
+    if [[ ${COMP_WORDS[i + 1]} == = ]]; then
+      option=$word
+      ((i += 2))
+    elif [[ $'\n'$options$'\n' == *$'\n'"$word="$'\n'* ]]; then
+      option=$word
+      ((i++))
+    fi
+    ((i < COMP_CWORD)) || break
+    option=
+    ((i++))
+  done
+
+  if [[ $option ]]; then
+    [[ $cur != = ]] || cur=
+    case $option in
+      --mode) words="auto emulate plugin disable unsafe" ;;
+      --track-dirty) words="connection fast off" ;;
+      --exportname|--flush-on-close) words="true false" ;;
+      --flush-threads) words=auto ;;
+      --stats|--top)
+        compopt -o filenames
+        mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+        return ;;
+      *) return ;;
+    esac
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
+  elif [[ $cur == -* && $i -eq $COMP_CWORD && $word != -- ]]; then
+    mapfile -t COMPREPLY < <(compgen -W "$options" -- "$cur")
+    [[ ${COMPREPLY[0]} != *= ]] || compopt -o nospace
+  else
+    # The command and its arguments are completed as without mcshim.
+    for offset in _comp_command_offset _command_offset; do
+      if declare -F $offset >/dev/null; then
+        $offset "$i"
+        return
+      fi
+    done
+    ((i < COMP_CWORD)) || mapfile -t COMPREPLY < <(compgen -c -- "$cur")
+  fi
+}
+
+complete -F _mcshim mcshim
