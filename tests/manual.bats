@@ -53,9 +53,11 @@ section ()
 }
 
 @test "each knob, and no other" {
-  diff <(sed -n 's/^  { "\([A-Z_]*\)", set_.*/MCSHIM_\1/p' \
-           "$source/policy.c" | sort) \
-    <(section libmcshim ENVIRONMENT | items '^MCSHIM_[A-Z_]+')
+  sed -n 's/^  { "\([A-Z_]*\)", set_.*/MCSHIM_\1/p' "$source/policy.c" |
+    sort > knobs
+  diff knobs <(section libmcshim ENVIRONMENT | items '^MCSHIM_[A-Z_]+')
+  diff knobs <(sed -n 's/^| `\(MCSHIM_[A-Z_]*\)`.*/\1/p' \
+                 "$source/README.md" | sort)
 }
 
 @test "each line of the statistics, and no other" {
