@@ -110,8 +110,8 @@ formats, allowed = set(), set()
 for name in glob.glob(source + "/*.c") + glob.glob(source + "/interpose/*.c"):
     code = re.sub(r"/\*.*?\*/|^#.*?$", "", read(name), flags=re.S | re.M)
     code = re.sub(r'\bPREFIX "', '"MCSHIM_" "', code)
-    code = re.sub(r"\b(nbdkit_debug|dprintf|printf|__asm__) \(.*?\);", "",
-                  code, flags=re.S)
+    code = re.sub(r"\b(nbdkit_debug \(|fprintf \(f,|printf \(|__asm__ \().*?"
+                  r"\);", "", code, flags=re.S)
     knobs = re.search(r"knobs\[\] = {.*?^}", code, re.S | re.M)
     for m in re.finditer(r"%s(\s+%s)*" % (string, string), code):
         text = "".join(s[1:-1] for s in re.findall(string, m[0]))

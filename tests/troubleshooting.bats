@@ -19,7 +19,7 @@ flag ()
   shift
   # shellcheck disable=SC2016 # $uri is nbdkit's
   "$launcher" "${options[@]}" nbdkit -U - "$@" \
-    --run 'nbdinfo --can multi-conn "$uri"; echo $?'
+    --run 'nbdinfo --can multi-conn "$uri"; echo $?' 2>>"$server_err"
 }
 
 # counts KEY...: of the statistics.
@@ -222,7 +222,7 @@ h[0].pread(4, 0)
 h[1].pwrite(b"next", 0)
 h[1].flush()
 print(h[0].pread(4, 0) != b"next")
-EOT'
+EOT' 2>>"$server_err"
   }
   for mode in plugin disable unsafe; do
     run -0 different --mode=$mode
@@ -235,9 +235,12 @@ EOT'
 @test "There are no statistics" {
   serve MCSHIM_STATS_FILE="$stats" "$wbcache"
   refute [ -e "$stats" ]
+  client <<<'conn()'
+  wait_until grep -qx 'connections_opened: 1' "$stats"
   kill -KILL "$(<"$server/pid")"
   wait_until test -s "$server/status"
-  refute [ -e "$stats" ]
+  grep -qx 'running: true' "$stats"
+  rm "$stats"
   [ "$(id -u)" -eq 0 ] || skip "needs root to change to another user"
   run "$launcher" --stats="$stats" nbdkit -u nobody -U - "$wbcache" --run true
   assert_output --partial "MCSHIM_STATS_FILE: $stats: Permission denied"
