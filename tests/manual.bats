@@ -130,9 +130,11 @@ for text in allowed:
         print("libmcshim(7) lacks: " + text)
         bad = True
 
-script = read(source + "/scripts/mcshim")
-formats = {"mcshim: " + re.sub(r"\$\{?\w+\}?", "\0", f)
-           for f in re.findall(r'\bfail "([^"]*)"', script)}
+formats = set()
+for name in glob.glob(source + "/scripts/mcshim*"):
+    script = read(name).replace("\\\n", "")
+    formats |= {"mcshim: " + re.sub(r"\$\{?\w+\}?", "\0", f)
+                for f in re.findall(r'\bfail(?:ed)? "([^"]*)"', script)}
 bad |= check("mcshim(1)", read(source + "/docs/mcshim.pod"), "DIAGNOSTICS",
              formats)
 sys.exit(bad)
