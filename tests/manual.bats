@@ -133,7 +133,7 @@ for text in allowed:
 formats = set()
 for name in glob.glob(source + "/scripts/mcshim*"):
     script = read(name).replace("\\\n", "")
-    formats |= {"mcshim: " + re.sub(r"\$\{?\w+\}?", "\0", f)
+    formats |= {"mcshim: " + re.sub(r"\$(\{[^}]*\}|\w+)", "\0", f)
                 for f in re.findall(r'\bfail(?:ed)? "([^"]*)"', script)}
 bad |= check("mcshim(1)", read(source + "/docs/mcshim.pod"), "DIAGNOSTICS",
              formats)

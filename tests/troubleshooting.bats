@@ -84,6 +84,11 @@ counts ()
   assert_equal "$without $with" "0 1"
 }
 
+@test "The server runs as if nothing were preloaded: another library before it" {
+  refute wrapped env LD_PRELOAD="$plugins/dlsymmer.so:$shim_so" nbdkit
+  wrapped env LD_PRELOAD="$plugins/dlsymmer.so" "$launcher" nbdkit
+}
+
 @test "The server runs as if nothing were preloaded: a static program is no obstacle" {
   cat > run.c <<'EOT'
 #include <unistd.h>
