@@ -113,6 +113,7 @@ static int (*plugin_flush) (void *handle);
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static LIST_HEAD (, group) groups = LIST_HEAD_INITIALIZER (groups);
 static LIST_HEAD (, group) busy = LIST_HEAD_INITIALIZER (busy);
+static bool forgotten;          /* a group with "stale" set is gone */
 static struct statistics statistics;
 
 /* None of these can fail unless memory is corrupt, and nothing that was
@@ -651,6 +652,8 @@ find_group (const char *name)
     free (g);
     return NULL;
   }
+  /* It may be that one: a flush too many is better than one too few. */
+  g->stale = forgotten;
   LIST_INIT (&g->all);
   TAILQ_INIT (&g->touched);
   TAILQ_INIT (&g->queue);
@@ -755,12 +758,14 @@ connection_leave (struct connection *c)
   g->replicating -= c->resolution.replicate;
   statistics.connections_open--;
   add_requests (&statistics, c);
-  /* "stale" is for other connections, or for a later flush if that speaks
-   * for this one.
-   */
-  if (LIST_EMPTY (&g->all) && g->name != NULL && g->close_err == 0 &&
-      (!g->stale || c->resolution.replicate || !c->multi_conn))
+  if (LIST_EMPTY (&g->all) && g->name != NULL && g->close_err == 0) {
+    /* "stale" is for other connections, but for a later flush as well if
+     * that speaks for this one.
+     */
+    if (g->stale && !c->resolution.replicate && c->multi_conn)
+      forgotten = true;
     group_free (g);
+  }
   unlock_all ();
 
   if (err != 0) {

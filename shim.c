@@ -521,13 +521,13 @@ register_plugin (void)
     }
     policy_free (&policy);      /* there is nothing to count */
   }
+  else if (policy.mode == MODE_UNSAFE)
+    complain ("warning: MCSHIM_MODE=unsafe: clients are told that a flush "
+              "counts for all connections, and nothing makes that true");
   /* The callbacks that the plugin lacks stay absent. */
   if (server_purpose () == DUMP_PLUGIN)
     return &wrapped;
 
-  if (policy.mode == MODE_UNSAFE)
-    complain ("warning: MCSHIM_MODE=unsafe: clients are told that a flush "
-              "counts for all connections, and nothing makes that true");
   wrapped.get_ready = shim_get_ready;
   wrapped.close = shim_close;
   wrapped.unload = shim_unload;

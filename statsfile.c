@@ -47,8 +47,11 @@ open_beside (const char *path, int *fd)
   }
   if (asprintf (&name, "%s.%ld", path, (long) getpid ()) == -1)
     return NULL;
-  *fd = open (name, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC,
-              0644);
+  /* What is there is of a process that had our number and was killed.  Or
+   * of somebody else, and then not to be written to.
+   */
+  unlink (name);
+  *fd = open (name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
   if (*fd == -1) {
     free (name);
     return NULL;

@@ -101,6 +101,10 @@ EOT
   parallel=1 flood MCSHIM_EXPORTNAME=true MCSHIM_MODE=emulate memory 64k
 }
 
+@test "a group for each of many export names, with unflushed writes" {
+  parallel=1 flood MCSHIM_EXPORTNAME=true MCSHIM_MODE=auto memory 64k
+}
+
 @test "requests serialized" {
   flood "$wbcache" size=64k model=requests
 }
