@@ -85,6 +85,11 @@ slow=(--filter=delay --filter=truncate "$wbcache" model=requests
 @test "advice: no gain" {
   try --size=1M --connections=1,2 nbdkit "${slow[@]}"
   assert_equal "$(told .advice)" '"no gain"'
+  # One request at a time in all: the second connection has to wait.
+  try --connections=2 nbdkit --filter=noparallel "${slow[@]}" \
+    serialize=all-requests
+  assert_equal "$(told .advice)" '"no gain"'
+  [[ $(told .why) == *"no faster than one"* ]]
 }
 
 @test "the mode that was asked for" {
