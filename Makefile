@@ -13,6 +13,9 @@ INSTALL ?= install
 # The launcher holds the version, so that it is right wherever the file is
 # copied to; the library is told.
 VERSION := $(shell sed -n 's/^version=//p' scripts/mcshim)
+# What it reads in for --probe and --try goes to a directory of its own.
+launcher := scripts/mcshim
+launcher_parts := $(addprefix scripts/mcshim-,captive probe try)
 
 # Warnings are errors in CI only: a user's compiler may know more of them.
 common := -std=gnu11 -pthread -Wall -Wextra -Wshadow -Wstrict-prototypes \
@@ -151,7 +154,9 @@ deps:
 install: $(lib) $(have_man)
 	$(INSTALL) -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(LIBDIR)"
 	$(INSTALL) -m 755 $(lib) "$(DESTDIR)$(LIBDIR)/libmcshim.so"
-	sed 's|^libdir=.*|libdir="$(LIBDIR)"|' scripts/mcshim > $(build)/mcshim
+	$(INSTALL) -d "$(DESTDIR)$(LIBDIR)/mcshim"
+	$(INSTALL) -m 644 $(launcher_parts) "$(DESTDIR)$(LIBDIR)/mcshim"
+	sed 's|^libdir=.*|libdir="$(LIBDIR)"|' $(launcher) > $(build)/mcshim
 	$(INSTALL) -m 755 $(build)/mcshim "$(DESTDIR)$(BINDIR)/mcshim"
 	$(INSTALL) -d "$(DESTDIR)$(BASHCOMPDIR)" "$(DESTDIR)$(ZSHCOMPDIR)"
 	$(INSTALL) -m 644 completion/mcshim.bash "$(DESTDIR)$(BASHCOMPDIR)/mcshim"
@@ -166,6 +171,7 @@ uninstall:
 	  "$(DESTDIR)$(MANDIR)/man1/mcshim.1" \
 	  "$(DESTDIR)$(MANDIR)/man7/libmcshim.7" \
 	  "$(DESTDIR)$(BASHCOMPDIR)/mcshim" "$(DESTDIR)$(ZSHCOMPDIR)/_mcshim"
+	rm -rf "$(DESTDIR)$(LIBDIR)/mcshim"
 
 clean:
 	rm -rf build build-thread build-address libmcshim.so
