@@ -15,7 +15,7 @@ INSTALL ?= install
 VERSION := $(shell sed -n 's/^version=//p' scripts/mcshim)
 # What it reads in for --probe and --try goes to a directory of its own.
 launcher := scripts/mcshim
-launcher_parts := $(addprefix scripts/mcshim-,captive probe try)
+launcher_parts := $(addprefix scripts/mcshim-,captive probe top try)
 
 # Warnings are errors in CI only: a user's compiler may know more of them.
 common := -std=gnu11 -pthread -Wall -Wextra -Wshadow -Wstrict-prototypes \
