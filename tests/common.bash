@@ -2,9 +2,10 @@
 # talk to it.
 #
 # The environment can name another library (MCSHIM_SO), libraries to preload
-# before it (MCSHIM_TEST_PRELOAD, a sanitizer's runtime say) and a command to
-# run the server under (MCSHIM_TEST_WRAPPER, valgrind say).  They are taken
-# over here and unset: the library under test refuses knobs it does not know.
+# before it (MCSHIM_TEST_PRELOAD, a sanitizer's runtime say), a command to
+# run the server under (MCSHIM_TEST_WRAPPER, valgrind say) and a root whose
+# nbdkit is to be used (MCSHIM_TEST_ROOT).  They are taken over here and unset:
+# the library under test refuses knobs it does not know.
 
 # shellcheck shell=bash disable=SC2034,SC2154 # the test files use and set them
 
@@ -17,6 +18,7 @@ test_preload=${MCSHIM_TEST_PRELOAD:-${SHIM_TEST_PRELOAD:-}}
 test_wrapper=${MCSHIM_TEST_WRAPPER:-${SHIM_TEST_WRAPPER:-}}
 export SHIM_SO=$shim_so SHIM_TEST_PRELOAD=$test_preload
 export SHIM_TEST_WRAPPER=$test_wrapper
+export SHIM_TEST_ROOT=${MCSHIM_TEST_ROOT:-${SHIM_TEST_ROOT:-}}
 
 plugins=$BATS_TEST_DIRNAME/plugins
 wbcache=$plugins/wbcache.so
@@ -24,6 +26,7 @@ wbcache=$plugins/wbcache.so
 # The python3 that nbdsh and nbdkit's python plugin are built for is the
 # system's; another one may be before it.
 export PATH=/usr/bin:$PATH
+[ -z "$SHIM_TEST_ROOT" ] || PATH=$BATS_TEST_DIRNAME/compat:$PATH
 unset LD_PRELOAD ODD NEXT_LOG DLSYM_LOG
 while read -r variable; do
   unset "$variable"
