@@ -46,8 +46,9 @@ $(build)/%.o: %.c Makefile scripts/mcshim
 	  -D_GNU_SOURCE -DMCSHIM_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS) \
 	  $(sanitize_this) -MMD -MP -c -o $@ $<
 
-# What the tests use: plugins for nbdkit, clients over libnbd, and programs
-# that test policy.c without a server.
+# What the tests use: plugins for nbdkit, libraries to preload beside the shim
+# (before glibc 2.34 these need libdl), clients over libnbd, and programs that
+# test policy.c without a server.
 
 test-programs: $(plugins) $(clients) $(units)
 
@@ -56,7 +57,7 @@ depend_on = -MMD -MP -MF $(build)/$(subst /,-,$@).d
 tests/plugins/%.so: tests/plugins/%.c Makefile
 	@mkdir -p $(build)
 	$(CC) $(common) -fPIC -shared $(CPPFLAGS) $(CFLAGS) $(depend_on) \
-	  -o $@ $< $(LDFLAGS)
+	  -o $@ $< $(LDFLAGS) -Wl,--no-as-needed -l:libdl.so.2
 
 tests/clients/%: tests/clients/%.c Makefile
 	@mkdir -p $(build)

@@ -104,6 +104,20 @@ under_shim ()
 
 no_shim () { env "$@"; }
 
+# For --run.  An old nbdinfo has no --can.
+# shellcheck disable=SC2016 # for the server's shell
+has_flag='nbdinfo "$uri" 2>&1 | grep -q "can_multi_conn: true"'
+
+# has_plugin NAME: or the test is skipped.  The cc plugin is no use without a
+# compiler beside it.
+has_plugin ()
+{
+  nbdkit --dump-plugin "$1" >/dev/null 2>&1 ||
+    skip "nbdkit's $1 plugin is not installed"
+  [ "$1" != cc ] || nbdkit -U - null --run 'command -v gcc' >/dev/null ||
+    skip "there is no compiler beside this nbdkit"
+}
+
 # With the thread sanitizer's runtime a shell crashes, and a program that has
 # printed an errno hangs in its exit handlers; the library has no part in it.
 not_under_tsan ()

@@ -113,8 +113,8 @@ EOT
 @test "a program that starts nbdkit: the shim works in there" {
   # shellcheck disable=SC2016 # for the inner shells
   run -0 under_shim sh -c '
-    nbdkit -U - "$1" --run "nbdinfo --can multi-conn \"\$uri\""' sh "$wbcache"
+    nbdkit -U - "$1" --run "$2"' sh "$wbcache" "$has_flag"
   # shellcheck disable=SC2016
-  run -2 no_shim sh -c '
-    nbdkit -U - "$1" --run "nbdinfo --can multi-conn \"\$uri\""' sh "$wbcache"
+  run -1 no_shim sh -c '
+    nbdkit -U - "$1" --run "$2"' sh "$wbcache" "$has_flag"
 }
