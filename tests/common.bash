@@ -104,9 +104,9 @@ under_shim ()
 
 no_shim () { env "$@"; }
 
-# For --run.  An old nbdinfo has no --can.
+# For --run: prints true or false.  An old nbdinfo has no --can.
 # shellcheck disable=SC2016 # for the server's shell
-has_flag='nbdinfo "$uri" 2>&1 | grep -q "can_multi_conn: true"'
+flag='nbdinfo "$uri" 2>&1 | sed -n "s/.*can_multi_conn: //p"'
 
 # has_plugin NAME: or the test is skipped.  The cc plugin is no use without a
 # compiler beside it.
@@ -129,7 +129,7 @@ not_under_tsan ()
 # serve [MCSHIM_X=VALUE...] NBDKIT-ARGUMENT...: a server on $sock, ready when
 # this returns.  Its stderr goes to $server_err, and its pid and exit status
 # to $server/pid and $server/status.  SERVE_WITH=no_shim starts it without
-# the library.
+# the library, and SERVE_ON="WORDS" has it listen elsewhere.
 serve ()
 {
   local vars=() with=${SERVE_WITH:-under_shim}
@@ -139,10 +139,12 @@ serve ()
   done
   server=$(mktemp -d "$BATS_TEST_TMPDIR/server.XXXXXX") || return
   rm -f "$sock"
+  local on=(-U "$sock")
+  [ -z "${SERVE_ON-}" ] || read -ra on <<<"$SERVE_ON"
   {
     # bats would end this shell at a failure.
     local status=0
-    "$with" "${vars[@]}" nbdkit -f -U "$sock" -P "$server/pid" "$@" ||
+    "$with" "${vars[@]}" nbdkit -f "${on[@]}" -P "$server/pid" "$@" ||
       status=$?
     echo $status > "$server/status"
   } </dev/null >>"$server_err" 2>&1 3>&- &

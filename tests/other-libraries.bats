@@ -3,7 +3,11 @@
 
 load common
 
-multi_conn () { under_shim nbdkit -U - "$wbcache" --run "$has_flag"; }
+multi_conn ()
+{
+  run -0 under_shim nbdkit -U - "$wbcache" --run "$flag"
+  assert_output true
+}
 
 # next_found PROGRAM: the file where next.so's dlsym (RTLD_NEXT) found close.
 # Before glibc 2.34 that is libpthread where the program has it.
