@@ -81,6 +81,12 @@ check:
 	$(MAKE) --no-print-directory all test-programs
 	tests/run
 
+# The tests on older and newer nbdkits, in roots that are made for it.
+check-compat:
+	scripts/deps compat
+	$(MAKE) --no-print-directory all test-programs
+	tests/compat/run
+
 # The protocol, checked exhaustively: it holds, and does not without any of
 # its guards.
 model:
@@ -132,8 +138,8 @@ clean:
 	rm -rf build build-thread build-address libmcshim.so
 	rm -f $(plugins) $(clients) $(units)
 
-.PHONY: all test-programs demo check model soak check-asan check-tsan \
-	bench bench-quick deps install uninstall clean
+.PHONY: all test-programs demo check check-compat model soak check-asan \
+	check-tsan bench bench-quick deps install uninstall clean
 .DELETE_ON_ERROR:
 
 -include $(lib_obj:.o=.d) $(wildcard $(build)/tests-*.d)
