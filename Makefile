@@ -131,15 +131,27 @@ install: $(lib)
 	sed 's|^libdir=.*|libdir="$(LIBDIR)"|' scripts/mcshim > $(build)/mcshim
 	$(INSTALL) -m 755 $(build)/mcshim "$(DESTDIR)$(BINDIR)/mcshim"
 
+# What a machine without a compiler needs, in a tarball that works where it is
+# unpacked.
+dist = $(build)/mcshim-$(VERSION)-$(firstword $(subst -, ,$(shell \
+         $(CC) -dumpmachine)))
+dist: $(lib) $(have_man)
+	rm -rf $(dist)
+	$(INSTALL) -d $(dist)
+	$(INSTALL) -m 755 $(lib) scripts/mcshim $(dist)
+	$(INSTALL) -m 644 README.md LICENSE $(have_man) $(dist)
+	tar -C $(build) --owner=0 --group=0 -czf $(dist).tar.gz $(notdir $(dist))
+	@echo $(dist).tar.gz
+
 uninstall:
 	rm -f "$(DESTDIR)$(BINDIR)/mcshim" "$(DESTDIR)$(LIBDIR)/libmcshim.so"
 
 clean:
-	rm -rf build build-thread build-address libmcshim.so
+	rm -rf build build-* libmcshim.so
 	rm -f $(plugins) $(clients) $(units)
 
 .PHONY: all test-programs demo check check-compat model soak check-asan \
-	check-tsan bench bench-quick deps install uninstall clean
+	check-tsan bench bench-quick deps install dist uninstall clean
 .DELETE_ON_ERROR:
 
 -include $(lib_obj:.o=.d) $(wildcard $(build)/tests-*.d)
