@@ -30,7 +30,9 @@ lib_obj := $(lib_src:%.c=$(build)/%.o)
 $(build)/interpose/%.o: sanitize_this :=
 sanitize_this = $(sanitize)
 
-plugins := $(patsubst %.c,%.so,$(wildcard tests/plugins/*.c))
+plugin_dir := tests/plugins
+plugins := $(patsubst tests/plugins/%.c,$(plugin_dir)/%.so,\
+             $(wildcard tests/plugins/*.c))
 clients := $(patsubst %.c,%,$(wildcard tests/clients/*.c))
 units   := $(patsubst %.c,%,$(wildcard tests/unit/*.c))
 
@@ -50,12 +52,13 @@ $(build)/%.o: %.c Makefile scripts/mcshim
 # (before glibc 2.34 these need libdl), clients over libnbd, and programs that
 # test policy.c without a server.
 
-test-programs: $(plugins) $(clients) $(units)
+test-programs: test-plugins $(clients) $(units)
+test-plugins: $(plugins)
 
 depend_on = -MMD -MP -MF $(build)/$(subst /,-,$@).d
 
-tests/plugins/%.so: tests/plugins/%.c Makefile
-	@mkdir -p $(build)
+$(plugin_dir)/%.so: tests/plugins/%.c Makefile
+	@mkdir -p $(build) $(@D)
 	$(CC) $(common) -fPIC -shared $(CPPFLAGS) $(CFLAGS) $(depend_on) \
 	  -o $@ $< $(LDFLAGS) -Wl,--no-as-needed -l:libdl.so.2
 
@@ -86,6 +89,15 @@ check-compat:
 	scripts/deps compat
 	$(MAKE) --no-print-directory all test-programs
 	tests/compat/run
+
+# The same on aarch64: cross-built, in an nbdkit that qemu runs.
+check-cross:
+	scripts/deps cross
+	$(MAKE) --no-print-directory $(clients)
+	$(MAKE) --no-print-directory CC=aarch64-linux-gnu-gcc \
+	  build=build-aarch64 lib=build-aarch64/libmcshim.so \
+	  plugin_dir=build-aarch64/plugins all test-plugins
+	MCSHIM_SO=$(CURDIR)/build-aarch64/libmcshim.so tests/compat/run arm64
 
 # The protocol, checked exhaustively: it holds, and does not without any of
 # its guards.
@@ -150,8 +162,8 @@ clean:
 	rm -rf build build-* libmcshim.so
 	rm -f $(plugins) $(clients) $(units)
 
-.PHONY: all test-programs demo check check-compat model soak check-asan \
+.PHONY: all test-programs test-plugins demo check check-compat check-cross model soak check-asan \
 	check-tsan bench bench-quick deps install dist uninstall clean
 .DELETE_ON_ERROR:
 
--include $(lib_obj:.o=.d) $(wildcard $(build)/tests-*.d)
+-include $(lib_obj:.o=.d) $(wildcard $(build)/*.d)
