@@ -127,6 +127,13 @@ has_plugin ()
   fi
 }
 
+# New in nbdkit 1.26.
+has_multi_conn_filter ()
+{
+  nbdkit --dump-plugin --filter=multi-conn null >/dev/null 2>&1 ||
+    skip "this nbdkit has no multi-conn filter"
+}
+
 # With the thread sanitizer's runtime a shell crashes, and a program that has
 # printed an errno hangs in its exit handlers; the library has no part in it.
 not_under_tsan ()
