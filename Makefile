@@ -36,7 +36,9 @@ lib_obj := $(lib_src:%.c=$(build)/%.o)
 $(build)/interpose/%.o: sanitize_this :=
 sanitize_this = $(sanitize)
 
-plugins := $(patsubst %.c,%.so,$(wildcard tests/plugins/*.c))
+plugin_dir := tests/plugins
+plugins := $(patsubst tests/plugins/%.c,$(plugin_dir)/%.so,\
+             $(wildcard tests/plugins/*.c))
 clients := $(patsubst %.c,%,$(wildcard tests/clients/*.c))
 units   := $(patsubst %.c,%,$(wildcard tests/unit/*.c))
 
@@ -67,17 +69,19 @@ $(build)/%.o: %.c Makefile scripts/mcshim
 	  -D_GNU_SOURCE -DMCSHIM_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS) \
 	  $(sanitize_this) -MMD -MP -c -o $@ $<
 
-# What the tests use: plugins for nbdkit, clients over libnbd, and programs
-# that test policy.c without a server.
+# What the tests use: plugins for nbdkit, libraries to preload beside the shim
+# (before glibc 2.34 these need libdl), clients over libnbd, and programs that
+# test policy.c without a server.
 
-test-programs: $(plugins) $(clients) $(units)
+test-programs: test-plugins $(clients) $(units)
+test-plugins: $(plugins)
 
 depend_on = -MMD -MP -MF $(build)/$(subst /,-,$@).d
 
-tests/plugins/%.so: tests/plugins/%.c Makefile
-	@mkdir -p $(build)
+$(plugin_dir)/%.so: tests/plugins/%.c Makefile
+	@mkdir -p $(build) $(@D)
 	$(CC) $(common) -fPIC -shared $(CPPFLAGS) $(CFLAGS) $(depend_on) \
-	  -o $@ $< $(LDFLAGS)
+	  -o $@ $< $(LDFLAGS) -Wl,--no-as-needed -l:libdl.so.2
 
 tests/clients/%: tests/clients/%.c Makefile
 	@mkdir -p $(build)
@@ -100,6 +104,21 @@ check:
 	scripts/deps check
 	$(MAKE) --no-print-directory all test-programs
 	tests/run
+
+# The tests on older and newer nbdkits, in roots that are made for it.
+check-compat:
+	scripts/deps compat
+	$(MAKE) --no-print-directory all test-programs
+	tests/compat/run
+
+# The same on aarch64: cross-built, in an nbdkit that qemu runs.
+check-cross:
+	scripts/deps cross
+	$(MAKE) --no-print-directory $(clients)
+	$(MAKE) --no-print-directory CC=aarch64-linux-gnu-gcc \
+	  build=build-aarch64 lib=build-aarch64/libmcshim.so \
+	  plugin_dir=build-aarch64/plugins all test-plugins
+	MCSHIM_SO=$(CURDIR)/build-aarch64/libmcshim.so tests/compat/run arm64
 
 # The protocol, checked exhaustively: it holds, and does not without any of
 # its guards.
@@ -137,7 +156,7 @@ bench-quick:
 	scripts/bench --quick --only=instructions,flushes,mixed
 
 # What must pass before a release, the quick ones first.
-release_checks := check check-asan check-tsan model bench-quick soak
+release_checks := check check-compat check-cross check-asan check-tsan model bench-quick soak
 release-check:
 	@test -z "$$(git status --porcelain)" || { \
 	  echo "release-check: first commit or remove what git status shows"; \
@@ -166,6 +185,18 @@ install: $(lib) $(have_man)
 	  $(INSTALL) -d "$$dir" && $(INSTALL) -m 644 $$page "$$dir" || exit; \
 	done
 
+# What a machine without a compiler needs, in a tarball that works where it is
+# unpacked.
+dist = $(build)/mcshim-$(VERSION)-$(firstword $(subst -, ,$(shell \
+         $(CC) -dumpmachine)))
+dist: $(lib) $(have_man)
+	rm -rf $(dist)
+	$(INSTALL) -d $(dist)
+	$(INSTALL) -m 755 $(lib) $(launcher) $(dist)
+	$(INSTALL) -m 644 $(launcher_parts) README.md LICENSE $(have_man) $(dist)
+	tar -C $(build) --owner=0 --group=0 -czf $(dist).tar.gz $(notdir $(dist))
+	@echo $(dist).tar.gz
+
 uninstall:
 	rm -f "$(DESTDIR)$(BINDIR)/mcshim" "$(DESTDIR)$(LIBDIR)/libmcshim.so" \
 	  "$(DESTDIR)$(MANDIR)/man1/mcshim.1" \
@@ -174,11 +205,12 @@ uninstall:
 	rm -rf "$(DESTDIR)$(LIBDIR)/mcshim"
 
 clean:
-	rm -rf build build-thread build-address libmcshim.so
+	rm -rf build build-* libmcshim.so
 	rm -f $(plugins) $(clients) $(units)
 
-.PHONY: all man test-programs demo check model soak check-asan check-tsan \
-	bench bench-quick release-check deps install uninstall clean
+.PHONY: all man test-programs test-plugins demo check check-compat check-cross \
+	model soak check-asan check-tsan bench bench-quick release-check deps \
+	install dist uninstall clean
 .DELETE_ON_ERROR:
 
--include $(lib_obj:.o=.d) $(wildcard $(build)/tests-*.d)
+-include $(lib_obj:.o=.d) $(wildcard $(build)/*.d)

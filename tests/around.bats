@@ -3,10 +3,6 @@
 
 load common
 
-# For --run: prints true or false.  An old nbdinfo has no --can.
-# shellcheck disable=SC2016 # for the server's shell
-flag='nbdinfo "$uri" 2>&1 | sed -n "s/.*can_multi_conn: //p"'
-
 @test "started by Python's subprocess" {
   run -0 under_shim python3 -c 'import subprocess, sys
 subprocess.run(sys.argv[1:], check=True)' nbdkit -U - "$wbcache" --run "$flag"

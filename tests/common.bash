@@ -2,9 +2,10 @@
 # talk to it.
 #
 # The environment can name another library (MCSHIM_SO), libraries to preload
-# before it (MCSHIM_TEST_PRELOAD, a sanitizer's runtime say) and a command to
-# run the server under (MCSHIM_TEST_WRAPPER, valgrind say).  They are taken
-# over here and unset: the library under test refuses knobs it does not know.
+# before it (MCSHIM_TEST_PRELOAD, a sanitizer's runtime say), a command to
+# run the server under (MCSHIM_TEST_WRAPPER, valgrind say) and a root whose
+# nbdkit is to be used (MCSHIM_TEST_ROOT).  They are taken over here and unset:
+# the library under test refuses knobs it does not know.
 
 # shellcheck shell=bash disable=SC2034,SC2154 # the test files use and set them
 
@@ -17,13 +18,22 @@ test_preload=${MCSHIM_TEST_PRELOAD:-${SHIM_TEST_PRELOAD:-}}
 test_wrapper=${MCSHIM_TEST_WRAPPER:-${SHIM_TEST_WRAPPER:-}}
 export SHIM_SO=$shim_so SHIM_TEST_PRELOAD=$test_preload
 export SHIM_TEST_WRAPPER=$test_wrapper
+export SHIM_TEST_ROOT=${MCSHIM_TEST_ROOT:-${SHIM_TEST_ROOT:-}}
 
 plugins=$BATS_TEST_DIRNAME/plugins
+# A library of another architecture has plugins of its own beside it, and is
+# preloaded inside qemu only.
+in_qemu=
+if [ -d "${shim_so%/*}/plugins" ]; then
+  plugins=${shim_so%/*}/plugins
+  in_qemu=QEMU_SET_ENV=
+fi
 wbcache=$plugins/wbcache.so
 
 # The python3 that nbdsh and nbdkit's python plugin are built for is the
 # system's; another one may be before it.
 export PATH=/usr/bin:$PATH
+[ -z "$SHIM_TEST_ROOT" ] || PATH=$BATS_TEST_DIRNAME/compat:$PATH
 unset LD_PRELOAD ODD NEXT_LOG DLSYM_LOG
 while read -r variable; do
   unset "$variable"
@@ -96,10 +106,33 @@ under_shim ()
   entries="${test_preload:+$test_preload:}$entries"
   entries="$entries${PRELOAD_AFTER:+:$PRELOAD_AFTER}"
   # shellcheck disable=SC2086 # the wrapper is words
-  env "${vars[@]}" LD_PRELOAD="$entries" $test_wrapper "$@"
+  env "${vars[@]}" "${in_qemu}LD_PRELOAD=$entries" $test_wrapper "$@"
 }
 
 no_shim () { env "$@"; }
+
+# For --run: prints true or false.  An old nbdinfo has no --can.
+# shellcheck disable=SC2016 # for the server's shell
+flag='nbdinfo "$uri" 2>&1 | sed -n "s/.*can_multi_conn: //p"'
+
+# has_plugin NAME: or the test is skipped.  The cc plugin is no use without a
+# compiler beside it.
+has_plugin ()
+{
+  nbdkit --dump-plugin "$1" >/dev/null 2>&1 ||
+    skip "nbdkit's $1 plugin is not installed"
+  if [ "$1" = cc ]; then
+    [ -z "$in_qemu" ] && nbdkit -U - null --run 'command -v gcc' >/dev/null ||
+      skip "there is no compiler for this nbdkit"
+  fi
+}
+
+# New in nbdkit 1.26.
+has_multi_conn_filter ()
+{
+  nbdkit --dump-plugin --filter=multi-conn null >/dev/null 2>&1 ||
+    skip "this nbdkit has no multi-conn filter"
+}
 
 # With the thread sanitizer's runtime a shell crashes, and a program that has
 # printed an errno hangs in its exit handlers; the library has no part in it.
@@ -112,7 +145,7 @@ not_under_tsan ()
 # serve [MCSHIM_X=VALUE...] NBDKIT-ARGUMENT...: a server on $sock, ready when
 # this returns.  Its stderr goes to $server_err, and its pid and exit status
 # to $server/pid and $server/status.  SERVE_WITH=no_shim starts it without
-# the library.
+# the library, and SERVE_ON="WORDS" has it listen elsewhere.
 serve ()
 {
   local vars=() with=${SERVE_WITH:-under_shim}
@@ -122,10 +155,12 @@ serve ()
   done
   server=$(mktemp -d "$BATS_TEST_TMPDIR/server.XXXXXX") || return
   rm -f "$sock"
+  local on=(-U "$sock")
+  [ -z "${SERVE_ON-}" ] || read -ra on <<<"$SERVE_ON"
   {
     # bats would end this shell at a failure.
     local status=0
-    "$with" "${vars[@]}" nbdkit -f -U "$sock" -P "$server/pid" "$@" ||
+    "$with" "${vars[@]}" nbdkit -f "${on[@]}" -P "$server/pid" "$@" ||
       status=$?
     echo $status > "$server/status"
   } </dev/null >>"$server_err" 2>&1 3>&- &

@@ -111,10 +111,10 @@ EOT
 }
 
 @test "a program that starts nbdkit: the shim works in there" {
-  # shellcheck disable=SC2016 # for the inner shells
-  run -0 under_shim sh -c '
-    nbdkit -U - "$1" --run "nbdinfo --can multi-conn \"\$uri\""' sh "$wbcache"
-  # shellcheck disable=SC2016
-  run -2 no_shim sh -c '
-    nbdkit -U - "$1" --run "nbdinfo --can multi-conn \"\$uri\""' sh "$wbcache"
+  # shellcheck disable=SC2016 # for the inner shell
+  local command='nbdkit -U - "$1" --run "$2"'
+  run -0 under_shim sh -c "$command" sh "$wbcache" "$flag"
+  assert_output true
+  run -0 no_shim sh -c "$command" sh "$wbcache" "$flag"
+  assert_output false
 }

@@ -88,6 +88,7 @@ EOT
 # that makes 4 of 3 where they are replicated once.
 multi_conn_counts ()
 {
+  has_multi_conn_filter
   serve --filter=multi-conn "$wbcache" log="$log" "${@:2}"
   client <<EOT
 h = [conn() for i in range(4)]

@@ -6,14 +6,6 @@
 
 load common
 
-has_plugin ()
-{
-  nbdkit --dump-plugin "$1" >/dev/null 2>&1 ||
-    skip "nbdkit's $1 plugin is not installed"
-  [ "$1" != cc ] || nbdkit -U - null --run 'command -v gcc' >/dev/null ||
-    skip "there is no compiler beside this nbdkit"
-}
-
 # Any connection's write and any other's flush are seen on all of them,
 # whatever they had cached; what is not flushed is not.
 consistent ()

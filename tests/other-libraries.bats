@@ -3,29 +3,36 @@
 
 load common
 
-multi_conn () { under_shim nbdkit -U - "$wbcache" --run 'nbdinfo --can multi-conn "$uri"'; }
+multi_conn ()
+{
+  run -0 under_shim nbdkit -U - "$wbcache" --run "$flag"
+  assert_output true
+}
 
-libc () { ldd "$(command -v nbdkit)" | sed -n 's/.*libc.so.6 => \([^ ]*\).*/\1/p'; }
-
-# next_found PROGRAM: where next.so's dlsym (RTLD_NEXT) found close.
-next_found () { realpath "$(sed -n "s/^$1 //p" "$NEXT_LOG" | sort -u)"; }
+# next_found PROGRAM: the file where next.so's dlsym (RTLD_NEXT) found close.
+# Before glibc 2.34 that is libpthread where the program has it.
+next_found ()
+{
+  sed -n "s|^$1 .*/||p" "$NEXT_LOG" | sed 's/libpthread.so.0/libc.so.6/' |
+    sort -u
+}
 
 @test "RTLD_NEXT from a library before the shim" {
   export NEXT_LOG=$BATS_TEST_TMPDIR/next.log PRELOAD_BEFORE=$plugins/next.so
   multi_conn
-  assert_equal "$(next_found nbdkit)" "$(realpath "$(libc)")"
+  assert_equal "$(next_found nbdkit)" libc.so.6
 }
 
 @test "RTLD_NEXT from a library after the shim" {
   export NEXT_LOG=$BATS_TEST_TMPDIR/next.log PRELOAD_AFTER=$plugins/next.so
   multi_conn
-  assert_equal "$(next_found nbdkit)" "$(realpath "$(libc)")"
+  assert_equal "$(next_found nbdkit)" libc.so.6
 }
 
 @test "RTLD_NEXT in a program that is no nbdkit" {
   export NEXT_LOG=$BATS_TEST_TMPDIR/next.log PRELOAD_AFTER=$plugins/next.so
   under_shim cat /dev/null
-  assert_equal "$(next_found cat)" "$(realpath "$(libc)")"
+  assert_equal "$(next_found cat)" libc.so.6
 }
 
 @test "RTLD_NEXT past one more library that wraps the same function" {
@@ -37,7 +44,7 @@ next_found () { realpath "$(sed -n "s/^$1 //p" "$NEXT_LOG" | sort -u)"; }
   run grep '^nbdkit ' <(sort -u "$NEXT_LOG")
   assert_equal "${#lines[@]}" 2
   assert_line "nbdkit $BATS_TEST_TMPDIR/second.so"
-  assert_line --regexp '^nbdkit .*/libc\.so'
+  assert_line --regexp '^nbdkit .*/lib(c|pthread)\.so'
 }
 
 @test "another library that interposes dlsym, after the shim" {
@@ -89,6 +96,7 @@ EOT
 }
 
 @test "the cc plugin compiles with a GCC that loads a plugin" {
+  has_plugin cc
   cat > plugin.c <<'EOT'
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>

@@ -8,6 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "oldglibc.h"
+
+OLD (dlvsym);
+
 void *dlsym (void *restrict handle, const char *restrict name);
 
 void *

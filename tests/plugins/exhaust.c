@@ -13,6 +13,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "oldglibc.h"
+
+OLD (dlsym);
+OLD (dladdr);
+
 extern void *__libc_calloc (size_t n, size_t size);
 extern void *__libc_memalign (size_t alignment, size_t size);
 

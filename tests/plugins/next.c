@@ -13,6 +13,11 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "oldglibc.h"
+
+OLD (dlsym);
+OLD (dladdr);
+
 int close (int fd);
 
 static int (*next_close) (int);

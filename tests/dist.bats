@@ -1,0 +1,17 @@
+#!/usr/bin/env bats
+# The tarball for machines without a compiler.
+
+load common
+
+@test "it works where it is unpacked" {
+  tar -xf "$(env -u MAKEFLAGS make -sC "$BATS_TEST_DIRNAME/.." dist |
+    sed "s|^|$BATS_TEST_DIRNAME/../|")"
+  mv mcshim-* elsewhere
+  for file in README.md LICENSE; do [ -s elsewhere/$file ]; done
+  # In the shell of a server, which may be that of another root.
+  export wbcache flag
+  # shellcheck disable=SC2016 # for that shell
+  run -0 nbdkit -U - null \
+    --run 'elsewhere/mcshim nbdkit -U - "$wbcache" --run "$flag"'
+  assert_output true
+}

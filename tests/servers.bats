@@ -1,0 +1,51 @@
+#!/usr/bin/env bats
+# The ways in which a server can be reached.  around.bats has those in which
+# another program starts it.
+
+load common
+
+# replicates URI: to four connections.
+replicates ()
+{
+  uri=$1 client <<'EOT'
+h = [nbd.NBD() for i in range(4)]
+for c in h:
+    c.set_uri_allow_local_file(True)
+    c.connect_uri(os.environ["uri"])
+expect([c.can_multi_conn() for c in h], [True] * 4)
+expect(bytes(h[0].pread(4, 0)), bytes(4))
+h[1].pwrite(b"next", 0)
+h[2].flush()
+expect([bytes(c.pread(4, 0)) for c in h], [b"next"] * 4)
+EOT
+}
+
+free_port ()
+{
+  python3 -c '
+import socket
+s = socket.create_server(("127.0.0.1", 0))
+print(s.getsockname()[1])'
+}
+
+@test "a Unix socket" {
+  serve "$wbcache"
+  replicates "$uri"
+}
+
+@test "a TCP port" {
+  # Somebody else may take the port first.
+  local port tries
+  for tries in 1 2 3; do
+    port=$(free_port)
+    ! SERVE_ON="-i 127.0.0.1 -p $port" serve "$wbcache" || break
+  done
+  replicates "nbd://127.0.0.1:$port"
+}
+
+@test "TLS with a pre-shared key" {
+  echo alice:0123456789abcdef0123456789abcdef > keys
+  serve --tls=require --tls-psk="$PWD/keys" "$wbcache"
+  run -1 nbdinfo "$uri"
+  replicates "nbds+unix://alice@/?socket=$sock&tls-psk-file=$PWD/keys"
+}
