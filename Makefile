@@ -115,6 +115,17 @@ bench-quick:
 	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients)
 	scripts/bench --quick --only=instructions,flushes,mixed
 
+# Packages, in build/deb and build/rpm, and what becomes of them in a clean
+# Debian.
+deb rpm:
+	scripts/deps $@
+	scripts/package $@
+check-deb: deb
+	lintian --fail-on error build/deb/mcshim_*.changes
+	tests/packages deb
+check-rpm: rpm
+	tests/packages rpm
+
 deps:
 	scripts/deps check
 
@@ -132,7 +143,7 @@ clean:
 	rm -f $(plugins) $(clients) $(units)
 
 .PHONY: all test-programs demo check model soak check-asan check-tsan \
-	bench bench-quick deps install uninstall clean
+	bench bench-quick deb rpm check-deb check-rpm deps install uninstall clean
 .DELETE_ON_ERROR:
 
 -include $(lib_obj:.o=.d) $(wildcard $(build)/tests-*.d)
