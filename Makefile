@@ -126,6 +126,12 @@ check-deb: deb
 check-rpm: rpm
 	tests/packages rpm
 
+# Linux's own NBD client, in a virtual machine.
+check-kernel:
+	scripts/deps kernel
+	$(MAKE) --no-print-directory all tests/plugins/wbcache.so
+	tests/kernel-client
+
 deps:
 	scripts/deps check
 
@@ -143,7 +149,8 @@ clean:
 	rm -f $(plugins) $(clients) $(units)
 
 .PHONY: all test-programs demo check model soak check-asan check-tsan \
-	bench bench-quick deb rpm check-deb check-rpm deps install uninstall clean
+	bench bench-quick deb rpm check-deb check-rpm \
+	check-kernel deps install uninstall clean
 .DELETE_ON_ERROR:
 
 -include $(lib_obj:.o=.d) $(wildcard $(build)/tests-*.d)
