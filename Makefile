@@ -131,6 +131,7 @@ check-kernel:
 	scripts/deps kernel
 	$(MAKE) --no-print-directory all tests/plugins/wbcache.so
 	tests/kernel-client
+.PHONY: deb rpm check-deb check-rpm check-kernel
 
 deps:
 	scripts/deps check
@@ -149,8 +150,7 @@ clean:
 	rm -f $(plugins) $(clients) $(units)
 
 .PHONY: all test-programs demo check model soak check-asan check-tsan \
-	bench bench-quick deb rpm check-deb check-rpm \
-	check-kernel deps install uninstall clean
+	bench bench-quick deps install uninstall clean
 .DELETE_ON_ERROR:
 
 -include $(lib_obj:.o=.d) $(wildcard $(build)/tests-*.d)
