@@ -155,8 +155,26 @@ bench-quick:
 	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients)
 	scripts/bench --quick --only=instructions,flushes,mixed
 
+# Packages, in build/deb and build/rpm, and what becomes of them in a clean
+# Debian.
+deb rpm:
+	scripts/deps $@
+	scripts/package $@
+check-deb: deb
+	lintian --fail-on error build/deb/mcshim_*.changes
+	tests/packages deb
+check-rpm: rpm
+	tests/packages rpm
+
+# Linux's own NBD client, in a virtual machine.
+check-kernel:
+	scripts/deps kernel
+	$(MAKE) --no-print-directory all tests/plugins/wbcache.so
+	tests/kernel-client
+
 # What must pass before a release, the quick ones first.
-release_checks := check check-compat check-cross check-asan check-tsan model bench-quick soak
+release_checks := check check-compat check-cross check-deb check-rpm \
+  check-kernel check-asan check-tsan model bench-quick soak
 release-check:
 	@test -z "$$(git status --porcelain)" || { \
 	  echo "release-check: first commit or remove what git status shows"; \
@@ -209,8 +227,8 @@ clean:
 	rm -f $(plugins) $(clients) $(units)
 
 .PHONY: all man test-programs test-plugins demo check check-compat check-cross \
-	model soak check-asan check-tsan bench bench-quick release-check deps \
-	install dist uninstall clean
+	model soak check-asan check-tsan check-deb check-rpm check-kernel deb rpm \
+	bench bench-quick release-check deps install dist uninstall clean
 .DELETE_ON_ERROR:
 
 -include $(lib_obj:.o=.d) $(wildcard $(build)/*.d)
