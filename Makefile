@@ -134,6 +134,12 @@ bench-quick:
 	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients)
 	scripts/bench --quick --only=instructions,flushes,mixed
 
+# The README's table of what it brings.
+bench-headline:
+	scripts/deps compat
+	$(MAKE) --no-print-directory all
+	scripts/bench --only=headline
+
 deps:
 	scripts/deps check
 
@@ -163,7 +169,7 @@ clean:
 	rm -f $(plugins) $(clients) $(units)
 
 .PHONY: all test-programs test-plugins demo check check-compat check-cross model soak check-asan \
-	check-tsan bench bench-quick deps install dist uninstall clean
+	check-tsan bench bench-quick bench-headline deps install dist uninstall clean
 .DELETE_ON_ERROR:
 
 -include $(lib_obj:.o=.d) $(wildcard $(build)/*.d)
