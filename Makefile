@@ -155,6 +155,12 @@ bench-quick:
 	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients)
 	scripts/bench --quick --only=instructions,flushes,mixed
 
+# The README's table of what it brings.
+bench-headline:
+	scripts/deps compat
+	$(MAKE) --no-print-directory all
+	scripts/bench --only=headline
+
 # Packages, in build/deb and build/rpm, and what becomes of them in a clean
 # Debian.
 deb rpm:
@@ -228,7 +234,7 @@ clean:
 
 .PHONY: all man test-programs test-plugins demo check check-compat check-cross \
 	model soak check-asan check-tsan check-deb check-rpm check-kernel deb rpm \
-	bench bench-quick release-check deps install dist uninstall clean
+	bench bench-quick bench-headline release-check deps install dist uninstall clean
 .DELETE_ON_ERROR:
 
 -include $(lib_obj:.o=.d) $(wildcard $(build)/*.d)

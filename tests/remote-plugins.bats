@@ -1,0 +1,120 @@
+#!/usr/bin/env bats
+# The plugins that fetch a disk from another machine: the ones that nbdkit
+# 1.24 has without multi-conn, and that a client needs several connections of.
+
+load common
+
+# backend nginx|sshd PLUGIN: that server, with the directory "remote" and on
+# $port, for that plugin.
+backend ()
+{
+  has_plugin "$2"
+  "$BATS_TEST_DIRNAME/compat/root" --made bullseye >/dev/null 2>&1 ||
+    skip "nginx and sshd are in the bullseye root, made by make check-compat"
+  mkdir -p remote
+  # Nobody can tell which port is free, so try some.
+  local tries
+  for ((tries = 0; tries < 20; tries++)); do
+    port=$((20000 + RANDOM % 12000))
+    "$BATS_TEST_DIRNAME/backend" "$1" "$PWD/remote" $port \
+      </dev/null >>backend.err 2>&1 3>&- &
+    backend_pid=$!
+    wait_until backend_started
+    if [ -s remote/pid ]; then return; fi
+  done
+  cat backend.err
+  return 1
+}
+
+backend_started ()
+{
+  [ -s remote/pid ] || ! kill -0 "$backend_pid" 2>/dev/null
+}
+
+teardown ()
+{
+  local status=0
+  common_teardown || status=$?
+  if [ -n "${backend_pid:-}" ] && kill "$backend_pid" 2>/dev/null; then
+    wait "$backend_pid"
+  fi
+  [ ! -s backend.err ] || sed 's/^/backend: /' backend.err
+  return $status
+}
+
+# nbdcopy gives each connection 128 MiB to copy before the next: so large
+# that all four have something.
+make_image ()
+{
+  local i
+  truncate -s 385M "$1"
+  for i in 0 128 256 384; do
+    dd if=/dev/urandom of="$1" bs=1M count=1 seek=$i conv=notrunc status=none
+  done
+}
+
+same_data () { sha256sum -c <(sha256sum < "$1" | sed "s|-$|$2|"); }
+
+# serve_ssh SIZE [MCSHIM_X=VALUE...]: the file remote/disk, over ssh.
+serve_ssh ()
+{
+  backend sshd ssh
+  truncate -s "$1" remote/disk
+  serve "${@:2}" MCSHIM_STATS_FILE="$stats" ssh host=127.0.0.1 port="$port" \
+    user=root identity="$PWD/remote/key" verify-remote-host=false \
+    path=/mnt/disk
+}
+
+@test "ssh: what one connection writes and another flushes, a third reads" {
+  serve_ssh 1M MCSHIM_MODE=emulate
+  client <<'EOT'
+h = [conn() for i in range(4)]
+expect([c.can_multi_conn() for c in h], [True] * 4)
+for i in range(4):
+    h[i].pwrite(bytes([65 + i]) * 4096, 4096 * i)
+h[0].flush()
+for i in range(4):
+    expect(bytes(h[3 - i].pread(4096, 4096 * i)), bytes([65 + i]) * 4096)
+h[1].pwrite(b"last", 0)
+h[2].flush()
+expect(bytes(h[3].pread(4, 0)), b"last")
+EOT
+  stop_server
+  grep -qx 'client_flushes: 2' "$stats"
+  # Four are dirty, and then one, with four that have read.
+  grep -qx 'plugin_flushes: 8' "$stats"
+  grep -qx 'failed_flushes: 0' "$stats"
+  assert_equal "$(head -c 4 remote/disk)" last
+}
+
+@test "ssh: nbdcopy writes over four connections, and flushes" {
+  serve_ssh 385M
+  make_image image
+  nbdcopy --connections=4 --threads=4 --destination-is-zero --flush \
+    image "$uri"
+  stop_server
+  same_data image remote/disk
+  grep -qx 'connections_most_at_once: 4' "$stats"
+  grep -qx 'flushes_at_close: 0' "$stats"
+  grep -qx 'failed_flushes: 0' "$stats"
+}
+
+@test "curl, which has no flush: nbdcopy reads over four connections" {
+  backend nginx curl
+  make_image remote/disk
+  serve MCSHIM_STATS_FILE="$stats" -r curl url="http://127.0.0.1:$port/disk"
+  nbdinfo --can multi-conn "$uri"
+  nbdcopy --connections=4 --threads=4 "$uri" copy
+  stop_server
+  same_data remote/disk copy
+  grep -qx 'connections_most_at_once: 4' "$stats"
+  grep -qx 'plugin_flushes: 0' "$stats"
+}
+
+@test "curl, which could write: refused, unless it is read-only" {
+  backend nginx curl
+  echo first > remote/disk
+  serve curl url="http://127.0.0.1:$port/disk"
+  run -1 nbdinfo "$uri"
+  grep -q 'mcshim.*flush.*connect read-only' "$server_err"
+}
