@@ -41,8 +41,6 @@ EOT
 }
 
 @test "the multi-conn filter beside us is said once, and another is not" {
-  [ -e "$(nbdkit --dump-config | sed -n 's/^filterdir=//p')/nbdkit-multi-conn-filter.so" ] ||
-    skip "this nbdkit has no multi-conn filter"
   has_multi_conn_filter
   serve --filter=multi-conn "$wbcache"
   client <<<'h = [conn() for i in range(2)]'

@@ -116,6 +116,7 @@ EOT
 }
 
 @test "predictions: filters with a flag of their own" {
+  has_multi_conn_filter
   true_for --filter=multi-conn "$wbcache"
   true_for --filter=multi-conn memory 1M
   true_for --filter=multi-conn "$wbcache" multi-conn-mode=disable
@@ -155,10 +156,12 @@ EOT
   assert_equal "$(told .server.thread_model)" '"serialize_connections"'
 }
 @test "advice: cannot help below a filter that takes the flag away" {
+  has_multi_conn_filter
   advises "cannot help" "a filter takes the flag" --filter=multi-conn \
     "$wbcache" multi-conn-mode=disable
 }
 @test "advice: use auto instead of the multi-conn filter" {
+  has_multi_conn_filter
   advises "use auto" "leave out the multi-conn filter" --filter=multi-conn \
     "$wbcache"
 }
@@ -215,6 +218,7 @@ imposter ()
 }
 
 @test "nothing is written or flushed" {
+  has_multi_conn_filter
   probe --filter=multi-conn "$wbcache" log="$log"
   grep -q ' open$' "$log"
   refute grep -q ' write$\| zero$\| trim$\| flush$' "$log"
@@ -249,6 +253,7 @@ EOT
 }
 
 @test "it needs no python, and nothing newer than a POSIX shell and awk" {
+  [ -z "$SHIM_TEST_ROOT" ] || skip "the nbdkit of another root needs more"
   mkdir only
   local tool
   for tool in awk cat dirname date dd grep mktemp nbdinfo nbdkit od printf \
@@ -278,7 +283,7 @@ complains ()
   complains "need --try" --json nbdkit memory 1M
   complains "takes no value" --probe=nbdkit memory
   complains "MCSHIM_FLUSH_THREADS" --flush-threads=0 --probe nbdkit memory 1M
-  complains "cannot open plugin 'nosuch'" --probe nbdkit nosuch
+  complains "cannot open plugin" --probe nbdkit nosuch
 }
 
 @test "what the plugin says stands there once" {

@@ -260,7 +260,7 @@ ended_by ()
   run -2 "$mcshim" --try nbdkit memory 0
   assert_output --partial "size is 0"
   run -1 "$mcshim" --try nbdkit nosuch
-  assert_output --partial "cannot open plugin 'nosuch'"
+  assert_output --partial "cannot open plugin"
   run -1 "$mcshim" --try --mode=emulate nbdkit eval get_size='echo 1M' \
     pread='head -c "$3" /dev/zero'
   assert_output --partial "needs a plugin with a working flush"
@@ -273,6 +273,7 @@ ended_by ()
 }
 
 @test "errors: no nbdcopy, no nbdinfo" {
+  [ -z "$SHIM_TEST_ROOT" ] || skip "the nbdkit of another root needs more"
   mkdir only
   local tool
   for tool in awk cat dirname dd grep mktemp nbdinfo nbdkit od printf \
