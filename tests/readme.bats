@@ -42,7 +42,7 @@ stop ()
 
 two_clients ()
 {
-  run -0 bash -c "$(sed -n '/^nbdsh/,$p' <<<"$commands")"
+  run -0 timeout 60 bash -c "$(sed -n '/^nbdsh/,$p' <<<"$commands")"
 }
 
 @test "a plugin of your own, asked" {
@@ -55,17 +55,17 @@ two_clients ()
 @test "a plugin of your own, with the shim and without" {
   serving=$(grep -e --stats <<<"$commands")
   start "$serving"
-  run -0 bash -c "$(grep ^nbdinfo <<<"$commands")"
+  run -0 timeout 60 bash -c "$(grep ^nbdinfo <<<"$commands")"
   assert_output on
   two_clients
   assert_output "bytearray(b'hello')"
   stop
-  eval "run -0 $(grep -e --top <<<"$commands")" < /dev/null
+  eval "run -0 timeout 60 $(grep -e --top <<<"$commands")" < /dev/null
   assert_line --index 0 --partial "flushes/s"
   grep -q '^plugin_flushes: 2$' "$stats"
 
   start "${serving#mcshim --stats=* }"
-  run -2 bash -c "$(grep ^nbdinfo <<<"$commands")"
+  run -2 timeout 60 bash -c "$(grep ^nbdinfo <<<"$commands")"
   two_clients
   assert_output "bytearray(b'\\x00\\x00\\x00\\x00\\x00')"
   stop
