@@ -227,6 +227,10 @@ uninstall:
 	  "$(DESTDIR)$(MANDIR)/man7/libmcshim.7" \
 	  "$(DESTDIR)$(BASHCOMPDIR)/mcshim" "$(DESTDIR)$(ZSHCOMPDIR)/_mcshim"
 	rm -rf "$(DESTDIR)$(LIBDIR)/mcshim"
+	@# Of the directories that install makes, those that are hardly another's.
+	@rmdir "$(DESTDIR)$(BASHCOMPDIR)" "$(DESTDIR)$(dir $(BASHCOMPDIR))" \
+	  "$(DESTDIR)$(ZSHCOMPDIR)" "$(DESTDIR)$(dir $(ZSHCOMPDIR))" \
+	  "$(DESTDIR)$(MANDIR)/man1" "$(DESTDIR)$(MANDIR)/man7" 2>/dev/null || :
 
 clean:
 	rm -rf build build-* libmcshim.so

@@ -111,4 +111,7 @@ EOT
   make -s -C "$source" uninstall DESTDIR="$PWD/root" PREFIX=/usr
   run -0 find root ! -type d
   assert_output ""
+  # Nor directories, but for those that anything would use.
+  assert_equal "$(find root/usr/share | sort | paste -sd' ')" \
+    "root/usr/share root/usr/share/man"
 }

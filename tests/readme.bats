@@ -1,0 +1,72 @@
+#!/usr/bin/env bats
+# README.md, "A plugin of your own": its commands do what stands there.
+
+load common
+
+setup ()
+{
+  common_setup
+  has_plugin python
+  source=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
+  PATH=$source/scripts:$PATH
+  # On a socket of the test's own, and with files of its own.
+  commands=$(sed -n '/^## A plugin of your own/,/^## /s/^    //p' \
+      "$source/README.md" |
+    sed "s|nbd://localhost|$uri|g; s|docs/disk.py|$source/&|
+         s|build/stats|$stats|; s|nbdkit -f|& -U $sock|")
+  [ "$(grep -c "$source/docs/disk.py" <<<"$commands")" -eq 2 ]
+  server=
+}
+
+teardown ()
+{
+  [ -z "$server" ] || kill "$server"
+  common_teardown
+}
+
+# start COMMAND: in its own process, for the kill.
+start ()
+{
+  eval "exec $1" 3>&- &
+  server=$!
+  wait_until test -S "$sock"
+}
+
+stop ()
+{
+  kill "$server"
+  wait "$server"
+  server=
+  rm -f "$sock"
+}
+
+two_clients ()
+{
+  run -0 timeout 60 bash -c "$(sed -n '/^nbdsh/,$p' <<<"$commands")"
+}
+
+@test "a plugin of your own, asked" {
+  eval "run -0 $(grep -e --probe <<<"$commands")"
+  assert_line "plugin        python, API version 2"
+  assert_line "multi-conn    no"
+  assert_line "use auto: a flush is replicated to all connections"
+}
+
+@test "a plugin of your own, with the shim and without" {
+  serving=$(grep -e --stats <<<"$commands")
+  start "$serving"
+  run -0 timeout 60 bash -c "$(grep ^nbdinfo <<<"$commands")"
+  assert_output on
+  two_clients
+  assert_output "bytearray(b'hello')"
+  stop
+  eval "run -0 timeout 60 $(grep -e --top <<<"$commands")" < /dev/null
+  assert_line --index 0 --partial "flushes/s"
+  grep -q '^plugin_flushes: 2$' "$stats"
+
+  start "${serving#mcshim --stats=* }"
+  run -2 timeout 60 bash -c "$(grep ^nbdinfo <<<"$commands")"
+  two_clients
+  assert_output "bytearray(b'\\x00\\x00\\x00\\x00\\x00')"
+  stop
+}
