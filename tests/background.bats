@@ -34,10 +34,11 @@ ended () { ! kill -0 "$(<"$server/pid")" 2>/dev/null; }
 teardown ()
 {
   if [ -s "$server/pid" ] && [ ! -e "$server/status" ]; then
-    kill -9 "$(<"$server/pid")"
+    kill -9 "$(<"$server/pid")" || true # it may have crashed
     wait_until ended
+    echo 137 > "$server/status"
   fi
-  sed 's/^/server: /' "$server_err"
+  common_teardown
 }
 
 @test "a relative MCSHIM_STATS_FILE is relative to where it was started" {

@@ -51,6 +51,13 @@ common_setup ()
   export sock log control uri="nbd+unix:///?socket=$sock"
   : > "$log"
   : > "$server_err"
+  # A daemon has no stderr for a sanitizer's reports.  The one of undefined
+  # behaviour writes there all the same, but ends the server.
+  local variable
+  [ -z "$test_preload" ] ||
+    for variable in TSAN_OPTIONS ASAN_OPTIONS; do
+      export $variable="${!variable-}:log_path=$BATS_TEST_TMPDIR/report"
+    done
 }
 
 common_teardown ()
@@ -67,6 +74,7 @@ common_teardown ()
   # bats shows this only if the test failed.
   sed 's/^/server: /' "$server_err"
   # Whatever the test looked at, a sanitizer's report fails it.
+  ! grep -s . "$BATS_TEST_TMPDIR"/report.* || return
   ! grep -q 'Sanitizer: \|runtime error: ' "$server_err"
 }
 
