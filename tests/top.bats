@@ -69,6 +69,13 @@ EOT
   awk 'NR == 2 { exit !(NF == 8 && $2 == 1) }' lines
 }
 
+@test "in a pipe: ends when nobody reads any more" {
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
+  client <<<'conn()'
+  "$launcher" --top "$stats" < /dev/null | head -n 1 > lines
+  assert_equal "${PIPESTATUS[*]}" "141 0"
+}
+
 @test "a directory is refused" {
   run -2 "$launcher" --top "$BATS_TEST_TMPDIR"
   assert_output "mcshim: --top: '$BATS_TEST_TMPDIR' is a directory: must be the file that a server was given with --stats"
