@@ -109,7 +109,7 @@ check:
 check-compat:
 	scripts/deps compat
 	$(MAKE) --no-print-directory all test-programs
-	tests/compat/run
+	tests/compat/run $(SERVERS)
 
 # The same on aarch64: cross-built, in an nbdkit that qemu runs.
 check-cross:
