@@ -30,8 +30,8 @@ sanitize := $(if $(SANITIZE),$(or $(sanitize_$(SANITIZE)),\
               $(error SANITIZE is thread or address, not "$(SANITIZE)")) \
               -fno-omit-frame-pointer)
 
-lib_src := $(wildcard interpose/*.c) shim.c policy.c replicate.c statsfile.c
-lib_obj := $(lib_src:%.c=$(build)/%.o)
+lib_src := $(wildcard interpose/*.[cS]) shim.c policy.c replicate.c statsfile.c
+lib_obj := $(addprefix $(build)/,$(addsuffix .o,$(basename $(lib_src))))
 # The files of interpose/ run before a sanitizer's runtime is up.
 $(build)/interpose/%.o: sanitize_this :=
 sanitize_this = $(sanitize)
@@ -68,6 +68,10 @@ $(build)/%.o: %.c Makefile scripts/mcshim
 	$(CC) $(common) -Wmissing-prototypes -fPIC -fvisibility=hidden -I. \
 	  -D_GNU_SOURCE -DMCSHIM_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS) \
 	  $(sanitize_this) -MMD -MP -c -o $@ $<
+
+$(build)/%.o: %.S Makefile
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 # What the tests use: plugins for nbdkit, libraries to preload beside the shim
 # (before glibc 2.34 these need libdl), clients over libnbd, and programs that

@@ -23,7 +23,7 @@ static const struct name modes[] = {
   { "plugin", MODE_PLUGIN },
   { "disable", MODE_DISABLE },
   { "unsafe", MODE_UNSAFE },
-  { NULL }
+  { NULL, 0 }
 };
 
 static const struct name levels[] = {
@@ -31,7 +31,7 @@ static const struct name levels[] = {
   { "conn", LEVEL_CONNECTION },
   { "fast", LEVEL_FAST },
   { "off", LEVEL_OFF },
-  { NULL }
+  { NULL, 0 }
 };
 
 /* The words of nbdkit's own booleans. */
@@ -40,7 +40,7 @@ static const struct name booleans[] = {
   { "yes", true }, { "y", true }, { "on", true },
   { "0", false }, { "false", false }, { "f", false },
   { "no", false }, { "n", false }, { "off", false },
-  { NULL }
+  { NULL, 0 }
 };
 
 /* Returns the value of WORD in NAMES, or -1. */
