@@ -19,7 +19,11 @@ launcher_parts := $(addprefix scripts/mcshim-,captive probe top try)
 
 # Warnings are errors in CI only: a user's compiler may know more of them.
 common := -std=gnu11 -pthread -Wall -Wextra -Wshadow -Wstrict-prototypes \
-          $(if $(CI),-Werror)
+          -Wno-psabi $(if $(CI),-Werror)
+
+# libatomic where the processor has no 64-bit atomics (armel).
+atomic = $(if $(filter 1,$(shell echo __GCC_ATOMIC_LLONG_LOCK_FREE | \
+           $(CC) $(CFLAGS) -E -P -x c -)),-latomic)
 
 # SANITIZE=thread or SANITIZE=address goes to a directory of its own.
 build := build$(if $(SANITIZE),-$(SANITIZE))
@@ -61,12 +65,13 @@ $(man): Makefile scripts/mcshim
 
 $(lib): $(lib_obj)
 	$(CC) -shared -pthread $(CFLAGS) $(sanitize) -Wl,-z,defs -Wl,-z,relro \
-	  -Wl,-z,now -Wl,--as-needed $(LDFLAGS) -o $@ $^ -ldl $(LDLIBS)
+	  -Wl,-z,now -Wl,--as-needed $(LDFLAGS) -o $@ $^ -ldl $(atomic) $(LDLIBS)
+	$(if $(SANITIZE),,scripts/check-library $@)
 
 $(build)/%.o: %.c Makefile scripts/mcshim
 	@mkdir -p $(@D)
 	$(CC) $(common) -Wmissing-prototypes -fPIC -fvisibility=hidden -I. \
-	  -D_GNU_SOURCE -DMCSHIM_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS) \
+	  -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DMCSHIM_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS) \
 	  $(sanitize_this) -MMD -MP -c -o $@ $<
 
 $(build)/%.o: %.S Makefile
