@@ -7,7 +7,8 @@ LIBDIR  ?= $(PREFIX)/lib
 MANDIR  ?= $(PREFIX)/share/man
 BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
 ZSHCOMPDIR  ?= $(PREFIX)/share/zsh/site-functions
-CFLAGS  ?= -O2 -g
+CFLAGS  ?= -O2 -g -fstack-protector-strong \
+           -U_FORTIFY_SOURCE $(if $(SANITIZE),,-D_FORTIFY_SOURCE=2)
 INSTALL ?= install
 
 # The launcher holds the version, so that it is right wherever the file is
