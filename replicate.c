@@ -65,7 +65,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "interpose/interpose.h"
 #include "interpose/oldglibc.h"
 #include "replicate.h"
 
@@ -108,7 +107,7 @@ struct group {
 
 static struct policy policy;
 static enum concurrency concurrency;
-static int (*plugin_flush) (void *handle);
+static int (*plugin_flush) (struct connection *c);
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static LIST_HEAD (, group) groups = LIST_HEAD_INITIALIZER (groups);
@@ -309,7 +308,7 @@ static int
 flush_handle (struct connection *c, uint64_t *ns)
 {
   uint64_t start = now_ns ();
-  int err = plugin_flush (c->handle);
+  int err = plugin_flush (c);
 
   *ns = now_ns () - start;
   return err;
@@ -792,7 +791,8 @@ replicate_statistics (void)
 }
 
 void
-replicate_init (const struct policy *p, int (*flush) (void *handle))
+replicate_init (const struct policy *p,
+                int (*flush) (struct connection *c))
 {
   policy = *p;
   plugin_flush = flush;

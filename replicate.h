@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <sys/queue.h>
 
+#include "interpose/interpose.h"
 #include "latency.h"
 #include "policy.h"
 
@@ -44,6 +45,7 @@ struct connection {
   _Alignas (64) _Atomic uint64_t state;
   _Atomic uint64_t reads, writes; /* calls of the plugin, for statistics */
   void *handle;                 /* the plugin's; constant */
+  struct context context;       /* shim.c's */
   bool exclusive;               /* "lock" is in use; constant */
 
   /* At SERIALIZE_REQUESTS: held around every callback on the handle. */
@@ -92,7 +94,7 @@ enum concurrency {
  * the plugin's and returns 0 or an errno.
  */
 extern void replicate_init (const struct policy *policy,
-                            int (*flush) (void *handle));
+                            int (*flush) (struct connection *c));
 extern void replicate_set_concurrency (enum concurrency concurrency);
 
 /* End the threads and free everything.  No connection may be in use, and

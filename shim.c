@@ -34,6 +34,24 @@ complain (const char *line)
   fprintf (stderr, "mcshim: %s\n", line);
 }
 
+/* Say once which function of the server's the plugin had better not call
+ * in a flush.
+ */
+static void
+warn_of_context (void (*say) (const char *line))
+{
+  static atomic_flag said = ATOMIC_FLAG_INIT;
+  const char *function = context_lacks ();
+  char line[256];
+
+  if (function == NULL || atomic_flag_test_and_set (&said))
+    return;
+  snprintf (line, sizeof line, "warning: the %.64s plugin uses %.64s, which "
+            "fails in a flush that other connections wait for",
+            plugin.name, function);
+  say (line);
+}
+
 static const char *
 thread_model_name (void)
 {
@@ -60,17 +78,22 @@ set_thread_model (int model)
 }
 
 /* What a flush of one handle returns to replicate.c: 0 or an errno.  It
- * may run on a thread that is not the server's.
+ * may run on another connection's thread, or on none of the server's.
  */
 static int
-flush_one (void *handle)
+flush_one (struct connection *c)
 {
+  struct visit v;
   int r;
 
+  context_enter (&c->context, c->resolution.replicate, &v);
   nbdkit_set_error (0);
   errno = 0;
-  r = plugin.flush ? plugin.flush (handle, 0) : plugin._flush_v1 (handle);
-  return r == -1 ? server_error (plugin.errno_is_preserved) : 0;
+  r = plugin.flush ? plugin.flush (c->handle, 0) :
+    plugin._flush_v1 (c->handle);
+  r = r == -1 ? server_error (plugin.errno_is_preserved) : 0;
+  context_leave (&v);
+  return r;
 }
 
 /* Before any connection. */
@@ -129,6 +152,12 @@ shim_thread_model (void)
 
 /* A connection opens and closes. */
 
+static void
+log_warning (const char *line)
+{
+  nbdkit_error ("mcshim: %s", line);
+}
+
 /* Ask the plugin what the mode depends on, and settle it.  Returns 0, or
  * -1 after nbdkit_error.
  */
@@ -175,6 +204,8 @@ settle (struct connection *c, int readonly)
     nbdkit_set_error (ENOTSUP);
     return -1;
   }
+  if (c->resolution.replicate)
+    warn_of_context (log_warning);
   return 0;
 }
 
@@ -211,6 +242,8 @@ shim_open (int readonly)
     return NULL;
 
   c = connection_new (handle);
+  if (c != NULL)
+    context_capture (&c->context);
   if (c == NULL)
     nbdkit_error ("mcshim: no memory for another connection: %m");
   else if (settle (c, readonly) == 0 && join (c) == 0)
@@ -228,6 +261,7 @@ shim_close (void *handle)
 {
   struct connection *c = handle;
 
+  c->context.closing = true;
   connection_leave (c);
   if (plugin.close)
     plugin.close (c->handle);
@@ -510,6 +544,7 @@ register_plugin (void)
   memcpy (&plugin, original, size);
 
   load_policy ();
+  context_init ();
   replicate_init (&policy, flush_one);
   set_thread_model (plugin._thread_model);
   wrap ();
@@ -524,6 +559,12 @@ register_plugin (void)
   else if (policy.mode == MODE_UNSAFE)
     complain ("warning: MCSHIM_MODE=unsafe: clients are told that a flush "
               "counts for all connections, and nothing makes that true");
+  /* With a can_multi_conn, auto may never replicate a flush. */
+  else if (policy.mode == MODE_EMULATE ||
+           (policy.mode == MODE_AUTO && !plugin.can_multi_conn))
+    if ((plugin.flush || plugin._flush_v1) &&
+        thread_model > NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS)
+      warn_of_context (complain);
   /* The callbacks that the plugin lacks stay absent. */
   if (server_purpose () == DUMP_PLUGIN)
     return &wrapped;
