@@ -8,6 +8,7 @@
  */
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +30,7 @@ static int thread_model;
 
 struct connection {
   struct handle handle;         /* the plugin's */
+  struct context context;       /* of the client, for the handle's flush */
   int can_write, can_flush;     /* the plugin's answers, or UNASKED */
 };
 
@@ -66,25 +68,53 @@ set_thread_model (int model)
      SERIALIZE_ALL);
 }
 
+/* Say once which function of the server's the plugin had better not call
+ * in a flush.
+ */
+static void
+warn_of_context (void (*say) (const char *line))
+{
+  static atomic_flag said = ATOMIC_FLAG_INIT;
+  const char *function = context_lacks ();
+  char line[256];
+
+  if (function == NULL || atomic_flag_test_and_set (&said))
+    return;
+  snprintf (line, sizeof line, "warning: the %.64s plugin uses %.64s, which "
+            "fails in a flush that other connections wait for",
+            plugin.name, function);
+  say (line);
+}
+
+static struct connection *
+connection_of (struct handle *h)
+{
+  return (struct connection *) h; /* its first member */
+}
+
 /* What replicate.c calls to flush one handle.  The thread may be another
  * connection's, or none of the server's.
  */
 static int
 flush_one (struct handle *h)
 {
+  struct visit v;
   int r;
 
+  context_enter (&connection_of (h)->context, h->resolution.replicate, &v);
   nbdkit_set_error (0);
   errno = 0;
   r = plugin.flush ? plugin.flush (h->plugin, 0) :
     plugin._flush_v1 (h->plugin);
-  return r == -1 ? server_error (plugin.errno_is_preserved) : 0;
+  r = r == -1 ? server_error (plugin.errno_is_preserved) : 0;
+  context_leave (&v);
+  return r;
 }
 
 static void
 free_connection (struct handle *h)
 {
-  free (h);                     /* it is a connection's first member */
+  free (connection_of (h));
 }
 
 static const struct replicate_ops ops = {
@@ -198,6 +228,12 @@ settle (struct connection *c, int readonly)
   return 0;
 }
 
+static void
+log_warning (const char *line)
+{
+  nbdkit_error ("mcshim: %s", line);
+}
+
 /* Returns NULL after nbdkit_error. */
 static struct connection *
 new_connection (const char *group)
@@ -237,7 +273,10 @@ shim_open (int readonly)
 
   c->handle.plugin = plugin.open (readonly);
   if (c->handle.plugin != NULL) {
+    context_capture (&c->context);
     if (settle (c, readonly) == 0) {
+      if (c->handle.resolution.replicate)
+        warn_of_context (log_warning);
       handle_joins (&c->handle);
       nbdkit_debug ("mcshim: connection: mode %s, group %s%s%s",
                     mode_name (c->handle.resolution.mode), group ? "\"" : "",
@@ -256,8 +295,10 @@ static void
 shim_close (void *handle)
 {
   struct connection *c = handle;
-  int err = handle_leaves (&c->handle);
+  int err;
 
+  c->context.closing = true;
+  err = handle_leaves (&c->handle);
   if (err != 0) {
     errno = err;
     nbdkit_error ("mcshim: the flush of a connection that closes failed, "
@@ -549,6 +590,7 @@ register_plugin (void)
   memcpy (&plugin, original, size);
 
   load_policy ();
+  context_init ();
   replicate_init (&policy, &ops);
   set_thread_model (plugin._thread_model);
   wrap ();
@@ -563,6 +605,12 @@ register_plugin (void)
   else if (policy.mode == MODE_UNSAFE)
     complain ("warning: MCSHIM_MODE=unsafe: clients are told that a flush "
               "counts for all connections, and nothing makes that true");
+  /* With a can_multi_conn, auto may never replicate a flush. */
+  else if (policy.mode == MODE_EMULATE ||
+           (policy.mode == MODE_AUTO && !plugin.can_multi_conn))
+    if ((plugin.flush || plugin._flush_v1) &&
+        thread_model > NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS)
+      warn_of_context (complain);
   /* The callbacks that the plugin lacks stay absent. */
   if (server_purpose () == DUMP_PLUGIN)
     return &wrapped;
