@@ -319,6 +319,21 @@ open_connection (void)
   return opened (conn, nbd_connect_uri (conn->nbd, uri) == 0);
 }
 
+/* For those that nothing can do without. */
+static struct connection *
+open_at_last (void)
+{
+  struct connection *conn = NULL;
+
+  for (unsigned i = 0; !conn && !failed && i < 100; ++i)
+    conn = open_connection ();
+  if (!conn) {
+    fail (uri, nbd_get_error ());
+    exit (2);
+  }
+  return conn;
+}
+
 /* For one more command on a connection that the caller uses. */
 static struct connection *
 share_connection (struct connection *conn)
@@ -1094,12 +1109,11 @@ work_and_hang (void *arg)
 static void
 check_all_blocks (void)
 {
-  struct connection *conn;
   for (unsigned i = 0; i < nr_connections; ++i)
     put_connection (slots[i]);
-  if (failed || !(conn = open_connection ()))
+  if (failed)
     return;
-  slots[0] = conn;
+  slots[0] = open_at_last ();
   for (uint64_t i = 0; i < nr_blocks; ++i) {
     if (blocks[i].published > 0) {
       start_read (&threads[0], &threads[0].command, READ, get_connection (0),
@@ -1107,7 +1121,7 @@ check_all_blocks (void)
       finish_read (&threads[0], &threads[0].command, true);
     }
   }
-  put_connection (conn);
+  put_connection (slots[0]);
 }
 
 static void *
@@ -1140,13 +1154,8 @@ main (int argc, char *argv[])
   printf ("seed: %" PRIu64 "\n", seed);
 
   slots = allocate (nr_connections, sizeof *slots);
-  for (unsigned i = 0; i < nr_connections; ++i) {
-    slots[i] = open_connection ();
-    if (!slots[i]) {
-      fail (uri, nbd_get_error ());
-      exit (2);
-    }
-  }
+  for (unsigned i = 0; i < nr_connections; ++i)
+    slots[i] = open_at_last ();
   nbd = slots[0]->nbd;
   if (nbd_can_flush (nbd) != 1 || nbd_is_read_only (nbd) != 0) {
     fail (uri, "cannot be written and flushed");
