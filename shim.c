@@ -178,20 +178,30 @@ shim_thread_model (void)
 
 /* A connection opens and closes. */
 
+/* What the mode depends on, as far as the plugin's struct tells. */
+static struct traits
+struct_traits (bool readonly)
+{
+  return (struct traits) {
+    .plugin = plugin.name,
+    .connections_serialized =
+      thread_model <= NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS,
+    .can_flush = plugin.flush || plugin._flush_v1,
+    .readonly = readonly || (!plugin.pwrite && !plugin._pwrite_v1),
+  };
+}
+
+/* Set once what policy.c has to say of the plugin has been said. */
+static atomic_flag noticed;
+
 /* Ask the plugin what the mode depends on, and settle it.  Returns 0, or
  * -1 after nbdkit_error.
  */
 static int
 settle (struct connection *c, int readonly)
 {
-  const bool has_flush = plugin.flush || plugin._flush_v1;
   struct handle *h = &c->handle;
-  struct traits t = {
-    .connections_serialized =
-      thread_model <= NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS,
-    .can_flush = has_flush,
-    .readonly = readonly,
-  };
+  struct traits t = struct_traits (readonly);
   int r;
 
   c->can_flush = c->can_write = UNASKED;
@@ -205,17 +215,13 @@ settle (struct connection *c, int readonly)
     c->can_flush = plugin.can_flush (h->plugin);
     if (c->can_flush == -1)
       return -1;
-    t.can_flush = has_flush && c->can_flush;
+    t.can_flush = t.can_flush && c->can_flush;
   }
-  if (!t.can_flush && !t.readonly) {
-    if (plugin.can_write) {
-      c->can_write = plugin.can_write (h->plugin);
-      if (c->can_write == -1)
-        return -1;
-      t.readonly = !c->can_write;
-    }
-    else
-      t.readonly = !plugin.pwrite && !plugin._pwrite_v1;
+  if (!t.can_flush && !t.readonly && plugin.can_write) {
+    c->can_write = plugin.can_write (h->plugin);
+    if (c->can_write == -1)
+      return -1;
+    t.readonly = !c->can_write;
   }
 
   h->flushable = t.can_flush;
@@ -225,6 +231,8 @@ settle (struct connection *c, int readonly)
     nbdkit_set_error (ENOTSUP);
     return -1;
   }
+  if (h->resolution.notice && !atomic_flag_test_and_set (&noticed))
+    nbdkit_error ("mcshim: %s", h->resolution.notice);
   return 0;
 }
 
@@ -531,6 +539,24 @@ print_last (int status, void *data)
   }
 }
 
+/* What is sure to be so for each connection is better said now. */
+static void
+warn_early (void)
+{
+  const struct traits t = struct_traits (false);
+  const struct resolution r = policy_resolve (&policy, &t);
+  const bool same_for_all = plugin.name && !plugin.can_multi_conn;
+
+  if (policy.mode == MODE_UNSAFE)
+    complain ("warning: MCSHIM_MODE=unsafe: clients are told that a flush "
+              "counts for all connections, and nothing makes that true");
+  if (same_for_all && opens_for_writing () &&
+      (t.can_flush || !plugin.can_write) && r.notice && !atomic_flag_test_and_set (&noticed))
+    complain (r.notice);
+  if (same_for_all && r.replicate && !r.refusal)
+    warn_of_context (complain);
+}
+
 static void
 wrap (void)
 {
@@ -602,15 +628,8 @@ register_plugin (void)
     }
     policy_free (&policy);      /* there is nothing to count */
   }
-  else if (policy.mode == MODE_UNSAFE)
-    complain ("warning: MCSHIM_MODE=unsafe: clients are told that a flush "
-              "counts for all connections, and nothing makes that true");
-  /* With a can_multi_conn, auto may never replicate a flush. */
-  else if (policy.mode == MODE_EMULATE ||
-           (policy.mode == MODE_AUTO && !plugin.can_multi_conn))
-    if ((plugin.flush || plugin._flush_v1) &&
-        thread_model > NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS)
-      warn_of_context (complain);
+  else
+    warn_early ();
   /* The callbacks that the plugin lacks stay absent. */
   if (server_purpose () == DUMP_PLUGIN)
     return &wrapped;

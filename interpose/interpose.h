@@ -67,6 +67,11 @@ extern const char *plugin_imports (const char *prefix);
 enum purpose { SERVE, DUMP_PLUGIN, HELP, VERSION };
 extern enum purpose server_purpose (void);
 
+/* True if the server will open the plugin for writing, by its options: it
+ * has no -r, nor a filter, which may open the plugin read-only.
+ */
+extern bool opens_for_writing (void);
+
 /* True if the server has loaded the filter NAME. */
 extern bool filter_loaded (const char *name);
 
