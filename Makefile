@@ -40,7 +40,8 @@ plugin_dir := tests/plugins
 plugins := $(patsubst tests/plugins/%.c,$(plugin_dir)/%.so,\
              $(wildcard tests/plugins/*.c))
 clients := $(patsubst %.c,%,$(wildcard tests/clients/*.c))
-units   := $(patsubst %.c,%,$(wildcard tests/unit/*.c))
+units   := $(patsubst tests/unit/%.c,$(build)/unit/%,\
+             $(wildcard tests/unit/*.c))
 
 # Without pod2man, which comes with perl, there are no manual pages, and all
 # else is built and installed.
@@ -71,9 +72,9 @@ $(build)/%.o: %.c Makefile scripts/mcshim
 
 # What the tests use: plugins for nbdkit, libraries to preload beside the shim
 # (before glibc 2.34 these need libdl), clients over libnbd, and programs that
-# test policy.c without a server.
+# test without a server.
 
-test-programs: test-plugins $(clients) $(units)
+test-programs: test-plugins $(clients) units
 test-plugins: $(plugins)
 
 depend_on = -MMD -MP -MF $(build)/$(subst /,-,$@).d
@@ -88,9 +89,24 @@ tests/clients/%: tests/clients/%.c Makefile
 	$(CC) $(common) $(CPPFLAGS) $(CFLAGS) $(depend_on) -o $@ $< $(LDFLAGS) \
 	  $$(pkg-config --cflags --libs libnbd)
 
-tests/unit/%: tests/unit/%.c $(build)/policy.o Makefile
-	$(CC) $(common) -I. $(CPPFLAGS) $(CFLAGS) $(sanitize) $(depend_on) \
-	  -o $@ $< $(build)/policy.o $(LDFLAGS)
+# The unit tests are linked with what knows no nbdkit.  They need a C compiler
+# and nothing else.
+units: $(units)
+unit_obj := $(build)/policy.o
+
+$(build)/unit/%: tests/unit/%.c $(unit_obj) Makefile
+	@mkdir -p $(@D)
+	$(CC) $(common) -I. -D_GNU_SOURCE $(CPPFLAGS) $(CFLAGS) $(sanitize) \
+	  $(depend_on) -o $@ $< $(unit_obj) $(LDFLAGS)
+
+# Does a program with this sanitizer link, and run?
+$(build)/probe: Makefile
+	@mkdir -p $(@D)
+	echo "int main (void) { return 0; }" | \
+	  $(CC) $(CFLAGS) $(sanitize) -x c -o $@ - $(LDFLAGS)
+
+unit:
+	+@MAKE="$(MAKE)" tests/unit/run
 
 # The packages come first and the rest in a second make: what is missing
 # may be the compiler, and then nothing can be built beside this.
@@ -234,9 +250,9 @@ uninstall:
 
 clean:
 	rm -rf build build-* libmcshim.so
-	rm -f $(plugins) $(clients) $(units)
+	rm -f $(plugins) $(clients)
 
-.PHONY: all man test-programs test-plugins demo check check-compat check-cross \
+.PHONY: all man test-programs test-plugins units unit demo check check-compat check-cross \
 	model soak check-asan check-tsan check-deb check-rpm check-kernel deb rpm \
 	bench bench-quick bench-headline release-check deps install dist uninstall clean
 .DELETE_ON_ERROR:

@@ -1,15 +1,10 @@
 /* policy.c without a server: environments in, decisions out. */
 
 #include <limits.h>
-#include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 #include "policy.h"
+#include "unit.h"
 
-static int failures;
 static char complaints[4096];
 static unsigned nr_complaints;
 
@@ -20,16 +15,6 @@ complain (const char *line)
     strcat (strcat (complaints, line), "\n");
   nr_complaints++;
 }
-
-#define CHECK(what, ...)                                                \
-  do {                                                                  \
-    if (!(what)) {                                                      \
-      printf ("%s:%d: %s", __FILE__, __LINE__, #what);                  \
-      printf (": " __VA_ARGS__);                                        \
-      putchar ('\n');                                                   \
-      failures++;                                                       \
-    }                                                                   \
-  } while (0)
 
 /* Load an environment of one or two variables, NULL for none. */
 static int
@@ -128,10 +113,7 @@ test_stats_file (void)
          "%s", p.stats_file);
   policy_free (&p);
 
-  if (getcwd (cwd, sizeof cwd) == NULL) {
-    perror ("getcwd");
-    exit (EXIT_FAILURE);
-  }
+  CHECK (getcwd (cwd, sizeof cwd) != NULL, "%s", strerror (errno));
   snprintf (expected, sizeof expected, "%s/some/where", cwd);
   CHECK (load (&p, "MCSHIM_STATS_FILE=some/where", NULL) == 0, "relative");
   CHECK (p.stats_file && strcmp (p.stats_file, expected) == 0,
@@ -319,13 +301,17 @@ test_names (void)
 int
 main (void)
 {
-  test_defaults ();
-  test_good_values ();
-  test_stats_file ();
-  test_bad_values ();
-  test_two_bad_values ();
-  test_resolve ();
-  test_wants ();
-  test_names ();
-  return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  static const struct unit_test tests[] = {
+    { "defaults, and what does not count", test_defaults },
+    { "values that are taken", test_good_values },
+    { "the path of the statistics", test_stats_file },
+    { "values that are refused, in one line each", test_bad_values },
+    { "each wrong variable has a line", test_two_bad_values },
+    { "what each mode makes of each plugin", test_resolve },
+    { "a plugin is asked what matters", test_wants },
+    { "names of modes and levels", test_names },
+    { NULL }
+  };
+
+  return unit_main ("policy", tests);
 }
