@@ -108,6 +108,12 @@ $(build)/probe: Makefile
 unit:
 	+@MAKE="$(MAKE)" tests/unit/run
 
+# Does a unit test fail for every statement that is taken out of these?
+mutants:
+	scripts/deps mutants
+	tests/mutants policy.c $(wildcard helpers.c) replicate.c replicate.h \
+	  latency.h
+
 # The packages come first and the rest in a second make: what is missing
 # may be the compiler, and then nothing can be built beside this.
 
@@ -196,7 +202,7 @@ check-kernel:
 
 # What must pass before a release, the quick ones first.
 release_checks := check check-compat check-cross check-deb check-rpm \
-  check-kernel check-asan check-tsan model bench-quick soak
+  check-kernel check-asan check-tsan model mutants bench-quick soak
 release-check:
 	@test -z "$$(git status --porcelain)" || { \
 	  echo "release-check: first commit or remove what git status shows"; \
@@ -252,7 +258,7 @@ clean:
 	rm -rf build build-* libmcshim.so
 	rm -f $(plugins) $(clients)
 
-.PHONY: all man test-programs test-plugins units unit demo check check-compat check-cross \
+.PHONY: all man test-programs test-plugins units unit mutants demo check check-compat check-cross \
 	model soak check-asan check-tsan check-deb check-rpm check-kernel deb rpm \
 	bench bench-quick bench-headline release-check deps install dist uninstall clean
 .DELETE_ON_ERROR:
