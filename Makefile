@@ -91,14 +91,29 @@ tests/clients/%: tests/clients/%.c Makefile
 	  $$(pkg-config --cflags --libs libnbd)
 
 # The unit tests are linked with what knows no nbdkit.  They need a C compiler
-# and nothing else.
+# and nothing else.  Those of threads have them under control: what is named
+# here goes to tests/unit/threads.h.  oldglibc.h is left out, for its names have
+# versions, which --wrap does not see.
 units: $(units)
-unit_obj := $(build)/policy.o
+unit_obj := $(patsubst %,$(build)/unit/%.o,policy helpers replicate)
+.SECONDARY: $(unit_obj)
+wrapped := pthread_mutex_lock pthread_mutex_unlock pthread_cond_init \
+  pthread_cond_destroy pthread_cond_wait pthread_cond_timedwait \
+  pthread_cond_signal pthread_cond_broadcast pthread_create pthread_join \
+  clock_gettime malloc calloc strdup free
+$(build)/unit/helpers $(build)/unit/replicate: \
+  wrap := $(wrapped:%=-Wl,--wrap=%)
+
+$(build)/unit/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(common) -Wmissing-prototypes -I. -D_GNU_SOURCE \
+	  -DMCSHIM_OLDGLIBC_H $(CPPFLAGS) $(CFLAGS) $(sanitize) -MMD -MP \
+	  -c -o $@ $<
 
 $(build)/unit/%: tests/unit/%.c $(unit_obj) Makefile
 	@mkdir -p $(@D)
 	$(CC) $(common) -I. -D_GNU_SOURCE $(CPPFLAGS) $(CFLAGS) $(sanitize) \
-	  $(depend_on) -o $@ $< $(unit_obj) $(LDFLAGS)
+	  $(depend_on) $(wrap) -o $@ $< $(unit_obj) $(LDFLAGS)
 
 # Does a program with this sanitizer link, and run?
 $(build)/probe: Makefile
@@ -112,7 +127,7 @@ unit:
 # Does a unit test fail for every statement that is taken out of these?
 mutants:
 	scripts/deps mutants
-	tests/mutants policy.c $(wildcard helpers.c) replicate.c replicate.h \
+	tests/mutants policy.c helpers.c replicate.c replicate.h \
 	  latency.h
 
 # The packages come first and the rest in a second make: what is missing
@@ -264,4 +279,4 @@ clean:
 	bench bench-quick bench-headline release-check deps install dist uninstall clean
 .DELETE_ON_ERROR:
 
--include $(lib_obj:.o=.d) $(wildcard $(build)/*.d)
+-include $(lib_obj:.o=.d) $(unit_obj:.o=.d) $(wildcard $(build)/*.d)

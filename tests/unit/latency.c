@@ -90,7 +90,7 @@ main (void)
     { "no quantile above the maximum", test_maximum },
     { "quantiles of a thousand values", test_thousand },
     { "the clock does not go back", test_clock },
-    { NULL }
+    { NULL, NULL }
   };
 
   return unit_main ("latency", tests);

@@ -505,7 +505,7 @@ main (void)
     { "what each mode makes of each plugin", test_resolve },
     { "a plugin is asked what matters", test_wants },
     { "names of modes and levels", test_names },
-    { NULL }
+    { NULL, NULL }
   };
 
   return unit_main ("policy", tests);
