@@ -228,7 +228,7 @@ test_no_threads (void)
   CHECK (threads_made == 0);
   CHECK (pieces == 2);
   CHECK (allocated == 0);
-  fail_allocations = 1;
+  fail_allocation = 1;
   call (0, 2);
   CHECK (threads_made == 0);
   call (0, 1);
@@ -260,7 +260,7 @@ test_end (void)
   call (1, 1);
   gate_shut (&working);
   call (5, 2);
-  pthread_create (&ender, NULL, end_helpers, &over);
+  start_thread (&ender, end_helpers, &over);
   settle ();
   CHECK (!over);
   gate_let_one (&working);

@@ -68,8 +68,9 @@ static uint64_t clock_ns = 1000000000;
 static atomic_int conds;        /* made, and not destroyed */
 static atomic_int threads;      /* the same, and not joined */
 static atomic_int allocated;
-static atomic_int threads_made;
-static atomic_int fail_threads, fail_allocations; /* so many from now on */
+static atomic_int threads_made; /* by the library */
+static atomic_int fail_threads; /* so many from now on */
+static atomic_int fail_allocation; /* the next one if 1, and so on */
 
 /* Of this thread. */
 static _Thread_local const pthread_mutex_t *held[4];
@@ -373,35 +374,32 @@ started (void *arg)
   return r;
 }
 
-/* Returns true once for each time that is to fail. */
-static inline bool
-fails (atomic_int *left)
+/* One of the test's own, too. */
+static void
+start_thread (pthread_t *t, void *(*run) (void *), void *arg)
 {
-  int n = *left;
+  struct started *s = __real_malloc (sizeof *s);
 
-  while (n > 0)
-    if (atomic_compare_exchange_weak (left, &n, n - 1))
-      return true;
-  return false;
-}
-
-int
-__wrap_pthread_create (pthread_t *t, const pthread_attr_t *attr,
-                       void *(*run) (void *), void *arg)
-{
-  struct started *s;
-
-  if (fails (&fail_threads))
-    return EAGAIN;
-  s = __real_malloc (sizeof *s);
   CHECK (s != NULL);
   *s = (struct started) { run, arg };
   world_lock ();
   busy += !free_running;
   world_unlock ();
   threads++;
+  CHECK (__real_pthread_create (t, NULL, started, s) == 0);
+}
+
+int
+__wrap_pthread_create (pthread_t *t, const pthread_attr_t *attr,
+                       void *(*run) (void *), void *arg)
+{
+  CHECK (attr == NULL);
+  if (fail_threads > 0) {
+    fail_threads--;
+    return EAGAIN;
+  }
+  start_thread (t, run, arg);
   threads_made++;
-  CHECK (__real_pthread_create (t, attr, started, s) == 0);
   return 0;
 }
 
@@ -424,41 +422,33 @@ __wrap_clock_gettime (clockid_t id, struct timespec *t)
   return 0;
 }
 
-static void *
-count_allocation (void *p)
+static bool
+no_memory (void)
 {
-  allocated += p != NULL;
-  return p;
+  if (fail_allocation == 0 || --fail_allocation > 0) {
+    allocated++;
+    return false;
+  }
+  errno = ENOMEM;
+  return true;
 }
 
 void *
 __wrap_malloc (size_t size)
 {
-  if (fails (&fail_allocations)) {
-    errno = ENOMEM;
-    return NULL;
-  }
-  return count_allocation (__real_malloc (size));
+  return no_memory () ? NULL : __real_malloc (size);
 }
 
 void *
 __wrap_calloc (size_t n, size_t size)
 {
-  if (fails (&fail_allocations)) {
-    errno = ENOMEM;
-    return NULL;
-  }
-  return count_allocation (__real_calloc (n, size));
+  return no_memory () ? NULL : __real_calloc (n, size);
 }
 
 char *
 __wrap_strdup (const char *s)
 {
-  if (fails (&fail_allocations)) {
-    errno = ENOMEM;
-    return NULL;
-  }
-  return count_allocation (__real_strdup (s));
+  return no_memory () ? NULL : __real_strdup (s);
 }
 
 void
