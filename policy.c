@@ -23,7 +23,7 @@ static const struct name modes[] = {
   { "plugin", MODE_PLUGIN },
   { "disable", MODE_DISABLE },
   { "unsafe", MODE_UNSAFE },
-  { NULL }
+  { NULL, 0 }
 };
 
 static const struct name levels[] = {
@@ -31,7 +31,7 @@ static const struct name levels[] = {
   { "conn", LEVEL_CONNECTION },
   { "fast", LEVEL_FAST },
   { "off", LEVEL_OFF },
-  { NULL }
+  { NULL, 0 }
 };
 
 /* The words of nbdkit's own booleans. */
@@ -40,7 +40,7 @@ static const struct name booleans[] = {
   { "yes", true }, { "y", true }, { "on", true },
   { "0", false }, { "false", false }, { "f", false },
   { "no", false }, { "n", false }, { "off", false },
-  { NULL }
+  { NULL, 0 }
 };
 
 /* Returns the value of WORD in NAMES, or -1. */
@@ -119,19 +119,19 @@ set_flush_on_close (struct policy *p, const char *value)
 static bool
 set_flush_threads (struct policy *p, const char *value)
 {
-  unsigned long n;
-  char *end;
+  unsigned n = 0;
 
   if (strcmp (value, "auto") == 0) {
     p->flush_threads = 0;
     return true;
   }
-  /* strtoul would take a sign or leading space. */
-  if (value[0] < '0' || value[0] > '9')
-    return false;
-  n = strtoul (value, &end, 10);
+  /* strtoul would take a sign or leading space, and built with a glibc
+   * from 2.38 on it is one that older ones have not.
+   */
+  for (; *value >= '0' && *value <= '9' && n <= FLUSH_THREADS_MAX; value++)
+    n = n * 10 + (*value - '0');
   p->flush_threads = n;
-  return *end == '\0' && n >= 1 && n <= FLUSH_THREADS_MAX;
+  return *value == '\0' && n >= 1 && n <= FLUSH_THREADS_MAX;
 }
 
 /* nbdkit changes directory when it goes into the background, so a
