@@ -1,0 +1,3 @@
+bc/policy.o: policy.c policy.h
+
+policy.h:
