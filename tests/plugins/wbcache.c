@@ -583,6 +583,7 @@ read_ahead (void *arg)
   struct handle *h = arg;
   uint64_t random = seed + h->number, b, first, end, flushed;
   static _Thread_local uint8_t fetched[WINDOW][BLOCK];
+  bool missed[WINDOW];
 
   while (!atomic_load (&h->closed)) {
     usleep (readahead);
@@ -591,8 +592,11 @@ read_ahead (void *arg)
     end = MIN (end, first + WINDOW);
     lock (&h->lock);
     flushed = h->flushed;
-    for (b = first; b < end; ++b)
-      fetch_block (b, fetched[b - first]);
+    for (b = first; h->data && b < end; ++b) {
+      missed[b - first] = h->state[b] == 0;
+      if (missed[b - first])
+        fetch_block (b, fetched[b - first]);
+    }
     unlock (&h->lock);
 
     delay (filldelay);
@@ -600,7 +604,7 @@ read_ahead (void *arg)
     /* A flush that has begun since then promises more. */
     lock (&h->lock);
     for (b = first; h->data && h->flushed == flushed && b < end; ++b)
-      if (h->state[b] == 0)
+      if (missed[b - first] && h->state[b] == 0)
         fill_block (h, b, fetched[b - first]);
     unlock (&h->lock);
   }
