@@ -3,6 +3,7 @@
  */
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "interpose.h"
@@ -28,8 +29,6 @@ own_link_map (void)
   return map;
 }
 
-static enum purpose purpose;
-
 /* True if ARG is the long option OPTION, or a beginning of it that
  * getopt_long takes since it has no less than UNAMBIGUOUS.
  */
@@ -40,25 +39,62 @@ is_option (const char *arg, const char *option, const char *unambiguous)
     strncmp (arg, option, strlen (arg)) == 0;
 }
 
-/* glibc hands a library's constructors what main gets. */
-__attribute__ ((constructor)) static void
-look_at_arguments (int argc, char **argv)
+/* True if the value of the option ARG is the next argument, whatever that
+ * looks like: nbdkit -e --help.
+ */
+static bool
+takes_next (const char *arg)
 {
-  int i;
+  static const char letters[] = "DegiPptuU";
+  static const char *const words[] = {
+    "--debug", "--export", "--export-name", "--exportname", "--filter",
+    "--group", "--ip-addr", "--ipaddr", "--log", "--mask-handshake",
+    "--name", "--pid-file", "--pidfile", "--port", "--run",
+    "--selinux-label", "--threads", "--timeout", "--time-out", "--tls",
+    "--tls-certificates", "--tls-priority", "--tls-psk", "--unix", "--user",
+  };
+  size_t i;
 
-  for (i = 1; i < argc && strcmp (argv[i], "--") != 0; i++)
-    if (is_option (argv[i], "--dump-plugin", "--dump-p"))
-      purpose = DUMP_PLUGIN;
-    else if (is_option (argv[i], "--help", "--h"))
-      purpose = HELP;
-    else if (is_option (argv[i], "--version", "--vers") ||
-             strcmp (argv[i], "-V") == 0)
-      purpose = VERSION;
+  if (arg[0] != '-')
+    return false;
+  if (arg[1] != '-') {
+    /* "-fe" does, and in "-ef" the value is "f". */
+    i = strcspn (arg, letters);
+    return arg[i] != '\0' && arg[i+1] == '\0';
+  }
+  for (i = 0; i < sizeof words / sizeof words[0]; i++)
+    if (strncmp (words[i], arg, strlen (arg)) == 0)
+      return true;
+  return false;
 }
 
+/* Not by a constructor's arguments, which glibc alone has. */
 enum purpose
 server_purpose (void)
 {
+  static bool known;
+  static enum purpose purpose = SERVE;
+  char *arg = NULL;
+  size_t size = 0;
+  FILE *f;
+
+  if (known)
+    return purpose;
+  known = true;
+  f = fopen ("/proc/self/cmdline", "re");
+  if (f == NULL)
+    return purpose;
+  while (getdelim (&arg, &size, '\0', f) != -1 && strcmp (arg, "--") != 0)
+    if (is_option (arg, "--dump-plugin", "--dump-p"))
+      purpose = DUMP_PLUGIN;
+    else if (is_option (arg, "--help", "--h"))
+      purpose = HELP;
+    else if (is_option (arg, "--version", "--vers") || strcmp (arg, "-V") == 0)
+      purpose = VERSION;
+    else if (takes_next (arg) && getdelim (&arg, &size, '\0', f) == -1)
+      break;
+  free (arg);
+  fclose (f);
   return purpose;
 }
 
