@@ -142,10 +142,8 @@ shim_config_complete (void)
 {
   int r = plugin.config_complete ();
 
-  if (r != -1 && leave_environment () == -1) {
-    nbdkit_error ("mcshim: LD_PRELOAD: %m");
-    r = -1;
-  }
+  if (r != -1)
+    leave_environment ();
   return r;
 }
 
@@ -524,11 +522,8 @@ load_policy (void)
 
 /* Our own lines come after those about the plugin. */
 static void
-print_last (int status, void *data)
+print_last (void)
 {
-  (void) data;
-  if (status != 0)
-    return;
   if (server_purpose () == DUMP_PLUGIN)
     printf ("mcshim_version=%s\nmcshim_mode=%s\n",
             MCSHIM_VERSION, mode_name (policy.mode));
@@ -569,6 +564,7 @@ wrap (void)
     wrapped.callback = shim_##callback
   WRAP (thread_model);
   WRAP (open);
+  WRAP (close);
   WRAP (export_description);
   WRAP (get_size);
   WRAP (can_write);
@@ -622,7 +618,7 @@ register_plugin (void)
   wrap ();
 
   if (server_purpose () != SERVE) {
-    if (on_exit (print_last, NULL) != 0) {
+    if (atexit (print_last) != 0) {
       complain ("no memory");
       exit (EXIT_FAILURE);
     }
@@ -639,10 +635,8 @@ register_plugin (void)
   wrapped.unload = shim_unload;
   if (is_vddk && plugin.config_complete)
     wrapped.config_complete = shim_config_complete;
-  else if (leave_environment () == -1) {
-    complain ("LD_PRELOAD: no memory");
-    exit (EXIT_FAILURE);
-  }
+  else
+    leave_environment ();
 
   return &wrapped;
 }

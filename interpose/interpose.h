@@ -76,10 +76,9 @@ extern bool opens_for_writing (void);
 extern bool filter_loaded (const char *name);
 
 /* Take this library, and nothing else, out of LD_PRELOAD, so that the
- * programs that the server starts do not get it.  Returns 0, or -1 with
- * errno set if there was no memory.
+ * programs that the server starts do not get it.
  */
-extern int leave_environment (void);
+extern void leave_environment (void);
 
 /* Learn how the server keeps the error of a request, for server_error.
  * Call it on a thread of the server's; more than once is harmless.

@@ -90,6 +90,24 @@ same_dump ()
   done
 }
 
+@test "options as the values of others: it serves" {
+  local words
+  for words in "-e --dump-plugin" "-fe --help" "--export --version" \
+               "--exportname --help" "-e -V"; do
+    # shellcheck disable=SC2086 # words
+    run -0 under_shim MCSHIM_STATS_FILE="$stats" nbdkit -U - $words \
+      "$wbcache" --run "$flag"
+    assert_line true
+    [ -s "$stats" ]
+    rm "$stats"
+  done
+  # shellcheck disable=SC2086 # words
+  for words in "-e x --dump-plugin" "-ex --dump-plugin" "--export=x --dump-plugin"; do
+    run -0 under_shim nbdkit $words "$plugins/odd.so"
+    assert_line --regexp '^mcshim_version='
+  done
+}
+
 @test "--version of a plugin" {
   for plugin in memory "$wbcache" "$plugins/api1.so"; do
     run -0 no_shim nbdkit --version "$plugin"
