@@ -33,7 +33,6 @@ load common
   for command in true "ls /" "sh -c true" "python3 -c pass" "bash -c :"; do
     # shellcheck disable=SC2086 # words
     run -0 --separate-stderr under_shim $command
-    # shellcheck disable=SC2154
     assert_equal "$stderr" ""
   done
 }

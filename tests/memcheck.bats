@@ -73,7 +73,7 @@ EOT
   script
   stop_server
   check_memory
-  grep -q '^connections_opened: 5' "$stats"
+  counted connections_opened 5
 }
 
 @test "requests serialized, groups by export name" {

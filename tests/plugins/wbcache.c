@@ -38,6 +38,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/inotify.h>
 #include <unistd.h>
 
 #define NBDKIT_API_VERSION 2
@@ -173,14 +174,26 @@ control (const char *action, const struct handle *h, bool take_out)
   return r;
 }
 
+/* Asleep until the control file is changed or replaced: so a test can see
+ * when nothing in the server runs.
+ */
 static void
 wait_while_blocked (const struct handle *h, const char *name)
 {
-  char action[64];
+  char action[64], event[4096];
+  int fd;
 
   snprintf (action, sizeof action, "block-%s", name);
-  while (control (action, h, false))
-    usleep (1000);
+  if (!control (action, h, false))
+    return;
+  fd = inotify_init1 (IN_CLOEXEC);
+  do {
+    inotify_add_watch (fd, control_file, IN_MODIFY | IN_ATTRIB);
+    if (!control (action, h, false))
+      break;
+  } while (read (fd, event, sizeof event) > 0);
+  if (fd >= 0)
+    close (fd);
 }
 
 static void
