@@ -30,7 +30,8 @@ sanitize := $(if $(SANITIZE),$(or $(sanitize_$(SANITIZE)),\
               $(error SANITIZE is thread or address, not "$(SANITIZE)")) \
               -fno-omit-frame-pointer)
 
-lib_src := $(wildcard interpose/*.c) shim.c policy.c replicate.c statsfile.c
+lib_src := $(wildcard interpose/*.c) shim.c policy.c replicate.c helpers.c \
+           statsfile.c
 lib_obj := $(lib_src:%.c=$(build)/%.o)
 # The files of interpose/ run before a sanitizer's runtime is up.
 $(build)/interpose/%.o: sanitize_this :=

@@ -34,27 +34,6 @@ typedef void *(*dlsym_fn) (void *, const char *);
 
 static dlsym_fn real_dlsym;
 
-/* The dynamic section of this library, which tells us apart in the
- * loader's list.
- */
-extern ElfW(Dyn) _DYNAMIC[] __attribute__ ((visibility ("hidden")));
-
-/* The loader's list, which it shows to debuggers.  dlinfo and
- * dl_iterate_phdr would do too, but other libraries interpose these.
- * Weak, as the library shall need libc alone.
- */
-#pragma weak _r_debug
-
-const struct link_map *
-own_link_map (void)
-{
-  const struct link_map *map = &_r_debug ? _r_debug.r_map : NULL;
-
-  while (map != NULL && map->l_ld != _DYNAMIC)
-    map = map->l_next;
-  return map;
-}
-
 /* glibc adds the load address to the pointers in a dynamic section,
  * except where that section is read-only (the vDSO, some machines).  A
  * prelinked library can have a negative one.
