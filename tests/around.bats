@@ -59,9 +59,8 @@ EOT
 }
 
 @test "one client on stdin and stdout" {
-  under_shim MCSHIM_STATS_FILE="$stats" wbcache="$wbcache" \
-    timeout 60 nbdsh -n -c - <<'EOT'
-import os
+  export wbcache
+  client under_shim MCSHIM_STATS_FILE="$stats" <<'EOT'
 h = nbd.NBD()
 h.connect_command(["nbdkit", "-s", os.environ["wbcache"]])
 assert h.can_multi_conn()

@@ -150,7 +150,7 @@ first = Call(h[0].flush)
 wait_log("1 flush")
 h[2].pwrite(b"second", 512)
 waiting = [Call(h[i].flush) for i in range(3, 8)]
-settle()
+expect([flush.held() for flush in waiting], [True] * 5)
 control()
 for flush in [first] + waiting:
     flush.join()

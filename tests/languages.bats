@@ -370,7 +370,7 @@ def flush(h)
   h.delete :cache
 end
 EOT
-  under_shim timeout 60 nbdsh -n -c - <<'EOT'
+  client under_shim <<'EOT'
 h = nbd.NBD()
 h.connect_command(["nbdkit", "-s", "ruby", "plugin.rb"])
 assert h.can_multi_conn()
