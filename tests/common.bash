@@ -107,7 +107,7 @@ show ()
   local file
   for file; do
     [ -n "${shown[$file]-}" ] || [ ! -s "$file" ] ||
-      tail -n 60 "$file" | sed "s|^|${file##*/}: |"
+      tail -n 40 "$file" | sed "s|^|${file##*/}: |"
     shown[$file]=1
   done
 }
