@@ -29,6 +29,7 @@ own_link_map (void)
 }
 
 static enum purpose purpose;
+static bool readonly, filtered;
 
 /* True if ARG is the long option OPTION, or a beginning of it that
  * getopt_long takes since it has no less than UNAMBIGUOUS.
@@ -38,6 +39,16 @@ is_option (const char *arg, const char *option, const char *unambiguous)
 {
   return strncmp (arg, unambiguous, strlen (unambiguous)) == 0 &&
     strncmp (arg, option, strlen (arg)) == 0;
+}
+
+/* True if ARG is one-letter options with 'r' among them.  What follows one
+ * that has a value is its value.
+ */
+static bool
+has_letter_r (const char *arg)
+{
+  return arg[0] == '-' && arg[1] != '-' &&
+    arg[strcspn (arg, "rDegiPptuU")] == 'r';
 }
 
 /* glibc hands a library's constructors what main gets. */
@@ -54,12 +65,24 @@ look_at_arguments (int argc, char **argv)
     else if (is_option (argv[i], "--version", "--vers") ||
              strcmp (argv[i], "-V") == 0)
       purpose = VERSION;
+    else if (is_option (argv[i], "--read-only", "--re") ||
+             is_option (argv[i], "--readonly", "--re") ||
+             has_letter_r (argv[i]))
+      readonly = true;
+    else if (strncmp (argv[i], "--fi", 4) == 0)
+      filtered = true;
 }
 
 enum purpose
 server_purpose (void)
 {
   return purpose;
+}
+
+bool
+opens_for_writing (void)
+{
+  return !readonly && !filtered;
 }
 
 bool

@@ -107,10 +107,13 @@ EOT
   counted connections_most_at_once 4 plugin_flushes 0
 }
 
-@test "curl, which could write: refused, unless it is read-only" {
+@test "curl, which could write: as without the shim" {
   backend nginx curl
   echo first > remote/disk
   serve curl url="http://127.0.0.1:$port/disk"
-  run -1 nbdinfo "$uri"
-  has 'mcshim.*flush.*connect read-only' "$server_err"
+  client <<'EOT'
+expect(conn().can_multi_conn(), False)
+expect(bytes(conn().pread(5, 0)), b"first")
+EOT
+  has 'mcshim.*flush.* -r ' "$server_err"
 }
