@@ -46,7 +46,7 @@ for i in (2, 3):
 expect(bytes(h[1].pread(4, 0)), b"next")
 h[1].pwrite(b"x" * 512, 512)
 
-expect(h[0].aio_command_completed(flush), False)
+expect(held(h[0], flush), True)
 control()
 finish(h[0], flush)
 expect(bytes(h[3].pread(4, 0)), b"next")
