@@ -7,7 +7,8 @@ LIBDIR  ?= $(PREFIX)/lib
 MANDIR  ?= $(PREFIX)/share/man
 BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
 ZSHCOMPDIR  ?= $(PREFIX)/share/zsh/site-functions
-CFLAGS  ?= -O2 -g
+CFLAGS  ?= -O2 -g -fstack-protector-strong \
+           -U_FORTIFY_SOURCE $(if $(SANITIZE),,-D_FORTIFY_SOURCE=2)
 INSTALL ?= install
 
 # The launcher holds the version, so that it is right wherever the file is
@@ -19,7 +20,11 @@ launcher_parts := $(addprefix scripts/mcshim-,captive probe top try)
 
 # Warnings are errors in CI only: a user's compiler may know more of them.
 common := -std=gnu11 -pthread -Wall -Wextra -Wshadow -Wstrict-prototypes \
-          $(if $(CI),-Werror)
+          -Wno-psabi $(if $(CI),-Werror)
+
+# libatomic where the processor has no 64-bit atomics (armel).
+atomic = $(if $(filter 1,$(shell echo __GCC_ATOMIC_LLONG_LOCK_FREE | \
+           $(CC) $(CFLAGS) -E -P -x c -)),-latomic)
 
 # SANITIZE=thread or SANITIZE=address goes to a directory of its own.
 build := build$(if $(SANITIZE),-$(SANITIZE))
@@ -30,8 +35,9 @@ sanitize := $(if $(SANITIZE),$(or $(sanitize_$(SANITIZE)),\
               $(error SANITIZE is thread or address, not "$(SANITIZE)")) \
               -fno-omit-frame-pointer)
 
-lib_src := $(wildcard interpose/*.c) shim.c policy.c replicate.c statsfile.c
-lib_obj := $(lib_src:%.c=$(build)/%.o)
+lib_src := $(wildcard interpose/*.[cS]) shim.c policy.c replicate.c helpers.c \
+           statsfile.c
+lib_obj := $(addprefix $(build)/,$(addsuffix .o,$(basename $(lib_src))))
 # The files of interpose/ run before a sanitizer's runtime is up.
 $(build)/interpose/%.o: sanitize_this :=
 sanitize_this = $(sanitize)
@@ -61,13 +67,18 @@ $(man): Makefile scripts/mcshim
 
 $(lib): $(lib_obj)
 	$(CC) -shared -pthread $(CFLAGS) $(sanitize) -Wl,-z,defs -Wl,-z,relro \
-	  -Wl,-z,now -Wl,--as-needed $(LDFLAGS) -o $@ $^ -ldl $(LDLIBS)
+	  -Wl,-z,now -Wl,--as-needed $(LDFLAGS) -o $@ $^ -ldl $(atomic) $(LDLIBS)
+	$(if $(SANITIZE),,scripts/check-library $@)
 
 $(build)/%.o: %.c Makefile scripts/mcshim
 	@mkdir -p $(@D)
 	$(CC) $(common) -Wmissing-prototypes -fPIC -fvisibility=hidden -I. \
-	  -D_GNU_SOURCE -DMCSHIM_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS) \
+	  -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DMCSHIM_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS) \
 	  $(sanitize_this) -MMD -MP -c -o $@ $<
+
+$(build)/%.o: %.S Makefile
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 # What the tests use: plugins for nbdkit, libraries to preload beside the shim
 # (before glibc 2.34 these need libdl), clients over libnbd, and programs that

@@ -111,10 +111,13 @@ EOT
   grep -qx 'plugin_flushes: 0' "$stats"
 }
 
-@test "curl, which could write: refused, unless it is read-only" {
+@test "curl, which could write: as without the shim" {
   backend nginx curl
   echo first > remote/disk
   serve curl url="http://127.0.0.1:$port/disk"
-  run -1 nbdinfo "$uri"
-  grep -q 'mcshim.*flush.*connect read-only' "$server_err"
+  client <<'EOT'
+expect(conn().can_multi_conn(), False)
+expect(bytes(conn().pread(5, 0)), b"first")
+EOT
+  grep -q 'mcshim.*flush.* -r ' "$server_err"
 }

@@ -159,11 +159,12 @@ EOT
 @test "The connection is refused" {
   export ODD=noflush
   # shellcheck disable=SC2016
-  run ! "$launcher" nbdkit -U - "$plugins/odd.so" --run 'nbdinfo "$uri"'
+  run ! "$launcher" --mode=emulate nbdkit -U - "$plugins/odd.so" \
+    --run 'nbdinfo "$uri"'
   assert_output --partial "needs a plugin with a working flush"
   run -0 flag -- -r "$plugins/odd.so"
   assert_output 0
-  run -0 flag --mode=disable -- "$plugins/odd.so"
+  run -0 flag -- "$plugins/odd.so"
   assert_output 2
 }
 

@@ -237,6 +237,7 @@ test_resolve (void)
       { MODE_AUTO, MODE_EMULATE, MODE_PLUGIN, MODE_DISABLE, MODE_UNSAFE };
     const struct policy p = { .mode = modes[i / 16] };
     const struct traits t = {
+      .plugin = "file",
       .connections_serialized = i & 1,
       .multi_conn = i & 2,
       .can_flush = i & 4,
@@ -252,12 +253,14 @@ test_resolve (void)
               t.readonly);
 
     if (p.mode == MODE_AUTO && !t.connections_serialized)
-      emulates = !t.multi_conn && (t.can_flush || !t.readonly);
+      emulates = !t.multi_conn && t.can_flush;
     refused = emulates && !t.can_flush;
 
     if (!t.connections_serialized)
       switch (p.mode) {
       case MODE_AUTO:
+        flag = t.multi_conn || t.can_flush || t.readonly;
+        break;
       case MODE_EMULATE:
       case MODE_UNSAFE:
         flag = true;
@@ -279,7 +282,55 @@ test_resolve (void)
     CHECK (r.advertise == flag, "%s", what);
     CHECK (r.replicate == emulates, "%s", what);
     CHECK ((r.mode == MODE_EMULATE) == emulates, "%s", what);
+
+    /* Told where auto would have emulated, and could not. */
+    CHECK ((r.notice != NULL) == (p.mode == MODE_AUTO && !flag &&
+                                  !t.connections_serialized), "%s", what);
+    CHECK (!r.notice || strstr (r.notice, " -r "), "%s: %s", what, r.notice);
   }
+}
+
+/* The flag of plugins that keep their connections apart is their own, in
+ * auto; not that of plugins with such names.
+ */
+static void
+test_apart (void)
+{
+  static const struct {
+    const char *plugin;
+    bool apart;
+  } table[] = {
+    { "example3", true }, { "info", true }, { "ondemand", true },
+    { "tmpdisk", true }, { "example2", false }, { "tmpdisk2", false },
+    { "tmp", false }, { "Info", false }, { "", false },
+  };
+
+  for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
+    for (int j = 0; j < 5 * 8; j++) {
+      const struct policy p = { .mode = (enum mode) (j / 8) };
+      struct traits t = {
+        .plugin = table[i].plugin, .multi_conn = j & 1, .can_flush = j & 2,
+        .readonly = j & 4,
+      };
+      const struct resolution r = policy_resolve (&p, &t);
+      t.plugin = "file";
+      const struct resolution file = policy_resolve (&p, &t);
+      char what[128];
+
+      snprintf (what, sizeof what, "%s, %s, multi-conn %d, flush %d, "
+                "read-only %d", table[i].plugin, mode_name (p.mode),
+                t.multi_conn, t.can_flush, t.readonly);
+      if (table[i].apart && p.mode == MODE_AUTO) {
+        CHECK (r.advertise == t.multi_conn, "%s", what);
+        CHECK (r.mode == (t.multi_conn ? MODE_PLUGIN : MODE_DISABLE), "%s",
+               what);
+        CHECK (!r.replicate && !r.refusal && !r.notice, "%s", what);
+      }
+      else
+        CHECK (r.mode == file.mode && r.advertise == file.advertise &&
+               r.replicate == file.replicate && r.refusal == file.refusal &&
+               r.notice == file.notice, "%s", what);
+    }
 }
 
 static void
@@ -289,7 +340,7 @@ test_wants (void)
   for (int i = 0; i < 5 * 16; i++) {
     const struct policy p = { .mode = (enum mode) (i / 16) };
     struct traits t = {
-      .connections_serialized = i & 1, .multi_conn = i & 2,
+      .plugin = "file", .connections_serialized = i & 1, .multi_conn = i & 2,
       .can_flush = i & 4, .readonly = i & 8,
     };
     const struct resolution a = policy_resolve (&p, &t);
@@ -301,7 +352,8 @@ test_wants (void)
     const struct resolution b = policy_resolve (&p, &t);
 
     CHECK (a.mode == b.mode && a.advertise == b.advertise &&
-           a.replicate == b.replicate && a.refusal == b.refusal,
+           a.replicate == b.replicate && a.refusal == b.refusal &&
+           a.notice == b.notice,
            "%s, %d", mode_name (p.mode), i % 16);
   }
 }
@@ -325,6 +377,7 @@ main (void)
   test_bad_values ();
   test_two_bad_values ();
   test_resolve ();
+  test_apart ();
   test_wants ();
   test_names ();
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
