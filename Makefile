@@ -153,7 +153,13 @@ check:
 	$(MAKE) --no-print-directory all test-programs
 	tests/run
 
-# The tests on older and newer nbdkits, in roots that are made for it.
+# The demo and the tests where nothing is installed yet, in bare roots.
+check-fresh:
+	scripts/deps fresh
+	tests/fresh $(SUITES)
+
+# The tests on older and newer nbdkits, in roots that are made for it, or on
+# those that are installed in a directory.
 check-compat:
 	scripts/deps compat
 	$(MAKE) --no-print-directory all test-programs
@@ -284,7 +290,8 @@ clean:
 	rm -rf build build-* libmcshim.so
 	rm -f $(plugins) $(clients)
 
-.PHONY: all man test-programs test-plugins units unit mutants demo check check-compat check-cross \
+.PHONY: all man test-programs test-plugins units unit mutants demo check \
+	check-fresh check-compat check-cross \
 	model soak check-asan check-tsan check-deb check-rpm check-kernel deb rpm \
 	bench bench-quick bench-headline release-check deps install dist uninstall clean
 .DELETE_ON_ERROR:

@@ -1,3 +1,0 @@
-bc/policy.o: policy.c policy.h
-
-policy.h:
