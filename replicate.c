@@ -299,8 +299,10 @@ flush_handle (struct handle *h, unsigned mine, bool write_back,
       unmark (h, OWES);
   }
   if (write_back) {
-    /* A handle has seen its own. */
-    if (err == 0 && h->seen == g->written)
+    /* A handle has seen its own, unless a request inside it has fetched what
+     * was there before, and may put it into the cache yet.
+     */
+    if (err == 0 && covers && h->seen == g->written)
       h->seen++;
     g->written++;
   }
