@@ -306,7 +306,7 @@ in_file ()
 client ()
 {
   # bats runs a copy of the test file.
-  "$@" timeout 100 python3 "$BATS_TEST_DIRNAME/clients/script.py" \
+  "$@" timeout 300 python3 "$BATS_TEST_DIRNAME/clients/script.py" \
     "${BASH_SOURCE[1]/#"$BATS_TEST_SOURCE"/"$BATS_TEST_FILENAME"}" \
     "${BASH_LINENO[0]}"
 }
