@@ -581,6 +581,7 @@ run_round (struct group *g)
 {
   struct waiter *batch = g->waiters, *w;
   struct handle *h;
+  bool unflushed;
   unsigned first;
 
   g->waiters = NULL;
@@ -601,7 +602,8 @@ run_round (struct group *g)
   }
   /* What a handle that is gone has left in the plugin, any flush covers. */
   h = batch->handle;
-  if (g->unflushed && h->flushable) {
+  unflushed = g->unflushed && h->flushable;
+  if (unflushed) {
     g->unflushed = false;
     if (h->replica == NO_REPLICA)
       queue_replica (g, h);
@@ -609,6 +611,8 @@ run_round (struct group *g)
   if (policy.level == LEVEL_OFF)
     g->written++;               /* so that nobody has seen it */
   run_phase (g);
+  if (unflushed && h->failed == g->round)
+    g->unflushed = true;
 
   first = g->replicas;
   g->phase = 2;
@@ -798,6 +802,8 @@ handle_opens (struct handle *h, const char *name)
     must (pthread_cond_init (&h->changed, NULL));
   }
   unlock_groups ();
+  if (g == NULL)
+    errno = ENOMEM;
   return g != NULL ? 0 : -1;
 }
 
