@@ -1,119 +1,129 @@
-/* The group of connections: marks, and the replicated flush.
+/* The group of handles: marks, and the replicated flush.
  *
- * The promise: when a flush returns success on any connection of a
- * group, every write, zero and trim that had returned on any of them
- * before the flush was entered is durable (Durable), and every read that
- * begins from then on sees it (Visible).  The plugin keeps its caches per
- * handle, so one client flush becomes a plugin flush, a replica, on each
- * handle that needs one.
+ * The promise: when a flush returns success on any connection of a group,
+ * every write, zero and trim that had returned on any of them before the
+ * flush was entered is durable (Durable), and every read that begins from
+ * then on sees it (Visible).  The plugin keeps its caches per handle, so
+ * one client flush becomes a plugin flush, a replica, on each handle that
+ * needs one.
  *
- * Marks.  A connection is WRITE_DIRTY once a write, zero or trim has
- * returned, READ_MARKED once a read, cache or extents has.  A mark is set
- * after the plugin returns and before the server hears of it, and taken
- * before the plugin's flush begins: so it goes only for requests that the
- * flush covers, and a request that overlaps the flush leaves its mark
- * behind.  A flush that fails puts back what it took.
+ * Marks.  A handle is WRITE_DIRTY from when a write, zero or trim has
+ * returned from the plugin, before the server hears of it.  It is
+ * READ_MARKED from when any request enters.  A flush takes WRITE_DIRTY
+ * before it begins, so a write that overlaps the flush leaves its mark
+ * behind; and READ_MARKED only if no request is inside, for what one has
+ * fetched may reach its handle's cache after the flush.  A flush that
+ * fails puts back what it took.
  *
- * Requests in flight are counted as well, because what one of them has
- * fetched may reach its handle's cache only after a flush of it.  There
- * are two counts: to wait for the requests of now, and not for ever for
- * those that keep coming, a flush turns EPOCH over, so that new requests
- * go into the other count, and waits until the old one is zero
- * (DRAINING).  Marks and counts are one atomic word.
+ * Write-backs, the flushes that take WRITE_DIRTY, are numbered in each
+ * group as they end.  "seen" of a handle says that nothing in it, nor
+ * fetched by a request inside it, is older than that write-back.  A flush
+ * that has the handle to itself advances it to the number as of when the
+ * flush began.
  *
  * A round is one replicated flush:
  *
- *   1. Write-backs.  Every WRITE_DIRTY connection gets a replica.  The
- *      round also waits for flushes outside rounds (a close's) that had
- *      begun: they have taken marks too.
- *   2. Once all of these are done, every connection that may hold an
- *      older copy gets a replica: one that is marked, or that has
- *      requests in flight, then when these are out.  That includes a
- *      connection of the first phase that was used meanwhile: its cache
- *      may have been filled before another's write-back, by a read or by
- *      a write that had to fetch what surrounds it.  Such a replica may
- *      write back again, and the others know nothing of it: the next
- *      round has a second phase to make up for that.
+ *   1. Every WRITE_DIRTY handle gets a replica.  The round also waits for
+ *      write-backs outside rounds that had begun: they have taken marks.
+ *   2. Then every handle that has not seen the last write-back gets one.
+ *      At level "connection" that means those with a mark: the others
+ *      hold nothing.  At "fast" and "off" a handle may hold a copy from
+ *      its open or from a thread of the plugin's, so it means all.
  *
- * At level "fast" the second phase goes to all connections that the
- * first left out, at "off" it does so even if nothing was write-dirty.
+ * A replica of the first phase waits for at most the one request inside
+ * its handle, and only where the plugin takes one at a time: it is left
+ * PENDING, that request runs it as it ends, and the others of the round
+ * go on meanwhile.  One of the second phase waits for nothing.  A handle
+ * with a request inside OWES its flush instead: the next request runs it,
+ * once what is inside is out and before it enters the plugin.
  *
- * Flushes that arrive while a round runs wait and share the next one:
- * the running one may have passed their connection already.
+ * Flushes that arrive while a round runs share the next one: the running
+ * one may have passed their handle already.
  *
- * "stale" stands for a second phase that is owed: something has been
- * written back (or was lost, or may have failed) since the read-marked
- * handles were last flushed.
+ * A handle whose open overlapped a write-back may have been opened with
+ * an older copy: it is flushed before the open returns.
  *
  * Exclusion.  "lock" guards the groups and everything that no comment
- * gives to someone else; it is never held during a callback.  At
- * SERIALIZE_REQUESTS a connection's own lock is held around each callback
- * on its handle, since replicas come from other connections' threads.
- * Order: the server's locks, a connection's lock, "lock".  Nobody waits
- * for a connection's lock while holding another's, or while holding
- * "lock".  At SERIALIZE_ALL_REQUESTS and below the server holds one lock
- * around every callback, and the replicas run on the thread that it calls
- * us on.
+ * gives to someone else; it is never held during a callback.  Where the
+ * plugin takes one request at a time the count in the state word is at
+ * most one, and whoever counted it up, a request or a flush, has the
+ * handle.  Requests and replicas of a busy handle take turns.  At
+ * SERIALIZE_ALL the server holds one lock around every callback, and the
+ * replicas run on the thread that it calls us on.  Order: the server's
+ * locks, a handle, "lock".  Nobody waits for a handle who has another.
  *
- * Closing.  A connection that closes waits for a replica that is inside
- * its handle, runs one that is still queued by itself, and otherwise
- * flushes what is WRITE_DIRTY outside any round ("solo").  Then it leaves
- * the lists, under "lock", and nothing is called on its handle again.
+ * Closing.  A handle that closes waits for a replica that is inside it,
+ * runs one that is queued itself, and otherwise flushes what is
+ * WRITE_DIRTY outside any round.  Then it leaves the lists, under "lock",
+ * and nothing is called on it again.
  */
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "interpose/interpose.h"
+#include "helpers.h"
 #include "interpose/oldglibc.h"
 #include "replicate.h"
 
+#define MARKS (WRITE_DIRTY | READ_MARKED | OWES)
+
 struct waiter {
   struct waiter *next;
+  struct handle *handle;        /* that the client flushes */
   bool done;
-  int err;                      /* of the round, as the next two */
-  unsigned replicas, phases;
+  struct flushed result;
 };
 
 /* All fields are guarded by "lock". */
 struct group {
-  LIST_ENTRY (group) groups;
+  LIST_ENTRY (group) in_bucket;
   char *name;                   /* NULL if there is just one group */
-
-  LIST_HEAD (, connection) all;
-  /* Those with a mark or with requests in flight, and no others but for
-   * the time that it takes to notice; the WRITE_DIRTY ones first.
-   */
-  TAILQ_HEAD (, connection) touched;
+  unsigned bucket;
+  unsigned members;             /* with those that are about to join */
+  LIST_HEAD (, handle) handles;
+  TAILQ_HEAD (, handle) marked; /* with a mark; the WRITE_DIRTY ones first */
 
   unsigned replicating;         /* members whose mode is emulate */
-  bool stale;                   /* a second phase is owed */
+  uint64_t written;             /* write-backs that have ended */
+  unsigned writing;             /* those that have begun and not ended */
+  bool unflushed;               /* holds writes that no handle's mark shows */
   int close_err;                /* a flush at close failed: fail once */
-  unsigned solo;                /* plugin flushes outside rounds */
 
   struct waiter *waiters;       /* client flushes for the next round */
   bool running;                 /* a round is */
   uint64_t round;               /* its number, from 1 */
+  unsigned phase;               /* 1 or 2 */
   int err;                      /* its first error */
   unsigned outstanding;         /* what its phase still waits for */
   unsigned replicas;            /* run in it so far */
-  TAILQ_HEAD (, connection) queue;
-  LIST_ENTRY (group) busy;      /* on "busy", for the threads, if running */
+  unsigned helping;             /* threads that help with it */
+  unsigned queue_length;
+  TAILQ_HEAD (, handle) queue;
+  LIST_ENTRY (group) in_running;
 
-  pthread_cond_t phase;         /* outstanding is 0, or queue is not empty */
-  pthread_cond_t finished;      /* a round has ended */
-  pthread_cond_t left;          /* a replica has ended; some close may wait */
+  pthread_cond_t phase_over;    /* outstanding is 0 */
+  pthread_cond_t round_over;
 };
 
 static struct policy policy;
-static enum concurrency concurrency;
-static int (*plugin_flush) (void *handle);
+static struct replicate_ops ops;
+static enum thread_model thread_model;
+
+/* Look-up does not grow with the number of export names. */
+#define BUCKETS 1024
+
+/* What groups that are gone have left behind: by name for so many, and
+ * beyond them as if it were every new group's.
+ */
+#define REMEMBERED_MAX 64
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static LIST_HEAD (, group) groups = LIST_HEAD_INITIALIZER (groups);
-static LIST_HEAD (, group) busy = LIST_HEAD_INITIALIZER (busy);
-static bool forgotten;          /* a group with "stale" set is gone */
+static LIST_HEAD (, group) groups[BUCKETS];
+static LIST_HEAD (, group) running = LIST_HEAD_INITIALIZER (running);
+static unsigned remembered;     /* groups without members */
+static int forgotten_err;       /* of a group that was not remembered */
+static bool forgotten_unflushed;
 static struct statistics statistics;
 
 /* None of these can fail unless memory is corrupt, and nothing that was
@@ -127,331 +137,444 @@ must (int err)
 }
 
 static void
-lock_all (void)
+lock_groups (void)
 {
   must (pthread_mutex_lock (&lock));
 }
 
 static void
-unlock_all (void)
+unlock_groups (void)
 {
   must (pthread_mutex_unlock (&lock));
 }
 
-void
-connection_lock (struct connection *c)
-{
-  must (pthread_mutex_lock (&c->lock));
-}
-
-void
-connection_unlock (struct connection *c)
-{
-  must (pthread_mutex_unlock (&c->lock));
-}
-
-/* Marks and counts.  WRITE_DIRTY and TOUCHED change under "lock" only, so
- * that they say what the touched list says.
+/* Marks.  They change under "lock" only, so that they say what the list
+ * says.  All of these need it.
  */
 
-static bool
-in_flight (uint64_t s)
-{
-  return REQUESTS (s, false) + REQUESTS (s, true) > 0;
-}
-
-void
-connection_touch (struct connection *c)
-{
-  int saved = errno;
-
-  lock_all ();
-  if (!(atomic_fetch_or (&c->state, TOUCHED) & TOUCHED))
-    TAILQ_INSERT_TAIL (&c->group->touched, c, touched);
-  unlock_all ();
-  errno = saved;
-}
-
-/* Needs "lock". */
 static void
-set_write_dirty (struct connection *c)
+mark (struct handle *h, uint64_t bits)
 {
-  uint64_t s = atomic_fetch_or (&c->state, WRITE_DIRTY | TOUCHED);
+  uint64_t s = atomic_fetch_or (&h->state, bits);
 
-  if (s & WRITE_DIRTY)
-    return;
-  if (s & TOUCHED)
-    TAILQ_REMOVE (&c->group->touched, c, touched);
-  TAILQ_INSERT_HEAD (&c->group->touched, c, touched);
+  if (!(s & MARKS) && bits != 0)
+    TAILQ_INSERT_TAIL (&h->group->marked, h, marked);
+  if (bits & ~s & WRITE_DIRTY) {
+    TAILQ_REMOVE (&h->group->marked, h, marked);
+    TAILQ_INSERT_HEAD (&h->group->marked, h, marked);
+  }
 }
 
-void
-connection_mark_written (struct connection *c, uint64_t one)
+/* After the marks BITS of H, whose state was S, have gone. */
+static void
+unmarked (struct handle *h, uint64_t s, uint64_t bits)
 {
-  int saved = errno;
-  uint64_t s;
+  if (!(s & bits & MARKS))
+    return;
+  TAILQ_REMOVE (&h->group->marked, h, marked);
+  if (s & ~bits & WRITE_DIRTY)
+    TAILQ_INSERT_HEAD (&h->group->marked, h, marked);
+  else if (s & ~bits & MARKS)
+    TAILQ_INSERT_TAIL (&h->group->marked, h, marked);
+}
 
-  lock_all ();
-  set_write_dirty (c);
-  s = atomic_fetch_sub (&c->state, one);
-  unlock_all ();
-  if (s & DRAINING)
-    connection_drained (c);
-  errno = saved;
+static void
+unmark (struct handle *h, uint64_t bits)
+{
+  unmarked (h, atomic_fetch_and (&h->state, ~bits), bits);
 }
 
 /* Take the marks that the flush which is about to begin will cover, and
- * return them.  Needs "lock".
+ * return them.  MINE is how many of what is inside belong to it.  *COVERS is
+ * set if nothing else is inside.
  */
 static uint64_t
-take_marks (struct connection *c)
+take_marks (struct handle *h, unsigned mine, bool *covers)
 {
-  const uint64_t marks = WRITE_DIRTY | READ_MARKED;
-  uint64_t taken = atomic_fetch_and (&c->state, ~marks) & marks;
+  uint64_t s = atomic_load (&h->state), bits;
 
-  if (taken & WRITE_DIRTY) {
-    TAILQ_REMOVE (&c->group->touched, c, touched);
-    TAILQ_INSERT_TAIL (&c->group->touched, c, touched);
-  }
-  return taken;
+  do {
+    *covers = INSIDE (s) == mine;
+    bits = *covers ? WRITE_DIRTY | READ_MARKED : WRITE_DIRTY;
+  } while (!atomic_compare_exchange_weak (&h->state, &s, s & ~bits));
+  unmarked (h, s, bits);
+  return s & bits;
 }
 
-/* After a failed flush.  Needs "lock". */
-static void
-put_back_marks (struct connection *c, uint64_t taken)
+/* The first of the list, if it is WRITE_DIRTY, or NULL. */
+static struct handle *
+write_dirty (struct group *g)
 {
-  atomic_fetch_or (&c->state, taken & READ_MARKED);
-  if (taken & WRITE_DIRTY)
-    set_write_dirty (c);
+  struct handle *h = TAILQ_FIRST (&g->marked);
+
+  return h != NULL && atomic_load (&h->state) & WRITE_DIRTY ? h : NULL;
 }
 
-/* Take C off the touched list if nothing keeps it there.  Needs "lock". */
-static void
-untouch (struct connection *c)
-{
-  uint64_t s = atomic_load (&c->state);
-
-  do
-    if (!(s & TOUCHED) || s & (WRITE_DIRTY | READ_MARKED) || in_flight (s))
-      return;
-  while (!atomic_compare_exchange_weak (&c->state, &s, s & ~TOUCHED));
-  TAILQ_REMOVE (&c->group->touched, c, touched);
-}
-
-/* The threads that help with a round.  They start when first needed, so
- * after the server's fork, and any of them serves any group.  When one
- * can't be had the round goes on with those that there are: the thread
- * that the server called us on is always one of them.
+/* Count up if nothing is inside H, and otherwise set the bits FLAG.  Needs
+ * "lock".  Returns true if the caller has the handle now.
  */
+static bool
+occupy (struct handle *h, uint64_t flag)
+{
+  uint64_t s = atomic_load (&h->state);
 
-/* What MCSHIM_FLUSH_THREADS=auto means.  A thread that waits in a plugin's
- * flush costs next to nothing, and 64 connections with a flush of 10 ms
- * then take four flushes, 41 ms ("make bench", flushes).
- */
-#define FLUSH_THREADS_AUTO 16
+  while (!atomic_compare_exchange_weak (&h->state, &s, INSIDE (s) == 0 ?
+                                        s + ONE_INSIDE : s | flag))
+    ;
+  return INSIDE (s) == 0;
+}
 
 /* A plugin flush that is shorter than this is not worth waking another
  * thread for, in nanoseconds.
  */
-#define WORTH_A_THREAD 20000
+#define WORTH_HELP 20000
 
-static pthread_t threads[FLUSH_THREADS_MAX];
-static unsigned nr_threads, nr_threads_idle, max_threads;
-static bool stopping;
-static pthread_cond_t work = PTHREAD_COND_INITIALIZER;
-static uint64_t flush_ns = UINT64_MAX; /* a plugin flush takes about this */
+/* What a plugin flush takes, about: one that finds nothing to write back,
+ * and one that may.
+ */
+static uint64_t expected_ns[2] = { UINT64_MAX, UINT64_MAX };
 
-static void run_replica (struct group *g, struct connection *c);
+/* How many threads may help with one round.  Those that wait in a plugin's
+ * flush cost next to nothing.
+ */
+static unsigned max_helpers;
 
-static void *
-help (void *arg)
-{
-  struct group *g;
-
-  (void) arg;
-  server_error_thread ();
-  lock_all ();
-  while (!stopping) {
-    LIST_FOREACH (g, &busy, busy)
-      if (!TAILQ_EMPTY (&g->queue))
-        break;
-    if (g != NULL)
-      run_replica (g, TAILQ_FIRST (&g->queue));
-    else {
-      nr_threads_idle++;
-      must (pthread_cond_wait (&work, &lock));
-      nr_threads_idle--;
-    }
-  }
-  unlock_all ();
-  return NULL;
-}
-
-/* Have up to N threads look for work.  Needs "lock". */
+/* Have threads help with what is queued, but for MINE of G, which the caller
+ * takes.  Needs "lock".
+ */
 static void
-call_help (unsigned n)
+call_help (struct group *g, unsigned mine)
 {
-  unsigned i;
+  unsigned n = 0, left;
+  struct group *g2;
 
-  if (flush_ns < WORTH_A_THREAD)
-    return;
-  for (i = 0; i < n && i < nr_threads_idle; i++)
-    must (pthread_cond_signal (&work));
-  for (; i < n && nr_threads < max_threads; i++)
-    if (pthread_create (&threads[nr_threads], NULL, help, NULL) == 0)
-      nr_threads++;
-    else
-      break;
+  LIST_FOREACH (g2, &running, in_running) {
+    left = g2->queue_length - (g2 == g ? mine : 0);
+    n += left < max_helpers - g2->helping ? left : max_helpers - g2->helping;
+  }
+  helpers_call (n);
 }
 
-/* One plugin flush.  Must not hold "lock".  Returns 0 or an errno. */
+/* Flush H.  MINE is 1 if the caller has the handle, and is counted inside
+ * it, and 0 if requests may go on.  WRITE_BACK: it counts as one even where
+ * H is not WRITE_DIRTY.  Needs "lock", and lets go of it meanwhile.  Returns
+ * 0 or an errno; *IN_ROUND is set if a round has begun meanwhile, which
+ * fails then as well.
+ */
 static int
-flush_handle (struct connection *c, uint64_t *ns)
+flush_handle (struct handle *h, unsigned mine, bool write_back,
+              bool *in_round)
 {
-  uint64_t start = now_ns ();
-  int err = plugin_flush (c->handle);
+  struct group *g = h->group;
+  const uint64_t began = g->written, seen = h->seen, round = g->round;
+  uint64_t taken, start, ns, *expected;
+  bool covers;
+  int err;
 
-  *ns = now_ns () - start;
+  taken = take_marks (h, mine, &covers);
+  write_back |= (taken & WRITE_DIRTY) != 0;
+  g->writing += write_back;
+  unlock_groups ();
+  start = now_ns ();
+  err = ops.flush (h);
+  ns = now_ns () - start;
+  lock_groups ();
+  g->writing -= write_back;
+
+  latency_add (&statistics.plugin_flushes, ns);
+  expected = &expected_ns[write_back];
+  *expected = *expected == UINT64_MAX ? ns : *expected - *expected / 4 + ns / 4;
+
+  if (err != 0) {
+    statistics.failed_flushes++;
+    mark (h, taken);
+    h->seen = seen;
+    /* What it should have covered has no mark. */
+    g->unflushed |= write_back && !(taken & WRITE_DIRTY);
+  }
+  else if (covers) {
+    if (h->seen < began)
+      h->seen = began;
+    if (h->seen >= h->owed)
+      unmark (h, OWES);
+  }
+  if (write_back) {
+    /* A handle has seen its own, unless a request inside it has fetched what
+     * was there before, and may put it into the cache yet.
+     */
+    if (err == 0 && covers && h->seen == g->written)
+      h->seen++;
+    g->written++;
+  }
+
+  /* A round that counted this one can't have ended. */
+  *in_round = write_back && g->round != round;
+  if (*in_round) {
+    if (g->err == 0)
+      g->err = err;
+    if (--g->outstanding == 0)
+      must (pthread_cond_signal (&g->phase_over));
+  }
+  if (ns >= WORTH_HELP && g->queue_length > 0)
+    call_help (g, 1);
+  return err;
+}
+
+static void run_replica (struct group *g, struct handle *h);
+
+/* Something has come out of H.  Needs "lock", and may let go of it. */
+static void
+left (struct handle *h)
+{
+  if (h->replica == REPLICA_PENDING && !(h->requests_turn && h->waiting > 0))
+    run_replica (h->group, h);
+  must (pthread_cond_broadcast (&h->changed));
+}
+
+/* The caller no longer has H.  Needs "lock", and may let go of it. */
+static void
+vacate (struct handle *h)
+{
+  atomic_fetch_sub (&h->state, ONE_INSIDE);
+  left (h);
+}
+
+/* Run the flush that H, which the caller has, owes.  Needs "lock", and lets
+ * go of it meanwhile.  Returns 0 or an errno.
+ */
+static int
+run_owed (struct handle *h)
+{
+  bool in_round;
+  int err;
+
+  statistics.owed_flushes++;
+  err = flush_handle (h, 1, false, &in_round);
+  vacate (h);
+  return err;
+}
+
+/* Let someone in whom the handle must have flushed up to write-back OWED
+ * for, and count him up.  What it owes beyond that is for those that come
+ * later, so that flushes never keep a request out for long.  Needs "lock",
+ * and may let go of it.  Returns 0, or the errno of an owed flush.
+ */
+static int
+admit (struct handle *h, uint64_t owed)
+{
+  const bool serialize = thread_model == SERIALIZE_HANDLE;
+  int err = 0;
+
+  h->waiting++;
+  atomic_fetch_or (&h->state, WAITING);
+  for (;;) {
+    if (h->replica == REPLICA_PENDING && !h->requests_turn)
+      ;
+    else if (h->seen < owed) {
+      if (occupy (h, 0)) {
+        err = run_owed (h);
+        if (err != 0)
+          break;
+        continue;
+      }
+    }
+    else if (!serialize) {
+      atomic_fetch_add (&h->state, ONE_INSIDE);
+      break;
+    }
+    else if (occupy (h, 0))
+      break;
+    must (pthread_cond_wait (&h->changed, &lock));
+  }
+  h->requests_turn = false;
+  if (--h->waiting == 0)
+    atomic_fetch_and (&h->state, ~WAITING);
+  if (err != 0)
+    left (h);
   return err;
 }
 
 /* Needs "lock". */
 static void
-count_flush (int err, uint64_t ns)
+enter_marked (struct handle *h)
 {
-  latency_add (&statistics.plugin_flushes, ns);
-  statistics.failed_flushes += err != 0;
-  flush_ns = flush_ns == UINT64_MAX ? ns : flush_ns - flush_ns / 4 + ns / 4;
+  uint64_t s = atomic_load (&h->state);
+
+  if (s & READ_MARKED)
+    return;
+  /* At this level an unmarked handle holds nothing. */
+  if (policy.level == LEVEL_CONNECTION && !(s & OWES))
+    h->seen = h->group->written;
+  mark (h, READ_MARKED);
 }
 
-/* C's part in the running round of G is over.  Needs "lock". */
-static void
-replica_done (struct group *g, struct connection *c, int err)
+int
+handle_enter (struct handle *h)
 {
-  c->replica = NO_REPLICA;
-  c->round = g->round;
-  c->failed = err != 0;
+  int err;
+
+  lock_groups ();
+  err = admit (h, h->owed);
+  if (err == 0)
+    enter_marked (h);
+  unlock_groups ();
+  return err;
+}
+
+void
+handle_wrote (struct handle *h)
+{
+  int saved = errno;
+
+  lock_groups ();
+  mark (h, WRITE_DIRTY);
+  unlock_groups ();
+  errno = saved;
+}
+
+void
+handle_left (struct handle *h)
+{
+  int saved = errno;
+
+  lock_groups ();
+  left (h);
+  unlock_groups ();
+  errno = saved;
+}
+
+void
+control_begin (struct handle *h)
+{
+  if (thread_model != SERIALIZE_HANDLE)
+    return;
+  lock_groups ();
+  must (admit (h, 0));
+  unlock_groups ();
+}
+
+void
+control_end (struct handle *h)
+{
+  int saved = errno;
+
+  if (thread_model != SERIALIZE_HANDLE)
+    return;
+  lock_groups ();
+  vacate (h);
+  unlock_groups ();
+  errno = saved;
+}
+
+/* Replicas and rounds. */
+
+/* H's part in the running round of G is over.  Needs "lock". */
+static void
+replica_done (struct group *g, struct handle *h, int err)
+{
+  h->replica = NO_REPLICA;
+  if (err != 0)
+    h->failed = g->round;
   if (g->err == 0)
     g->err = err;
   if (--g->outstanding == 0)
-    must (pthread_cond_signal (&g->phase));
-  must (pthread_cond_broadcast (&g->left));
+    must (pthread_cond_signal (&g->phase_over));
 }
 
-/* Run the replica of C, which is queued.  Needs "lock", and lets go of it
- * meanwhile.
+/* Run the replica of H, which is queued or pending, or leave it to the
+ * requests that have the handle.  Needs "lock", and lets go of it meanwhile.
  */
 static void
-run_replica (struct group *g, struct connection *c)
+run_replica (struct group *g, struct handle *h)
 {
-  uint64_t taken, ns;
+  const bool serialize = thread_model == SERIALIZE_HANDLE;
+  bool mine = false, in_round;
   int err;
 
-  TAILQ_REMOVE (&g->queue, c, queued);
-  c->replica = REPLICA_RUNNING;
-  g->replicas++;
-  if (c->exclusive) {
-    unlock_all ();
-    connection_lock (c);
-    lock_all ();
+  if (h->replica == REPLICA_QUEUED) {
+    TAILQ_REMOVE (&g->queue, h, queued);
+    g->queue_length--;
   }
-  taken = take_marks (c);
-  unlock_all ();
 
-  err = flush_handle (c, &ns);
+  if (serialize && h->requests_turn && h->waiting > 0)
+    atomic_fetch_or (&h->state, g->phase == 1 ? PENDING : 0);
+  else
+    mine = occupy (h, serialize && g->phase == 1 ? PENDING : 0);
+  if (!mine && g->phase == 2) {
+    h->owed = g->written;
+    mark (h, OWES);
+    statistics.flushes_owed++;
+    replica_done (g, h, 0);
+    return;
+  }
+  if (!mine && serialize) {
+    h->replica = REPLICA_PENDING;
+    return;
+  }
 
-  if (c->exclusive)
-    connection_unlock (c);
-  lock_all ();
-  count_flush (err, ns);
-  if (err != 0)
-    put_back_marks (c, taken);
-  if (err != 0 || taken & WRITE_DIRTY)
-    g->stale = true;
-  untouch (c);
-  replica_done (g, c, err);
+  h->replica = REPLICA_RUNNING;
+  atomic_fetch_and (&h->state, ~PENDING);
+  g->replicas++;
+  err = flush_handle (h, mine, g->phase == 1, &in_round);
+  replica_done (g, h, err);
+  h->requests_turn = true;
+  if (mine)
+    vacate (h);
+  else
+    must (pthread_cond_broadcast (&h->changed));
 }
 
 /* Needs "lock". */
 static void
-queue_replica (struct group *g, struct connection *c)
+queue_replica (struct group *g, struct handle *h)
 {
-  c->replica = REPLICA_QUEUED;
-  TAILQ_INSERT_TAIL (&g->queue, c, queued);
+  h->replica = REPLICA_QUEUED;
+  TAILQ_INSERT_TAIL (&g->queue, h, queued);
+  g->queue_length++;
+  g->outstanding++;
 }
 
-/* Run what is queued, and wait for what others run or what must first
- * drain.  Needs "lock", and lets go of it meanwhile.
+/* What helpers.c calls.  Needs "lock", and lets go of it meanwhile. */
+static bool
+help_a_round (void)
+{
+  struct group *g;
+
+  LIST_FOREACH (g, &running, in_running)
+    if (g->queue_length > 0 && g->helping < max_helpers) {
+      g->helping++;
+      run_replica (g, TAILQ_FIRST (&g->queue));
+      g->helping--;
+      return true;
+    }
+  return false;
+}
+
+/* Run what is queued, and wait for what others run.  Needs "lock", and lets
+ * go of it meanwhile.
  */
 static void
 run_phase (struct group *g)
 {
-  struct connection *c;
-
-  if (g->outstanding > 1)
-    call_help (g->outstanding - 1);
-  while (g->outstanding > 0) {
-    c = TAILQ_FIRST (&g->queue);
-    if (c != NULL)
-      run_replica (g, c);
+  if (g->queue_length > 1 && expected_ns[g->phase == 1] >= WORTH_HELP)
+    call_help (g, 1);
+  while (g->outstanding > 0)
+    if (g->queue_length > 0)
+      run_replica (g, TAILQ_FIRST (&g->queue));
     else
-      must (pthread_cond_wait (&g->phase, &lock));
-  }
+      must (pthread_cond_wait (&g->phase_over, &lock));
 }
 
-/* The requests of C that a round waits for may be out. */
-void
-connection_drained (struct connection *c)
-{
-  int saved = errno;
-  uint64_t s;
-
-  lock_all ();
-  s = atomic_load (&c->state);
-  if (c->replica == REPLICA_DRAINING && REQUESTS (s, !(s & EPOCH)) == 0) {
-    atomic_fetch_and (&c->state, ~DRAINING);
-    queue_replica (c->group, c);
-    must (pthread_cond_signal (&c->group->phase));
-    call_help (1);
-  }
-  unlock_all ();
-  errno = saved;
-}
-
-/* In the second phase: does C need a replica?  Queues it, or lets it
- * drain first.  Needs "lock".
+/* Queue a replica of H for the second phase, if it needs one.  Needs
+ * "lock".
  */
 static void
-second_phase (struct group *g, struct connection *c)
+second_phase (struct group *g, struct handle *h)
 {
-  uint64_t s = atomic_load (&c->state);
-
   /* What has failed in this round is left to the next. */
-  if (!c->flushable || c->closing || (c->round == g->round && c->failed))
-    return;
-
-  while (in_flight (s))
-    if (atomic_compare_exchange_weak (&c->state, &s,
-                                      (s ^ EPOCH) | DRAINING)) {
-      c->replica = REPLICA_DRAINING;
-      g->outstanding++;
-      return;
-    }
-
-  if (s & (WRITE_DIRTY | READ_MARKED) ||
-      (policy.level != LEVEL_CONNECTION && c->round != g->round)) {
-    queue_replica (g, c);
-    g->outstanding++;
-  }
-}
-
-/* The first of the touched list, if it is WRITE_DIRTY.  Needs "lock". */
-static bool
-any_write_dirty (struct group *g)
-{
-  struct connection *c = TAILQ_FIRST (&g->touched);
-
-  return c != NULL && atomic_load (&c->state) & WRITE_DIRTY;
+  if (h->flushable && !h->closing && h->failed != g->round &&
+      h->seen != g->written)
+    queue_replica (g, h);
 }
 
 /* One round, for all that wait.  Needs "lock", and lets go of it
@@ -461,176 +584,148 @@ static void
 run_round (struct group *g)
 {
   struct waiter *batch = g->waiters, *w;
-  struct connection *c;
-  unsigned phases;
+  struct handle *h;
+  unsigned first;
 
   g->waiters = NULL;
   g->running = true;
-  LIST_INSERT_HEAD (&busy, g, busy);
+  LIST_INSERT_HEAD (&running, g, in_running);
   g->round++;
   g->err = g->close_err;
   g->close_err = 0;
   g->replicas = 0;
-  g->outstanding = g->solo;
+  g->outstanding = g->writing;
 
-  TAILQ_FOREACH (c, &g->touched, touched) {
-    if (!(atomic_load (&c->state) & WRITE_DIRTY))
+  g->phase = 1;
+  TAILQ_FOREACH (h, &g->marked, marked) {
+    if (!(atomic_load (&h->state) & WRITE_DIRTY))
       break;
-    if (c->flushable) {
-      queue_replica (g, c);
-      g->outstanding++;
-    }
+    if (h->flushable)
+      queue_replica (g, h);
   }
+  /* What a handle that is gone has left in the plugin, any flush covers. */
+  h = batch->handle;
+  if (g->unflushed && h->flushable) {
+    g->unflushed = false;
+    if (h->replica == NO_REPLICA)
+      queue_replica (g, h);
+  }
+  if (policy.level == LEVEL_OFF)
+    g->written++;               /* so that nobody has seen it */
   run_phase (g);
-  phases = g->replicas > 0;
 
-  if (g->stale || policy.level == LEVEL_OFF) {
-    g->stale = false;
-    if (policy.level == LEVEL_CONNECTION)
-      TAILQ_FOREACH (c, &g->touched, touched)
-        second_phase (g, c);
-    else
-      LIST_FOREACH (c, &g->all, all)
-        second_phase (g, c);
-    phases += g->outstanding > 0;
-    run_phase (g);
-  }
+  first = g->replicas;
+  g->phase = 2;
+  if (policy.level == LEVEL_CONNECTION)
+    TAILQ_FOREACH (h, &g->marked, marked)
+      second_phase (g, h);
+  else
+    LIST_FOREACH (h, &g->handles, in_group)
+      second_phase (g, h);
+  run_phase (g);
 
-  LIST_REMOVE (g, busy);
+  LIST_REMOVE (g, in_running);
   g->running = false;
   statistics.replicas += g->replicas;
   statistics.rounds += g->replicas > 0;
   for (w = batch; w != NULL; w = w->next) {
-    w->err = g->err;
-    w->replicas = g->replicas;
-    w->phases = phases;
+    w->result.err = g->err;
+    w->result.replicated = true;
+    w->result.replicas = g->replicas;
+    w->result.phases = (first > 0) + (g->replicas > first);
     w->done = true;
     if (g->replicas == 0)
       statistics.flushes_skipped_clean++;
   }
-  must (pthread_cond_broadcast (&g->finished));
+  must (pthread_cond_broadcast (&g->round_over));
 }
 
-/* Wait for a round that begins from now on, or run it.  Needs "lock", and
- * lets go of it meanwhile.
- */
-static void
-replicated_flush (struct group *g, struct waiter *me)
-{
-  me->next = g->waiters;
-  g->waiters = me;
-  while (!me->done)
-    if (!g->running)
-      run_round (g);
-    else
-      must (pthread_cond_wait (&g->finished, &lock));
-}
-
-/* A plugin flush outside any round, whose marks have been taken.  A round
- * that begins meanwhile waits for it, and fails if it fails.  Needs
- * "lock", and lets go of it meanwhile.  Returns 0 or an errno; *REPORTED
- * is set if a round has it too.
+/* A flush of H alone, in a group without a member that replicates.  Needs
+ * "lock", and lets go of it meanwhile.  Returns 0 or an errno.
  */
 static int
-solo_flush (struct group *g, struct connection *c, bool *reported)
+plain_flush (struct group *g, struct handle *h)
 {
-  uint64_t round = g->round, ns;
+  const bool whole = policy.level == LEVEL_FAST || h->multi_conn;
+  const bool serialize = thread_model == SERIALIZE_HANDLE;
+  const int close_err = g->close_err;
+  struct handle *h2;
+  bool in_round;
   int err;
 
-  g->solo++;
-  unlock_all ();
-  if (c->exclusive)
-    connection_lock (c);
-  err = flush_handle (c, &ns);
-  if (c->exclusive)
-    connection_unlock (c);
-  lock_all ();
-  g->solo--;
-  count_flush (err, ns);
-
-  /* The round that counted us can't have ended. */
-  *reported = g->round != round;
-  if (*reported) {
-    if (g->err == 0)
-      g->err = err;
-    if (--g->outstanding == 0)
-      must (pthread_cond_signal (&g->phase));
-  }
-  return err;
-}
-
-/* A flush of this handle alone, in a group without a member that
- * replicates.  "stale" stands for a dirty group that no connection's mark
- * shows.  Needs "lock", and lets go of it meanwhile.
- */
-static int
-plain_flush (struct group *g, struct connection *c)
-{
-  bool whole = policy.level == LEVEL_FAST || c->multi_conn, reported;
-  struct connection *c2;
-  int err;
-
-  if (policy.level != LEVEL_OFF &&
-      !any_write_dirty (g) && !g->stale && g->solo == 0) {
+  g->close_err = 0;
+  if (policy.level != LEVEL_OFF && write_dirty (g) == NULL &&
+      !g->unflushed && g->writing == 0) {
     statistics.flushes_skipped_clean++;
-    return 0;
+    return close_err;
   }
 
+  if (serialize)
+    must (admit (h, 0));
   if (whole)
-    while (any_write_dirty (g)) {
-      c2 = TAILQ_FIRST (&g->touched);
-      take_marks (c2);
-      untouch (c2);
-    }
-  else
-    take_marks (c);
-  untouch (c);
+    while ((h2 = write_dirty (g)) != NULL)
+      unmark (h2, WRITE_DIRTY);
   /* Without multi-conn the flush says nothing of other connections, and
    * those of later flushes shall still go through.
    */
-  g->stale = !whole;
-
-  err = solo_flush (g, c, &reported);
+  g->unflushed = !whole;
+  err = flush_handle (h, serialize, true, &in_round);
   if (err != 0) {
-    set_write_dirty (c);
-    g->stale = true;
+    mark (h, WRITE_DIRTY);
+    g->unflushed = true;
   }
-  return err;
+  if (serialize)
+    vacate (h);
+  return close_err ? close_err : err;
 }
 
-int
-connection_flush (struct connection *c)
+struct flushed
+replicate_flush (struct handle *h)
 {
-  struct group *g = c->group;
-  struct waiter me = { .done = false };
-  uint64_t start = now_ns (), ns;
+  struct group *g = h->group;
+  struct waiter me = { .handle = h };
+  const uint64_t start = now_ns ();
 
-  lock_all ();
+  lock_groups ();
   /* In auto the plugin may advertise multi-conn on some connections only.
    * One that has it flushes for the others too, and beside a round there
    * are none but rounds.
    */
-  if (g->replicating > 0 || g->running)
-    replicated_flush (g, &me);
+  if (g->replicating > 0 || g->running) {
+    me.next = g->waiters;
+    g->waiters = &me;
+    while (!me.done)
+      if (!g->running)
+        run_round (g);
+      else
+        must (pthread_cond_wait (&g->round_over, &lock));
+  }
   else
-    me.err = plain_flush (g, c);
-  ns = now_ns () - start;
-  latency_add (&statistics.client_flushes, ns);
-  unlock_all ();
+    me.result.err = plain_flush (g, h);
+  me.result.ns = now_ns () - start;
+  latency_add (&statistics.client_flushes, me.result.ns);
+  unlock_groups ();
+  return me.result;
+}
 
-  if (me.done)
-    nbdkit_debug ("mcshim: flush: replicas %u, phases %u, %.3f ms",
-                  me.replicas, me.phases, ns / 1e6);
-  return me.err;
+/* Groups come and go. */
+
+static unsigned
+bucket_of (const char *name)
+{
+  uint32_t hash = 2166136261;   /* FNV-1a */
+
+  for (; name != NULL && *name != '\0'; name++)
+    hash = (hash ^ (unsigned char) *name) * 16777619;
+  return hash % BUCKETS;
 }
 
 static void
 group_free (struct group *g)
 {
-  LIST_REMOVE (g, groups);
-  must (pthread_cond_destroy (&g->phase));
-  must (pthread_cond_destroy (&g->finished));
-  must (pthread_cond_destroy (&g->left));
+  LIST_REMOVE (g, in_bucket);
+  must (pthread_cond_destroy (&g->phase_over));
+  must (pthread_cond_destroy (&g->round_over));
   free (g->name);
   free (g);
 }
@@ -639,11 +734,15 @@ group_free (struct group *g)
 static struct group *
 find_group (const char *name)
 {
+  const unsigned bucket = bucket_of (name);
   struct group *g;
 
-  LIST_FOREACH (g, &groups, groups)
-    if (name == NULL || strcmp (g->name, name) == 0)
+  LIST_FOREACH (g, &groups[bucket], in_bucket)
+    if (name == NULL || strcmp (g->name, name) == 0) {
+      if (g->members == 0 && g->name != NULL)
+        remembered--;
       return g;
+    }
 
   g = calloc (1, sizeof *g);
   if (g == NULL)
@@ -652,181 +751,208 @@ find_group (const char *name)
     free (g);
     return NULL;
   }
-  /* It may be that one: a flush too many is better than one too few. */
-  g->stale = forgotten;
-  LIST_INIT (&g->all);
-  TAILQ_INIT (&g->touched);
+  /* It may be that one: one failure or flush too many is better than one
+   * too few.
+   */
+  g->close_err = forgotten_err;
+  g->unflushed = forgotten_unflushed;
+  LIST_INIT (&g->handles);
+  TAILQ_INIT (&g->marked);
   TAILQ_INIT (&g->queue);
-  must (pthread_cond_init (&g->phase, NULL));
-  must (pthread_cond_init (&g->finished, NULL));
-  must (pthread_cond_init (&g->left, NULL));
-  LIST_INSERT_HEAD (&groups, g, groups);
+  must (pthread_cond_init (&g->phase_over, NULL));
+  must (pthread_cond_init (&g->round_over, NULL));
+  LIST_INSERT_HEAD (&groups[bucket], g, in_bucket);
   return g;
 }
 
-struct connection *
-connection_new (void *handle)
+/* One member less.  Needs "lock". */
+static void
+leave_group (struct group *g)
 {
-  struct connection *c;
-  int err;
-
-  err = posix_memalign ((void **) &c, _Alignof (struct connection), sizeof *c);
-  if (err != 0) {
-    errno = err;
-    return NULL;
+  if (--g->members > 0 || g->name == NULL)
+    return;
+  if (g->close_err != 0 || g->unflushed) {
+    if (remembered < REMEMBERED_MAX) {
+      remembered++;
+      return;
+    }
+    if (g->close_err != 0)
+      forgotten_err = g->close_err;
+    forgotten_unflushed |= g->unflushed;
   }
-  memset (c, 0, sizeof *c);
-  c->handle = handle;
-  c->exclusive = concurrency == ONE_PER_CONNECTION;
-  must (pthread_mutex_init (&c->lock, NULL));
-  return c;
+  group_free (g);
 }
 
-void
-connection_free (struct connection *c)
-{
-  must (pthread_mutex_destroy (&c->lock));
-  free (c);
-}
+/* Handles come and go. */
 
 int
-connection_join (struct connection *c, const char *name)
+handle_opens (struct handle *h, const char *name)
 {
   struct group *g;
 
-  lock_all ();
+  lock_groups ();
   g = find_group (name);
   if (g != NULL) {
-    c->group = g;
-    g->replicating += c->resolution.replicate;
-    LIST_INSERT_HEAD (&g->all, c, all);
-    statistics.connections_opened++;
-    if (++statistics.connections_open > statistics.connections_most_at_once)
-      statistics.connections_most_at_once = statistics.connections_open;
+    g->members++;
+    h->group = g;
+    h->seen = g->written;
+    h->gate = READ_MARKED | OWES;
+    if (thread_model == SERIALIZE_HANDLE)
+      h->gate |= PENDING | ~(ONE_INSIDE - 1);
+    must (pthread_cond_init (&h->changed, NULL));
   }
-  unlock_all ();
+  unlock_groups ();
+  if (g == NULL)
+    errno = ENOMEM;
   return g != NULL ? 0 : -1;
 }
 
-static void
-add_requests (struct statistics *s, struct connection *c)
+void
+handle_gives_up (struct handle *h)
 {
-  s->reads += atomic_load_explicit (&c->reads, memory_order_relaxed);
-  s->writes += atomic_load_explicit (&c->writes, memory_order_relaxed);
+  lock_groups ();
+  leave_group (h->group);
+  unlock_groups ();
+  must (pthread_cond_destroy (&h->changed));
 }
 
-/* Flush C, which closes, outside any round.  Needs "lock", and lets go of
+void
+handle_joins (struct handle *h)
+{
+  struct group *g = h->group;
+
+  lock_groups ();
+  LIST_INSERT_HEAD (&g->handles, h, in_group);
+  g->replicating += h->resolution.replicate;
+  statistics.connections_opened++;
+  if (++statistics.connections_open > statistics.connections_most_at_once)
+    statistics.connections_most_at_once = statistics.connections_open;
+
+  if (g->replicating > 0 && h->flushable && g->written + g->writing > h->seen) {
+    /* One that has not ended is seen by its round's second phase. */
+    mark (h, READ_MARKED);
+    if (g->written > h->seen) {
+      h->owed = g->written;
+      mark (h, OWES);
+      /* If it fails it is owed still. */
+      if (occupy (h, 0))
+        run_owed (h);
+    }
+  }
+  else
+    h->seen = g->written;
+  unlock_groups ();
+}
+
+static void
+add_requests (struct statistics *s, struct handle *h)
+{
+  s->reads += atomic_load_explicit (&h->reads, memory_order_relaxed);
+  s->writes += atomic_load_explicit (&h->writes, memory_order_relaxed);
+}
+
+/* Flush H, which closes, outside any round.  Needs "lock", and lets go of
  * it meanwhile.  Returns 0 or an errno.
  */
 static int
-flush_at_close (struct group *g, struct connection *c)
+flush_at_close (struct group *g, struct handle *h)
 {
-  bool reported;
+  const bool mine = occupy (h, 0);
+  bool in_round;
   int err;
 
-  take_marks (c);
   statistics.flushes_at_close++;
-  err = solo_flush (g, c, &reported);
-  if (err != 0 && !reported)
+  err = flush_handle (h, mine, true, &in_round);
+  if (err != 0 && !in_round)
     g->close_err = err;
   return err;
 }
 
-void
-connection_leave (struct connection *c)
+int
+handle_leaves (struct handle *h)
 {
-  struct group *g = c->group;
+  struct group *g = h->group;
   int err = 0;
 
-  lock_all ();
-  while (c->replica != NO_REPLICA)
-    if (c->replica == REPLICA_QUEUED)
-      run_replica (g, c);
+  lock_groups ();
+  h->closing = true;
+  while (h->replica != NO_REPLICA)
+    if (h->replica == REPLICA_QUEUED)
+      run_replica (g, h);
     else
-      must (pthread_cond_wait (&g->left, &lock));
-  c->closing = true;
-  if (atomic_load (&c->state) & WRITE_DIRTY) {
-    if (c->resolution.replicate && policy.flush_on_close)
-      err = flush_at_close (g, c);
-    /* What other handles have cached may be older now. */
-    g->stale = true;
+      must (pthread_cond_wait (&h->changed, &lock));
+  if (atomic_load (&h->state) & WRITE_DIRTY) {
+    if (h->resolution.replicate && policy.flush_on_close)
+      err = flush_at_close (g, h);
+    else {
+      /* The plugin may write them back as it closes. */
+      g->written++;
+      g->unflushed |= !h->resolution.replicate;
+    }
   }
 
-  if (atomic_load (&c->state) & TOUCHED)
-    TAILQ_REMOVE (&g->touched, c, touched);
-  LIST_REMOVE (c, all);
-  g->replicating -= c->resolution.replicate;
+  unmark (h, MARKS);
+  LIST_REMOVE (h, in_group);
+  g->replicating -= h->resolution.replicate;
   statistics.connections_open--;
-  add_requests (&statistics, c);
-  if (LIST_EMPTY (&g->all) && g->name != NULL && g->close_err == 0) {
-    /* "stale" is for other connections, but for a later flush as well if
-     * that speaks for this one.
-     */
-    if (g->stale && !c->resolution.replicate && c->multi_conn)
-      forgotten = true;
-    group_free (g);
-  }
-  unlock_all ();
-
-  if (err != 0) {
-    errno = err;
-    nbdkit_error ("mcshim: the flush of a connection that closes failed, "
-                  "its last writes are lost: %m");
-  }
+  add_requests (&statistics, h);
+  leave_group (g);
+  unlock_groups ();
+  must (pthread_cond_destroy (&h->changed));
+  return err;
 }
 
 struct statistics
 replicate_statistics (void)
 {
   struct statistics s;
-  struct connection *c;
+  struct handle *h;
   struct group *g;
+  unsigned i;
 
-  lock_all ();
+  lock_groups ();
   s = statistics;
-  LIST_FOREACH (g, &groups, groups)
-    LIST_FOREACH (c, &g->all, all)
-      add_requests (&s, c);
-  unlock_all ();
+  for (i = 0; i < BUCKETS; i++)
+    LIST_FOREACH (g, &groups[i], in_bucket)
+      LIST_FOREACH (h, &g->handles, in_group)
+        add_requests (&s, h);
+  unlock_groups ();
   return s;
 }
 
 void
-replicate_init (const struct policy *p, int (*flush) (void *handle))
+replicate_init (const struct policy *p, const struct replicate_ops *o)
 {
   policy = *p;
-  plugin_flush = flush;
+  ops = *o;
+  helpers_init (&lock, help_a_round, ops.helper_starts);
 }
 
 void
-replicate_set_concurrency (enum concurrency value)
+replicate_set_thread_model (enum thread_model value)
 {
-  concurrency = value;
-  max_threads = policy.flush_threads ? policy.flush_threads :
-    FLUSH_THREADS_AUTO;
-  max_threads--;                /* the calling one is always there */
-  if (concurrency == ONE_AT_A_TIME)
-    max_threads = 0;
+  thread_model = value;
+  max_helpers = policy.flush_threads ? policy.flush_threads :
+    FLUSH_THREADS_MAX;
+  max_helpers--;                /* the calling one is always there */
+  if (thread_model == SERIALIZE_ALL)
+    max_helpers = 0;
 }
 
 void
-replicate_free (void)
+replicate_free (void (*free_handle) (struct handle *h))
 {
-  struct connection *c;
+  struct handle *h;
   struct group *g;
+  unsigned i;
 
-  lock_all ();
-  stopping = true;
-  must (pthread_cond_broadcast (&work));
-  unlock_all ();
-  while (nr_threads > 0)
-    must (pthread_join (threads[--nr_threads], NULL));
-
-  while ((g = LIST_FIRST (&groups)) != NULL) {
-    while ((c = LIST_FIRST (&g->all)) != NULL) {
-      LIST_REMOVE (c, all);
-      connection_free (c);
+  helpers_end ();
+  for (i = 0; i < BUCKETS; i++)
+    while ((g = LIST_FIRST (&groups[i])) != NULL) {
+      while ((h = LIST_FIRST (&g->handles)) != NULL) {
+        LIST_REMOVE (h, in_group);
+        free_handle (h);
+      }
+      group_free (g);
     }
-    group_free (g);
-  }
 }

@@ -1,5 +1,8 @@
-/* The group of connections: marks, and the replicated flush.  The
- * protocol is written down at the head of replicate.c.
+/* The group of handles: marks, and the replicated flush.  The protocol is
+ * written down at the head of replicate.c.
+ *
+ * A handle is the plugin's.  Nothing here knows of nbdkit: what to do with
+ * a handle is handed in, and what happened is handed out.
  */
 
 #ifndef MCSHIM_REPLICATE_H
@@ -9,61 +12,58 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <sys/queue.h>
 
 #include "latency.h"
 #include "policy.h"
+#include "queue.h"
 
-/* A connection's state is one word, so that each step of a request sees
- * and changes all of it at once:
+/* A handle's state is one word, so that each step of a request sees and
+ * changes all of it at once.  The count is of what is inside the plugin:
+ * requests, and flushes that have the handle to themselves.
  */
 #define WRITE_DIRTY  ((uint64_t) 1 << 0)
 #define READ_MARKED  ((uint64_t) 1 << 1)
-#define TOUCHED      ((uint64_t) 1 << 2) /* on its group's touched list */
-#define DRAINING     ((uint64_t) 1 << 3) /* a flush waits for requests */
-#define EPOCH        ((uint64_t) 1 << 4) /* which of the two counts below
-                                          * a new request goes into */
-#define ONE_REQUEST(epoch) ((uint64_t) 1 << ((epoch) ? 40 : 16))
-#define REQUESTS(s, epoch) ((s) >> ((epoch) ? 40 : 16) & 0xffffff)
+#define OWES         ((uint64_t) 1 << 2) /* a flush, before the next request */
+#define PENDING      ((uint64_t) 1 << 3) /* a replica, after this request */
+#define WAITING      ((uint64_t) 1 << 4) /* someone, for a change of this */
+#define ONE_INSIDE   ((uint64_t) 1 << 8)
+#define INSIDE(s)    ((s) >> 8)
 
 enum replica {
   NO_REPLICA,
-  REPLICA_DRAINING,             /* flushed once its requests are out */
   REPLICA_QUEUED,               /* on its group's queue */
+  REPLICA_PENDING,              /* the request inside runs it as it ends */
   REPLICA_RUNNING,              /* inside the plugin's flush */
 };
 
-#define UNASKED (-2)
-
 struct group;
 
-/* What a request touches comes first, on cache lines that only this
- * connection's requests write.
+/* What a request touches comes first, on a cache line that only requests
+ * of this handle write.
  */
-struct connection {
+struct handle {
   _Alignas (64) _Atomic uint64_t state;
+  uint64_t gate;                /* what keeps a request out; constant */
   _Atomic uint64_t reads, writes; /* calls of the plugin, for statistics */
-  void *handle;                 /* the plugin's; constant */
-  bool exclusive;               /* "lock" is in use; constant */
+  void *plugin;                 /* the plugin's own; constant */
 
-  /* At SERIALIZE_REQUESTS: held around every callback on the handle. */
-  pthread_mutex_t lock;
-
-  /* Constant once the connection is open. */
+  /* Constant once the handle has joined. */
   struct group *group;
   struct resolution resolution;
-  int can_write, can_flush;     /* the plugin's answers, or UNASKED */
   bool multi_conn;              /* plugin advertises it here */
   bool flushable;               /* a replicated flush may include it */
 
   /* The rest is guarded by the lock of replicate.c. */
-  LIST_ENTRY (connection) all;
-  TAILQ_ENTRY (connection) touched;
-  TAILQ_ENTRY (connection) queued;
-  enum replica replica;
-  uint64_t round;               /* the last round that flushed it */
-  bool failed;                  /* and that flush failed */
   bool closing;                 /* rounds leave it alone */
+  bool requests_turn;           /* before the next replica */
+  enum replica replica;
+  unsigned waiting;             /* requests, for the handle to be free */
+  uint64_t seen, owed;          /* numbers of write-backs: replicate.c */
+  uint64_t failed;              /* the last round in which its flush did */
+  pthread_cond_t changed;       /* count, "replica" or "seen" */
+  LIST_ENTRY (handle) in_group;
+  TAILQ_ENTRY (handle) marked;
+  TAILQ_ENTRY (handle) queued;
 };
 
 /* Since the start; see replicate_statistics. */
@@ -76,107 +76,111 @@ struct statistics {
   uint64_t flushes_skipped_clean; /* client flushes that needed none */
   uint64_t replicas;            /* plugin flushes that rounds made */
   uint64_t rounds;              /* those that made any */
+  uint64_t flushes_owed;        /* replicas left to a handle's next request */
+  uint64_t owed_flushes;        /* plugin flushes that such requests made */
   uint64_t flushes_at_close;
   uint64_t failed_flushes;      /* of the plugin */
   uint64_t writes, reads;
 };
 
 /* The plugin's thread model, as far as it matters here. */
-enum concurrency {
-  ONE_AT_A_TIME,                /* the server calls the plugin serially */
-  ONE_PER_CONNECTION,           /* SERIALIZE_REQUESTS */
+enum thread_model {
+  SERIALIZE_ALL,                /* the server calls the plugin serially */
+  SERIALIZE_HANDLE,             /* SERIALIZE_REQUESTS */
   PARALLEL,
 };
 
-/* Call both before the first connection.  FLUSH flushes one handle of
- * the plugin's and returns 0 or an errno.
- */
+/* What the plugin does for this file. */
+struct replicate_ops {
+  /* Flush one handle.  Returns 0 or an errno.  May be called on any
+   * thread, with no lock held.
+   */
+  int (*flush) (struct handle *h);
+  void (*helper_starts) (void); /* on each thread of our own, first */
+};
+
+/* Call both before the first handle. */
 extern void replicate_init (const struct policy *policy,
-                            int (*flush) (void *handle));
-extern void replicate_set_concurrency (enum concurrency concurrency);
+                            const struct replicate_ops *ops);
+extern void replicate_set_thread_model (enum thread_model model);
 
-/* End the threads and free everything.  No connection may be in use, and
- * nothing of the plugin is called.
+/* End the threads and free what is remembered.  No handle may be in use,
+ * and nothing of the plugin is called.  FREE_HANDLE is called for each that
+ * never left, which happens when the server ends in mid-connection.
  */
-extern void replicate_free (void);
+extern void replicate_free (void (*free_handle) (struct handle *h));
 
-/* A connection that belongs to no group yet, for the plugin's HANDLE.
- * Returns NULL, with errno set, if it can't be had.
+/* Before the plugin opens a handle: prepare H, which is zeroed, for the
+ * group of the export NAME (NULL: the one group of all).  Returns 0, or -1
+ * with errno set.
  */
-extern struct connection *connection_new (void *handle);
-extern void connection_free (struct connection *c);
+extern int handle_opens (struct handle *h, const char *name);
 
-/* Let C, whose "resolution" and so on are set by now, join the group of
- * the export NAME (NULL: the one group of all).  Returns 0, or -1 with
- * errno set.
+/* The plugin has opened it: "plugin", "resolution" and so on are set.  If
+ * other handles' data was written back meanwhile, H is flushed.
  */
-extern int connection_join (struct connection *c, const char *name);
+extern void handle_joins (struct handle *h);
 
-/* Flush what C still holds, if the policy says so, and take it out of
- * its group.  Nothing is called on its handle from then on, so that the
- * plugin may close it.  Waits for a plugin flush of this handle, and for
- * no other.
+/* Flush what H still holds, if the policy says so, and take it out of its
+ * group.  Nothing is called on it from then on, so that the plugin may
+ * close it.  Waits for a plugin flush of this handle, and for no other.
+ * Returns 0, or the errno of a flush that failed: its last writes are
+ * lost then, and the next flush of the group will fail.
  */
-extern void connection_leave (struct connection *c);
+extern int handle_leaves (struct handle *h);
 
-/* A client's flush that came in on C, replicated or not.  Returns 0, or
- * the errno of the first plugin flush that failed.
+/* In place of the two above, for one that the plugin could not open or
+ * that may not join.
  */
-extern int connection_flush (struct connection *c);
+extern void handle_gives_up (struct handle *h);
 
-/* Statistics of all connections, open and closed. */
+struct flushed {
+  int err;                      /* 0, or of the first flush that failed */
+  uint64_t ns;                  /* how long it took */
+  bool replicated;              /* a round did it, with the next two */
+  unsigned replicas, phases;
+};
+
+/* A client's flush that came in on H. */
+extern struct flushed replicate_flush (struct handle *h);
+
+/* Statistics of all handles, open and closed. */
 extern struct statistics replicate_statistics (void);
 
-/* C's own lock, where C is "exclusive". */
-extern void connection_lock (struct connection *c);
-extern void connection_unlock (struct connection *c);
+/* Around every callback on a handle that is neither data nor flush. */
+extern void control_begin (struct handle *h);
+extern void control_end (struct handle *h);
 
 /* Slow paths of the two functions below; not for anyone else. */
-extern void connection_touch (struct connection *c);
-extern void connection_mark_written (struct connection *c, uint64_t one);
-extern void connection_drained (struct connection *c);
+extern int handle_enter (struct handle *h);
+extern void handle_wrote (struct handle *h);
+extern void handle_left (struct handle *h);
 
 /* Around every data callback of the plugin but flush.  request_begin
- * returns what request_end must be given.  MARK is WRITE_DIRTY or
- * READ_MARKED.  Neither changes errno.
+ * returns 0, or the errno of a flush that the handle owed; then the plugin
+ * must not be called, nor request_end.  WROTE is true for a write, zero or
+ * trim.  request_end leaves errno alone.
  */
-static inline uint64_t
-request_begin (struct connection *c)
+static inline int
+request_begin (struct handle *h)
 {
-  uint64_t s, one;
+  uint64_t s = atomic_load_explicit (&h->state, memory_order_relaxed);
 
-  if (__builtin_expect (c->exclusive, 0))
-    connection_lock (c);
-
-  s = atomic_load_explicit (&c->state, memory_order_relaxed);
   do
-    one = ONE_REQUEST (s & EPOCH);
-  while (!atomic_compare_exchange_weak (&c->state, &s, s + one));
-
-  if (__builtin_expect (!(s & TOUCHED), 0))
-    connection_touch (c);
-  return one;
+    if (__builtin_expect ((s & h->gate) != READ_MARKED, 0))
+      return handle_enter (h);
+  while (!atomic_compare_exchange_weak (&h->state, &s, s + ONE_INSIDE));
+  return 0;
 }
 
 static inline void
-request_end (struct connection *c, uint64_t one, uint64_t mark)
+request_end (struct handle *h, bool wrote)
 {
-  uint64_t s, next;
-
-  s = atomic_load_explicit (&c->state, memory_order_relaxed);
-  do {
-    if (mark == WRITE_DIRTY && __builtin_expect (!(s & mark), 0)) {
-      connection_mark_written (c, one);
-      goto out;
-    }
-    next = (s - one) | mark;
-  } while (!atomic_compare_exchange_weak (&c->state, &s, next));
-
-  if (__builtin_expect (s & DRAINING, 0))
-    connection_drained (c);
- out:
-  if (__builtin_expect (c->exclusive, 0))
-    connection_unlock (c);
+  if (wrote && __builtin_expect (!(atomic_load (&h->state) & WRITE_DIRTY), 0))
+    handle_wrote (h);
+  if (__builtin_expect (atomic_fetch_sub (&h->state, ONE_INSIDE) &
+                        (PENDING | WAITING), 0))
+    handle_left (h);
 }
 
 #endif /* MCSHIM_REPLICATE_H */

@@ -1,4 +1,4 @@
-/* The wrapped plugin: its struct, and one short function a callback.
+/* The wrapped plugin: its struct, and one short function for each callback.
  *
  * The server asks for plugin_init and gets register_plugin, which calls
  * the plugin's own and returns an altered copy of its struct.  Where the
@@ -8,6 +8,7 @@
  */
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +27,14 @@ static struct nbdkit_plugin plugin;  /* as the plugin made it */
 static struct nbdkit_plugin wrapped; /* as the server gets it */
 static struct policy policy;
 static int thread_model;
+
+struct connection {
+  struct handle handle;         /* the plugin's */
+  struct context context;       /* of the client, for the handle's flush */
+  int can_write, can_flush;     /* the plugin's answers, or UNASKED */
+};
+
+#define UNASKED (-2)
 
 /* Before the server has forked: what is printed is seen. */
 static void
@@ -53,25 +62,65 @@ static void
 set_thread_model (int model)
 {
   thread_model = model;
-  replicate_set_concurrency
+  replicate_set_thread_model
     (model >= NBDKIT_THREAD_MODEL_PARALLEL ? PARALLEL :
-     model == NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS ? ONE_PER_CONNECTION :
-     ONE_AT_A_TIME);
+     model == NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS ? SERIALIZE_HANDLE :
+     SERIALIZE_ALL);
 }
 
-/* What a flush of one handle returns to replicate.c: 0 or an errno.  It
- * may run on a thread that is not the server's.
+/* Say once which function of the server's the plugin had better not call
+ * in a flush.
+ */
+static void
+warn_of_context (void (*say) (const char *line))
+{
+  static atomic_flag said = ATOMIC_FLAG_INIT;
+  const char *function = context_lacks ();
+  char line[256];
+
+  if (function == NULL || atomic_flag_test_and_set (&said))
+    return;
+  snprintf (line, sizeof line, "warning: the %.64s plugin uses %.64s, which "
+            "fails in a flush that other connections wait for",
+            plugin.name, function);
+  say (line);
+}
+
+static struct connection *
+connection_of (struct handle *h)
+{
+  return (struct connection *) h; /* its first member */
+}
+
+/* What replicate.c calls to flush one handle.  The thread may be another
+ * connection's, or none of the server's.
  */
 static int
-flush_one (void *handle)
+flush_one (struct handle *h)
 {
+  struct visit v;
   int r;
 
+  context_enter (&connection_of (h)->context, h->resolution.replicate, &v);
   nbdkit_set_error (0);
   errno = 0;
-  r = plugin.flush ? plugin.flush (handle, 0) : plugin._flush_v1 (handle);
-  return r == -1 ? server_error (plugin.errno_is_preserved) : 0;
+  r = plugin.flush ? plugin.flush (h->plugin, 0) :
+    plugin._flush_v1 (h->plugin);
+  r = r == -1 ? server_error (plugin.errno_is_preserved) : 0;
+  context_leave (&v);
+  return r;
 }
+
+static void
+free_connection (struct handle *h)
+{
+  free (connection_of (h));
+}
+
+static const struct replicate_ops ops = {
+  .flush = flush_one,
+  .helper_starts = server_error_thread,
+};
 
 /* Before any connection. */
 
@@ -79,7 +128,7 @@ static void
 shim_unload (void)
 {
   statsfile_finish (&policy, thread_model_name ());
-  replicate_free ();
+  replicate_free (free_connection);
   policy_free (&policy);
   if (plugin.unload)
     plugin.unload ();
@@ -93,10 +142,8 @@ shim_config_complete (void)
 {
   int r = plugin.config_complete ();
 
-  if (r != -1 && leave_environment () == -1) {
-    nbdkit_error ("mcshim: LD_PRELOAD: %m");
-    r = -1;
-  }
+  if (r != -1)
+    leave_environment ();
   return r;
 }
 
@@ -129,97 +176,124 @@ shim_thread_model (void)
 
 /* A connection opens and closes. */
 
+/* What the mode depends on, as far as the plugin's struct tells. */
+static struct traits
+struct_traits (bool readonly)
+{
+  return (struct traits) {
+    .plugin = plugin.name,
+    .connections_serialized =
+      thread_model <= NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS,
+    .can_flush = plugin.flush || plugin._flush_v1,
+    .readonly = readonly || (!plugin.pwrite && !plugin._pwrite_v1),
+  };
+}
+
+/* Set once what policy.c has to say of the plugin has been said. */
+static atomic_flag noticed;
+
 /* Ask the plugin what the mode depends on, and settle it.  Returns 0, or
  * -1 after nbdkit_error.
  */
 static int
 settle (struct connection *c, int readonly)
 {
-  const bool has_flush = plugin.flush || plugin._flush_v1;
-  struct traits t = {
-    .connections_serialized =
-      thread_model <= NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS,
-    .can_flush = has_flush,
-    .readonly = readonly,
-  };
+  struct handle *h = &c->handle;
+  struct traits t = struct_traits (readonly);
   int r;
 
   c->can_flush = c->can_write = UNASKED;
   if (policy_wants_multi_conn (&policy) && plugin.can_multi_conn) {
-    r = plugin.can_multi_conn (c->handle);
+    r = plugin.can_multi_conn (h->plugin);
     if (r == -1)
       return -1;
-    t.multi_conn = c->multi_conn = r;
+    t.multi_conn = h->multi_conn = r;
   }
   if (policy_wants_can_flush (&policy) && plugin.can_flush) {
-    c->can_flush = plugin.can_flush (c->handle);
+    c->can_flush = plugin.can_flush (h->plugin);
     if (c->can_flush == -1)
       return -1;
-    t.can_flush = has_flush && c->can_flush;
+    t.can_flush = t.can_flush && c->can_flush;
   }
-  if (!t.can_flush && !t.readonly) {
-    if (plugin.can_write) {
-      c->can_write = plugin.can_write (c->handle);
-      if (c->can_write == -1)
-        return -1;
-      t.readonly = !c->can_write;
-    }
-    else
-      t.readonly = !plugin.pwrite && !plugin._pwrite_v1;
+  if (!t.can_flush && !t.readonly && plugin.can_write) {
+    c->can_write = plugin.can_write (h->plugin);
+    if (c->can_write == -1)
+      return -1;
+    t.readonly = !c->can_write;
   }
 
-  c->flushable = t.can_flush;
-  c->resolution = policy_resolve (&policy, &t);
-  if (c->resolution.refusal) {
-    nbdkit_error ("mcshim: %s", c->resolution.refusal);
+  h->flushable = t.can_flush;
+  h->resolution = policy_resolve (&policy, &t);
+  if (h->resolution.refusal) {
+    nbdkit_error ("mcshim: %s", h->resolution.refusal);
     nbdkit_set_error (ENOTSUP);
     return -1;
   }
+  if (h->resolution.notice && !atomic_flag_test_and_set (&noticed))
+    nbdkit_error ("mcshim: %s", h->resolution.notice);
   return 0;
 }
 
-static int
-join (struct connection *c)
+static void
+log_warning (const char *line)
 {
-  const char *name = NULL;
+  nbdkit_error ("mcshim: %s", line);
+}
 
-  if (policy.exportname) {
-    name = nbdkit_export_name ();
-    if (name == NULL)           /* it has said why */
-      return -1;
+/* Returns NULL after nbdkit_error. */
+static struct connection *
+new_connection (const char *group)
+{
+  struct connection *c;
+  int err;
+
+  err = posix_memalign ((void **) &c, _Alignof (struct connection), sizeof *c);
+  if (err == 0) {
+    memset (c, 0, sizeof *c);
+    if (handle_opens (&c->handle, group) == 0)
+      return c;
+    err = errno;
+    free (c);
   }
-  if (connection_join (c, name) == -1) {
-    nbdkit_error ("mcshim: no memory for another connection: %m");
-    return -1;
-  }
-  nbdkit_debug ("mcshim: connection: mode %s, group %s%s%s",
-                mode_name (c->resolution.mode), name ? "\"" : "",
-                name ? name : "of all", name ? "\"" : "");
-  return 0;
+  errno = err;
+  nbdkit_error ("mcshim: no memory for another connection: %m");
+  return NULL;
 }
 
 static void *
 shim_open (int readonly)
 {
+  const char *group = NULL;
   struct connection *c;
-  void *handle;
 
   server_error_init ();
   statsfile_start (&policy, thread_model_name ());
-  handle = plugin.open (readonly);
-  if (handle == NULL)
+  if (policy.exportname) {
+    group = nbdkit_export_name ();
+    if (group == NULL)          /* it has said why */
+      return NULL;
+  }
+  c = new_connection (group);
+  if (c == NULL)
     return NULL;
 
-  c = connection_new (handle);
-  if (c == NULL)
-    nbdkit_error ("mcshim: no memory for another connection: %m");
-  else if (settle (c, readonly) == 0 && join (c) == 0)
-    return c;
-  else
-    connection_free (c);
-
-  if (plugin.close)
-    plugin.close (handle);
+  c->handle.plugin = plugin.open (readonly);
+  if (c->handle.plugin != NULL) {
+    context_capture (&c->context);
+    if (settle (c, readonly) == 0) {
+      if (c->handle.resolution.replicate)
+        warn_of_context (log_warning);
+      handle_joins (&c->handle);
+      nbdkit_debug ("mcshim: connection: mode %s, group %s%s%s",
+                    mode_name (c->handle.resolution.mode), group ? "\"" : "",
+                    group ? group : "of all", group ? "\"" : "");
+      return c;
+    }
+    if (plugin.close)
+      plugin.close (c->handle.plugin);
+  }
+  handle_gives_up (&c->handle);
+  free (c);
   return NULL;
 }
 
@@ -227,69 +301,62 @@ static void
 shim_close (void *handle)
 {
   struct connection *c = handle;
+  int err;
 
-  connection_leave (c);
+  c->context.closing = true;
+  err = handle_leaves (&c->handle);
+  if (err != 0) {
+    errno = err;
+    nbdkit_error ("mcshim: the flush of a connection that closes failed, "
+                  "its last writes are lost: %m");
+  }
   if (plugin.close)
-    plugin.close (c->handle);
-  connection_free (c);
+    plugin.close (c->handle.plugin);
+  free (c);
 }
 
-/* What a connection can do.  These take their handle's lock as data
+/* What a connection can do.  These have their handle to themselves as data
  * callbacks do, but leave no mark.
  */
 
-static void
-control_begin (struct connection *c)
-{
-  if (c->exclusive)
-    connection_lock (c);
-}
-
-static void
-control_end (struct connection *c)
-{
-  if (c->exclusive)
-    connection_unlock (c);
-}
-
-#define CONTROL(type, callback)                         \
+#define CONTROL(type, name, callback)                   \
   static type                                           \
-  shim_##callback (void *handle)                        \
+  name (void *handle)                                   \
   {                                                     \
     struct connection *c = handle;                      \
     type r;                                             \
                                                         \
-    control_begin (c);                                  \
-    r = plugin.callback (c->handle);                    \
-    control_end (c);                                    \
+    control_begin (&c->handle);                         \
+    r = plugin.callback (c->handle.plugin);             \
+    control_end (&c->handle);                           \
     return r;                                           \
   }
 
-CONTROL (const char *, export_description)
-CONTROL (int64_t, get_size)
-CONTROL (int, is_rotational)
-CONTROL (int, can_trim)
-CONTROL (int, can_zero)
-CONTROL (int, can_fast_zero)
-CONTROL (int, can_extents)
-CONTROL (int, can_cache)
+CONTROL (const char *, shim_export_description, export_description)
+CONTROL (int64_t, shim_get_size, get_size)
+CONTROL (int, shim_is_rotational, is_rotational)
+CONTROL (int, shim_can_trim, can_trim)
+CONTROL (int, shim_can_zero, can_zero)
+CONTROL (int, shim_can_fast_zero, can_fast_zero)
+CONTROL (int, shim_can_extents, can_extents)
+CONTROL (int, shim_can_cache, can_cache)
 
 /* These may have been asked at open. */
-#define CONTROL_ONCE(callback)                          \
+#define CONTROL_ONCE(name, callback)                    \
   static int                                            \
-  shim_##callback (void *handle)                        \
+  name (void *handle)                                   \
   {                                                     \
     struct connection *c = handle;                      \
                                                         \
-    control_begin (c);                                  \
+    control_begin (&c->handle);                         \
     if (c->callback == UNASKED)                         \
-      c->callback = plugin.callback (c->handle);        \
-    control_end (c);                                    \
+      c->callback = plugin.callback (c->handle.plugin); \
+    control_end (&c->handle);                           \
     return c->callback;                                 \
   }
 
-CONTROL_ONCE (can_write)
-CONTROL_ONCE (can_flush)
+CONTROL_ONCE (shim_can_write, can_write)
+CONTROL_ONCE (shim_can_flush, can_flush)
 
 #if NBDKIT_VERSION_MINOR >= 30
 static int
@@ -299,9 +366,9 @@ shim_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
   struct connection *c = handle;
   int r;
 
-  control_begin (c);
-  r = plugin.block_size (c->handle, minimum, preferred, maximum);
-  control_end (c);
+  control_begin (&c->handle);
+  r = plugin.block_size (c->handle.plugin, minimum, preferred, maximum);
+  control_end (&c->handle);
   return r;
 }
 #endif
@@ -312,14 +379,14 @@ shim_can_fua (void *handle)
   struct connection *c = handle;
   int r;
 
-  control_begin (c);
-  r = plugin.can_fua (c->handle);
-  control_end (c);
+  control_begin (&c->handle);
+  r = plugin.can_fua (c->handle.plugin);
+  control_end (&c->handle);
 
   /* The plugin's own FUA says nothing to other connections: let the
    * server turn it into a write and a flush.
    */
-  if (r == NBDKIT_FUA_NATIVE && c->resolution.replicate)
+  if (r == NBDKIT_FUA_NATIVE && c->handle.resolution.replicate)
     r = NBDKIT_FUA_EMULATE;
   return r;
 }
@@ -329,10 +396,19 @@ shim_can_multi_conn (void *handle)
 {
   struct connection *c = handle;
 
-  return c->resolution.advertise;
+  return c->handle.resolution.advertise;
 }
 
 /* Data.  In API version 1 the first five have no flags. */
+
+/* Returns what a callback must, if it fails with ERR, or succeeds. */
+static int
+result (int err)
+{
+  nbdkit_set_error (err);
+  errno = err;
+  return err ? -1 : 0;
+}
 
 static inline void
 count (_Atomic uint64_t *counter)
@@ -340,62 +416,72 @@ count (_Atomic uint64_t *counter)
   atomic_fetch_add_explicit (counter, 1, memory_order_relaxed);
 }
 
-#define DATA(callback, counter, mark, parameters, ...)  \
+#define READS  reads, false
+#define WRITES writes, true
+
+#define DATA(name, callback, kind, parameters, ...)     \
+  DATA_ (name, callback, kind, parameters, __VA_ARGS__)
+#define DATA_(name, callback, counter, wrote, parameters, ...)  \
   static int                                            \
-  shim_##callback parameters                            \
+  name parameters                                       \
   {                                                     \
     struct connection *c = handle;                      \
-    uint64_t one = request_begin (c);                   \
-    int r = plugin.callback (c->handle, __VA_ARGS__);   \
+    struct handle *h = &c->handle;                      \
+    int r = request_begin (h);                          \
                                                         \
-    count (&c->counter);                                \
-    request_end (c, one, mark);                         \
+    if (__builtin_expect (r != 0, 0))                   \
+      return result (r);                                \
+    r = plugin.callback (h->plugin, __VA_ARGS__);       \
+    count (&h->counter);                                \
+    request_end (h, wrote);                             \
     return r;                                           \
   }
 
-DATA (_pread_v1, reads, READ_MARKED,
+DATA (shim__pread_v1, _pread_v1, READS,
       (void *handle, void *buf, uint32_t len, uint64_t offset),
       buf, len, offset)
-DATA (_pwrite_v1, writes, WRITE_DIRTY,
+DATA (shim__pwrite_v1, _pwrite_v1, WRITES,
       (void *handle, const void *buf, uint32_t len, uint64_t offset),
       buf, len, offset)
-DATA (_trim_v1, writes, WRITE_DIRTY,
+DATA (shim__trim_v1, _trim_v1, WRITES,
       (void *handle, uint32_t len, uint64_t offset),
       len, offset)
-DATA (_zero_v1, writes, WRITE_DIRTY,
+DATA (shim__zero_v1, _zero_v1, WRITES,
       (void *handle, uint32_t len, uint64_t offset, int may_trim),
       len, offset, may_trim)
 
-DATA (pread, reads, READ_MARKED,
+DATA (shim_pread, pread, READS,
       (void *handle, void *buf, uint32_t len, uint64_t offset,
        uint32_t flags),
       buf, len, offset, flags)
-DATA (pwrite, writes, WRITE_DIRTY,
+DATA (shim_pwrite, pwrite, WRITES,
       (void *handle, const void *buf, uint32_t len, uint64_t offset,
        uint32_t flags),
       buf, len, offset, flags)
-DATA (trim, writes, WRITE_DIRTY,
+DATA (shim_trim, trim, WRITES,
       (void *handle, uint32_t len, uint64_t offset, uint32_t flags),
       len, offset, flags)
-DATA (zero, writes, WRITE_DIRTY,
+DATA (shim_zero, zero, WRITES,
       (void *handle, uint32_t len, uint64_t offset, uint32_t flags),
       len, offset, flags)
-DATA (extents, reads, READ_MARKED,
+DATA (shim_extents, extents, READS,
       (void *handle, uint32_t len, uint64_t offset, uint32_t flags,
        struct nbdkit_extents *extents),
       len, offset, flags, extents)
-DATA (cache, reads, READ_MARKED,
+DATA (shim_cache, cache, READS,
       (void *handle, uint32_t len, uint64_t offset, uint32_t flags),
       len, offset, flags)
 
 static int
 shim__flush_v1 (void *handle)
 {
-  int err = connection_flush (handle);
+  struct connection *c = handle;
+  const struct flushed f = replicate_flush (&c->handle);
 
-  nbdkit_set_error (err);
-  errno = err;
-  return err ? -1 : 0;
+  if (f.replicated)
+    nbdkit_debug ("mcshim: flush: replicas %u, phases %u, %.3f ms",
+                  f.replicas, f.phases, f.ns / 1e6);
+  return result (f.err);
 }
 
 static int
@@ -436,11 +522,8 @@ load_policy (void)
 
 /* Our own lines come after those about the plugin. */
 static void
-print_last (int status, void *data)
+print_last (void)
 {
-  (void) data;
-  if (status != 0)
-    return;
   if (server_purpose () == DUMP_PLUGIN)
     printf ("mcshim_version=%s\nmcshim_mode=%s\n",
             MCSHIM_VERSION, mode_name (policy.mode));
@@ -449,6 +532,24 @@ print_last (int status, void *data)
             "and its variables are:\n", MCSHIM_VERSION);
     policy_print_knobs ();
   }
+}
+
+/* What is sure to be so for each connection is better said now. */
+static void
+warn_early (void)
+{
+  const struct traits t = struct_traits (false);
+  const struct resolution r = policy_resolve (&policy, &t);
+  const bool same_for_all = plugin.name && !plugin.can_multi_conn;
+
+  if (policy.mode == MODE_UNSAFE)
+    complain ("warning: MCSHIM_MODE=unsafe: clients are told that a flush "
+              "counts for all connections, and nothing makes that true");
+  if (same_for_all && opens_for_writing () &&
+      (t.can_flush || !plugin.can_write) && r.notice && !atomic_flag_test_and_set (&noticed))
+    complain (r.notice);
+  if (same_for_all && r.replicate && !r.refusal)
+    warn_of_context (complain);
 }
 
 static void
@@ -463,6 +564,7 @@ wrap (void)
     wrapped.callback = shim_##callback
   WRAP (thread_model);
   WRAP (open);
+  WRAP (close);
   WRAP (export_description);
   WRAP (get_size);
   WRAP (can_write);
@@ -510,20 +612,20 @@ register_plugin (void)
   memcpy (&plugin, original, size);
 
   load_policy ();
-  replicate_init (&policy, flush_one);
+  context_init ();
+  replicate_init (&policy, &ops);
   set_thread_model (plugin._thread_model);
   wrap ();
 
   if (server_purpose () != SERVE) {
-    if (on_exit (print_last, NULL) != 0) {
+    if (atexit (print_last) != 0) {
       complain ("no memory");
       exit (EXIT_FAILURE);
     }
     policy_free (&policy);      /* there is nothing to count */
   }
-  else if (policy.mode == MODE_UNSAFE)
-    complain ("warning: MCSHIM_MODE=unsafe: clients are told that a flush "
-              "counts for all connections, and nothing makes that true");
+  else
+    warn_early ();
   /* The callbacks that the plugin lacks stay absent. */
   if (server_purpose () == DUMP_PLUGIN)
     return &wrapped;
@@ -533,10 +635,8 @@ register_plugin (void)
   wrapped.unload = shim_unload;
   if (is_vddk && plugin.config_complete)
     wrapped.config_complete = shim_config_complete;
-  else if (leave_environment () == -1) {
-    complain ("LD_PRELOAD: no memory");
-    exit (EXIT_FAILURE);
-  }
+  else
+    leave_environment ();
 
   return &wrapped;
 }

@@ -109,6 +109,8 @@ print_statistics (FILE *f, const struct policy *policy,
            "plugin_flushes: %" PRIu64 "\n"
            "flushes_skipped_clean: %" PRIu64 "\n"
            "flushes_at_close: %" PRIu64 "\n"
+           "flushes_owed: %" PRIu64 "\n"
+           "owed_flushes: %" PRIu64 "\n"
            "failed_flushes: %" PRIu64 "\n"
            "rounds: %" PRIu64 "\n"
            "replicas: %" PRIu64 "\n"
@@ -119,7 +121,8 @@ print_statistics (FILE *f, const struct policy *policy,
            s->connections_open, s->connections_opened,
            s->connections_most_at_once, s->reads, s->writes,
            s->client_flushes.count, s->plugin_flushes.count,
-           s->flushes_skipped_clean, s->flushes_at_close, s->failed_flushes,
+           s->flushes_skipped_clean, s->flushes_at_close, s->flushes_owed,
+           s->owed_flushes, s->failed_flushes,
            s->rounds, s->replicas,
            s->rounds ? (double) s->replicas / s->rounds : 0.0);
   print_latency (f, "client_flush", &s->client_flushes);

@@ -6,11 +6,7 @@
  * dlsym.  The first alone: the cc plugin looks up "plugin_init" as well,
  * in what it has compiled, and that is its own affair.
  *
- * RTLD_NEXT and RTLD_DEFAULT depend on who calls dlsym, and the real one
- * finds that out from its return address.  So it must be entered by a
- * jump that leaves the caller's return address in place, which is what a
- * compiler makes of a call in tail position; the attributes keep that
- * true whatever the flags of the build.
+ * It begins in entry.S, which asks dlsym_target where to go.
  */
 
 #include <dlfcn.h>
@@ -33,27 +29,6 @@ same (const char *a, const char *b)
 typedef void *(*dlsym_fn) (void *, const char *);
 
 static dlsym_fn real_dlsym;
-
-/* The dynamic section of this library, which tells us apart in the
- * loader's list.
- */
-extern ElfW(Dyn) _DYNAMIC[] __attribute__ ((visibility ("hidden")));
-
-/* The loader's list, which it shows to debuggers.  dlinfo and
- * dl_iterate_phdr would do too, but other libraries interpose these.
- * Weak, as the library shall need libc alone.
- */
-#pragma weak _r_debug
-
-const struct link_map *
-own_link_map (void)
-{
-  const struct link_map *map = &_r_debug ? _r_debug.r_map : NULL;
-
-  while (map != NULL && map->l_ld != _DYNAMIC)
-    map = map->l_next;
-  return map;
-}
 
 /* glibc adds the load address to the pointers in a dynamic section,
  * except where that section is read-only (the vDSO, some machines).  A
@@ -79,7 +54,7 @@ dynamic_pointer (const struct link_map *map, ElfW(Sxword) tag)
 static size_t
 count_symbols (const struct link_map *map)
 {
-  const uint32_t *hash = dynamic_pointer (map, DT_HASH);
+  const Elf_Symndx *hash = dynamic_pointer (map, DT_HASH);
   const uint32_t *gnu = dynamic_pointer (map, DT_GNU_HASH);
   const uint32_t *buckets, *chain;
   uint32_t i, last = 0;
@@ -136,8 +111,49 @@ find_real_dlsym (void)
   real_dlsym = fn;
 }
 
+/* The plugin, once it is found. */
+static const struct link_map *plugin;
+
+/* glibc's handle of a library is its place in the loader's list. */
+static const struct link_map *
+link_map_of (const void *handle)
+{
+  const struct link_map *map = own_link_map ();
+
+  while (map != NULL && map != handle)
+    map = map->l_next;
+  return map;
+}
+
+static bool
+begins_with (const char *name, const char *prefix)
+{
+  while (*prefix != '\0' && *name == *prefix)
+    name++, prefix++;
+  return *prefix == '\0';
+}
+
+const char *
+plugin_imports (const char *prefix)
+{
+  const ElfW(Sym) *sym;
+  const char *str;
+  size_t i, n;
+
+  if (plugin == NULL)
+    return NULL;
+  sym = dynamic_pointer (plugin, DT_SYMTAB);
+  str = dynamic_pointer (plugin, DT_STRTAB);
+  n = count_symbols (plugin);
+  for (i = 0; i < n; i++)
+    if (sym[i].st_shndx == SHN_UNDEF &&
+        begins_with (str + sym[i].st_name, prefix))
+      return str + sym[i].st_name;
+  return NULL;
+}
+
 /* Returns what the server's look-up of "plugin_init" shall find. */
-__attribute__ ((noinline)) static void *
+static void *
 lookup_plugin_init (void *handle, const char *name)
 {
   static bool found;
@@ -146,22 +162,35 @@ lookup_plugin_init (void *handle, const char *name)
   if (plugin_init == NULL || found)
     return plugin_init;
   found = true;
+  plugin = link_map_of (handle);
   return (void *) shim_plugin_init ((plugin_init_fn) plugin_init);
 }
 
-__attribute__ ((visibility ("default"), optimize ("O2"),
-                optimize ("optimize-sibling-calls"))) void *
-dlsym (void *restrict handle, const char *restrict name)
+static void *
+lookup_nothing (void *handle, const char *name)
+{
+  (void) handle;
+  (void) name;
+  return NULL;
+}
+
+/* Returns the function that a call of dlsym with these arguments shall
+ * go to.
+ */
+extern dlsym_fn dlsym_target (void *handle, const char *name);
+
+dlsym_fn
+dlsym_target (void *handle, const char *name)
 {
   if (__builtin_expect (real_dlsym == NULL, 0)) {
     find_real_dlsym ();
     if (real_dlsym == NULL)
-      return NULL;
+      return lookup_nothing;
   }
 
   if (__builtin_expect (same (name, "plugin_init"), 0) &&
       in_nbdkit () && handle != RTLD_DEFAULT && handle != RTLD_NEXT)
-    return lookup_plugin_init (handle, name);
+    return lookup_plugin_init;
 
-  return real_dlsym (handle, name);
+  return real_dlsym;
 }

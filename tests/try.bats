@@ -331,14 +331,14 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 }
 
 @test "--write asks, and takes only yes" {
-  printf 'go on: \tno\\n\n' > type
+  printf 'go on: \tno\\n\n' > "type"
   run -2 in_terminal "$mcshim" --try --write --connections=1 nbdkit \
     "$wbcache" size=1M log="$log"
   assert_output --partial "overwrites 1048576 bytes"
   assert_output --partial "nothing was written"
   assert_equal "$(written)" 0
   nothing_left
-  printf 'go on: \tyes\\n\n' > type
+  printf 'go on: \tyes\\n\n' > "type"
   run -0 in_terminal "$mcshim" --try --write --connections=1 nbdkit \
     "$wbcache" size=1M log="$log"
   assert_output --partial "Writing 1 MiB and a flush:"
@@ -350,21 +350,21 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
   # Nothing is over before the ^C.
   sed -i 's/^until.*/exec tail -f clock/' bin/sleep
   echo "8 8 32  1" > figures
-  printf 'round 2 of 3, mcshim\t\\x03\n' > type
+  printf 'round 2 of 3, mcshim\t\\x03\n' > "type"
   run -130 in_terminal "$mcshim" --try --connections=4 nbdkit "${disk[@]}"
   assert_line --regexp '^ +4 +32\.0 +4\.00 +#{24}.?$'
   assert_line --partial "Stopped in round 2 of 3."
   assert_line --partial "no verdict: one round says little"
   nothing_left
   echo 1 > figures
-  printf 'round 1 of 3, today\t\\x03\n' > type
+  printf 'round 1 of 3, today\t\\x03\n' > "type"
   run -130 in_terminal "$mcshim" --try --connections=4 nbdkit "${disk[@]}"
   refute_output --partial "connections  MiB/s"
   nothing_left
 }
 
 @test "messages start on a line of their own on a terminal" {
-  : > type
+  : > "type"
   run -1 in_terminal "$mcshim" --try nbdkit memory
   assert_output --partial $'\r\e[Knbdkit: error: you must specify size='
   assert_line --regexp "^mcshim: --try: this server does not start"
@@ -402,11 +402,11 @@ ended_by ()
     run -2 "$mcshim" --try --size=$wrong nbdkit memory 1M
     assert_output --partial "--size: '$wrong'"
   done
-  for wrong in 0 1,,2 65 100 a 1, 01 '1 2'; do
+  for wrong in 0 1,,2 65 100 a "1," 01 '1 2'; do
     run -2 "$mcshim" --try --connections="$wrong" nbdkit memory 1M
     assert_output --partial "--connections: '$wrong'"
   done
-  for wrong in mode =auto mode= mode=auto, mode=,auto --mode=auto m1=1; do
+  for wrong in mode =auto mode= "mode=auto," "mode=,auto" --mode=auto m1=1; do
     run -2 "$mcshim" --try --vary="$wrong" nbdkit memory 1M
     assert_output --partial "--vary: '$wrong'"
   done
