@@ -317,6 +317,23 @@ policy_wants_can_flush (const struct policy *p)
   return p->mode == MODE_AUTO || p->mode == MODE_EMULATE;
 }
 
+/* nbdkit's own plugins whose connections each have a disk, a lock or
+ * contents of their own.  They do not advertise multi-conn, or not then,
+ * and mean it, where others have only never been taught to.
+ */
+static bool
+connections_apart (const char *plugin)
+{
+  static const char *const names[] =
+    { "example3", "info", "ondemand", "tmpdisk" };
+  size_t i;
+
+  for (i = 0; i < sizeof names / sizeof names[0]; i++)
+    if (strcmp (plugin, names[i]) == 0)
+      return true;
+  return false;
+}
+
 struct resolution
 policy_resolve (const struct policy *p, const struct traits *t)
 {
@@ -327,26 +344,33 @@ policy_resolve (const struct policy *p, const struct traits *t)
       r.mode = MODE_DISABLE;
     else if (t->multi_conn)
       r.mode = MODE_PLUGIN;
-    else if (!t->can_flush && t->readonly) {
+    else if (connections_apart (t->plugin))
+      r.mode = MODE_DISABLE;
+    else if (t->can_flush)
+      r.mode = MODE_EMULATE;
+    else if (t->readonly) {
       /* Nobody can write, so there is nothing to flush or to go stale. */
       r.mode = MODE_PLUGIN;
       r.advertise = true;
       return r;
     }
-    else
-      r.mode = MODE_EMULATE;
+    else {
+      /* As without us. */
+      r.mode = MODE_DISABLE;
+      r.notice =
+        "this plugin has no working flush, so connections that may write get "
+        "no multi-conn: start nbdkit with -r if none needs to write";
+    }
   }
 
   switch (r.mode) {
   case MODE_EMULATE:
     r.advertise = r.replicate = true;
     if (!t->can_flush)
-      r.refusal = p->mode == MODE_AUTO ?
+      r.refusal =
         "emulating multi-conn needs a plugin with a working flush, and this "
-        "one has none: connect read-only, or set MCSHIM_MODE=disable" :
-        "emulating multi-conn needs a plugin with a working flush, and this "
-        "one has none: set MCSHIM_MODE=disable (or auto, and connect "
-        "read-only)";
+        "one has none: set MCSHIM_MODE=auto, which serves it without the flag "
+        "(read-only, with it)";
     break;
   case MODE_UNSAFE:
     r.advertise = true;
@@ -361,5 +385,11 @@ policy_resolve (const struct policy *p, const struct traits *t)
 
   if (t->connections_serialized)
     r.advertise = false;
+  else if (p->level == LEVEL_FAST && !r.replicate && !t->multi_conn &&
+           t->can_flush)
+    r.notice =
+      "warning: MCSHIM_TRACK_DIRTY=fast: flushes are not replicated here, and "
+      "the plugin has no multi-conn: after one connection's flush, those that "
+      "others need are skipped: set MCSHIM_TRACK_DIRTY=connection";
   return r;
 }

@@ -111,6 +111,47 @@ find_real_dlsym (void)
   real_dlsym = fn;
 }
 
+/* The plugin, once it is found. */
+static const struct link_map *plugin;
+
+/* glibc's handle of a library is its place in the loader's list. */
+static const struct link_map *
+link_map_of (const void *handle)
+{
+  const struct link_map *map = own_link_map ();
+
+  while (map != NULL && map != handle)
+    map = map->l_next;
+  return map;
+}
+
+static bool
+begins_with (const char *name, const char *prefix)
+{
+  while (*prefix != '\0' && *name == *prefix)
+    name++, prefix++;
+  return *prefix == '\0';
+}
+
+const char *
+plugin_imports (const char *prefix)
+{
+  const ElfW(Sym) *sym;
+  const char *str;
+  size_t i, n;
+
+  if (plugin == NULL)
+    return NULL;
+  sym = dynamic_pointer (plugin, DT_SYMTAB);
+  str = dynamic_pointer (plugin, DT_STRTAB);
+  n = count_symbols (plugin);
+  for (i = 0; i < n; i++)
+    if (sym[i].st_shndx == SHN_UNDEF &&
+        begins_with (str + sym[i].st_name, prefix))
+      return str + sym[i].st_name;
+  return NULL;
+}
+
 /* Returns what the server's look-up of "plugin_init" shall find. */
 static void *
 lookup_plugin_init (void *handle, const char *name)
@@ -121,6 +162,7 @@ lookup_plugin_init (void *handle, const char *name)
   if (plugin_init == NULL || found)
     return plugin_init;
   found = true;
+  plugin = link_map_of (handle);
   return (void *) shim_plugin_init ((plugin_init_fn) plugin_init);
 }
 

@@ -11,6 +11,7 @@
 
 #include <link.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #pragma GCC visibility push(default)
@@ -29,6 +30,9 @@ extern int nbdkit_add_extent (struct nbdkit_extents *, uint64_t offset,
                               uint64_t length, uint32_t type)
   WEAK;                                            /* since 1.12 */
 extern const char *nbdkit_export_name (void) WEAK; /* since 1.16 */
+extern void *nbdkit_next_context_open (void *backend, int readonly,
+                                       const char *exportname, int shared)
+  WEAK;                                            /* since 1.26 */
 
 #pragma GCC visibility pop
 
@@ -52,20 +56,29 @@ in_nbdkit (void)
  */
 extern const struct link_map *own_link_map (void);
 
+/* The first function whose name begins with PREFIX that the plugin asks
+ * the loader for, or NULL.
+ */
+extern const char *plugin_imports (const char *prefix);
+
 /* What the server was started for, by its options.  Unless it is SERVE it
  * prints something about the plugin, and opens no connection.
  */
 enum purpose { SERVE, DUMP_PLUGIN, HELP, VERSION };
 extern enum purpose server_purpose (void);
 
+/* True if the server will open the plugin for writing, by its options: it
+ * has no -r, nor a filter, which may open the plugin read-only.
+ */
+extern bool opens_for_writing (void);
+
 /* True if the server has loaded the filter NAME. */
 extern bool filter_loaded (const char *name);
 
 /* Take this library, and nothing else, out of LD_PRELOAD, so that the
- * programs that the server starts do not get it.  Returns 0, or -1 with
- * errno set if there was no memory.
+ * programs that the server starts do not get it.
  */
-extern int leave_environment (void);
+extern void leave_environment (void);
 
 /* Learn how the server keeps the error of a request, for server_error.
  * Call it on a thread of the server's; more than once is harmless.
@@ -80,5 +93,45 @@ extern void server_error_thread (void);
  * went before it.
  */
 extern int server_error (bool errno_is_preserved);
+
+/* Which connection a handle is for, as the server keeps it. */
+struct context {
+  void *whose;                  /* NULL if that is not known */
+  bool interns;                 /* it has a list of interned strings */
+  _Atomic bool closing;
+};
+
+/* Learn from the plugin's symbols what its flush may ask the server for.
+ * Call it once the plugin is loaded.
+ */
+extern void context_init (void);
+
+/* A function that the plugin uses and that fails in a flush which others
+ * wait for, or NULL.  One more may be known to fail after the first
+ * context_capture.
+ */
+extern const char *context_lacks (void);
+
+/* Call it on the thread on which the server has just opened the handle. */
+extern void context_capture (struct context *c);
+
+/* Around a plugin flush, on any thread: what it asks the server about its
+ * connection is answered for the handle of C, or is an error.  OTHERS is
+ * true if other connections wait for this flush: then nbdkit_nanosleep
+ * must not end because one of them has left.  Set C->closing, on a thread
+ * of its connection, once the server closes the handle.  Between the two
+ * server_error gives this flush's error; afterwards the thread has the one
+ * that it had.
+ */
+struct visit {
+  char *record;
+  size_t offset;
+  void *whose, *connection;
+  int error;                    /* of a request that has just ended here */
+  bool hidden, locked;
+};
+extern void context_enter (const struct context *c, bool others,
+                           struct visit *v);
+extern void context_leave (const struct visit *v);
 
 #endif /* MCSHIM_INTERPOSE_H */

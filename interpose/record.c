@@ -1,30 +1,121 @@
-/* The server's record of a thread, which holds the error of a request.
+/* The server's record of a thread: the error of a request, and whose
+ * request it is.
  *
  * On the server's own threads nbdkit_set_error stores into a record of
  * the thread's, which the server reads after the callback; no function
  * tells what is there.  But a flush that stands for several must report
  * the error of the first that failed, and tell it to other threads.
  *
+ * The record also says which connection nbdkit_export_name and others
+ * answer for.  A flush of one connection's handle that runs on another's
+ * thread must not get the other's answers.
+ *
  * The record hangs on a pthread key.  Which one shows when it is taken
  * away for a moment: nbdkit_set_error then falls back to errno.  Where in
  * the record the error stands shows when two values are stored in turn.
+ *
+ * The connection comes after that, and last.  From nbdkit 1.26 on there
+ * are two words: the connection, and then the context of the handle,
+ * which points to the connection too.
+ *
+ *              nbdkit_      export_name,   peer_*,       nanosleep
+ *                           is_tls,        disconnect
+ *                           *_intern
+ *   1.14                                                 connection
+ *   1.16 to 1.24            connection     connection    connection
+ *   since 1.26              context        connection    connection
+ *
+ * Only the context can be lent to another thread for sure.  The server
+ * closes a connection's socket, and the next client gets the number of
+ * the file, before it tells us that the connection closes: so what goes
+ * by the socket would tell of a stranger.  And nbdkit_nanosleep fails
+ * when the connection's client leaves, which is not for the others whom
+ * a flush stands for.
  */
 
 #include <errno.h>
 #include <limits.h>
 #include <malloc.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "interpose.h"
 #include "oldglibc.h"
 
+#define WORD sizeof (void *)
+
 static pthread_mutex_t probe_lock = PTHREAD_MUTEX_INITIALIZER;
-static bool probed;
-static bool have_record;        /* the next two are known */
+static _Atomic bool have_record; /* the next three are known */
 static pthread_key_t record_key;
 static size_t record_size, error_offset;
+
+/* The word that nbdkit_export_name goes by, or 0 while it is not known. */
+static _Atomic size_t whose_offset;
+static _Atomic bool whose_is_settled;
+static size_t inner_offset;     /* of the connection in a context */
+
+/* What the plugin may call.  The first two are the name of the function,
+ * or NULL.
+ */
+static const char *may_ask_name, *may_ask_peer;
+static bool may_sleep, may_intern, may_ask;
+
+/* Held around a flush that may intern strings and has no connection: the
+ * server keeps them in one list then, which has no lock.
+ */
+static pthread_mutex_t intern_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void
+lock (pthread_mutex_t *mutex)
+{
+  if (pthread_mutex_lock (mutex) != 0)
+    abort ();
+}
+
+static void
+unlock (pthread_mutex_t *mutex)
+{
+  if (pthread_mutex_unlock (mutex) != 0)
+    abort ();
+}
+
+static bool
+has_contexts (void)
+{
+  return nbdkit_next_context_open != NULL;
+}
+
+static void *
+get_word (const char *record, size_t offset)
+{
+  void *word;
+
+  memcpy (&word, record + offset, WORD);
+  return word;
+}
+
+static void
+put_word (char *record, size_t offset, void *word)
+{
+  memcpy (record + offset, &word, WORD);
+}
+
+/* This thread's, or NULL. */
+static char *
+get_record (void)
+{
+  return atomic_load (&have_record) ? pthread_getspecific (record_key) : NULL;
+}
+
+/* The thread has had a value for KEY, so this can't fail. */
+static void
+put_record (pthread_key_t key, const void *record)
+{
+  if (pthread_setspecific (key, record) != 0)
+    abort ();
+}
 
 static bool
 is_record_key (pthread_key_t key, void *value)
@@ -36,8 +127,7 @@ is_record_key (pthread_key_t key, void *value)
   errno = 0;
   nbdkit_set_error (ESHUTDOWN);
   found = errno == ESHUTDOWN;
-  if (pthread_setspecific (key, value) != 0)
-    abort ();                   /* it was there a moment ago */
+  put_record (key, value);
   return found;
 }
 
@@ -61,26 +151,25 @@ find_error_offset (const char *record)
   return false;
 }
 
+/* A filter may open the first handle on a thread without a record. */
 void
 server_error_init (void)
 {
   pthread_key_t key;
   void *value;
 
-  if (pthread_mutex_lock (&probe_lock) != 0)
-    abort ();
-  for (key = 0; !probed && key < PTHREAD_KEYS_MAX; key++) {
+  if (atomic_load (&have_record))
+    return;
+  lock (&probe_lock);
+  for (key = 0; !atomic_load (&have_record) && key < PTHREAD_KEYS_MAX; key++) {
     value = pthread_getspecific (key);
     if (value != NULL && is_record_key (key, value)) {
-      have_record = find_error_offset (value);
       record_key = key;
-      probed = true;
+      atomic_store (&have_record, find_error_offset (value));
       nbdkit_set_error (0);
     }
   }
-  probed = true;
-  if (pthread_mutex_unlock (&probe_lock) != 0)
-    abort ();
+  unlock (&probe_lock);
 }
 
 /* All zero, the record is what a new thread of the server's starts with,
@@ -92,7 +181,7 @@ server_error_thread (void)
 {
   void *record;
 
-  if (!have_record || pthread_getspecific (record_key) != NULL)
+  if (!atomic_load (&have_record) || pthread_getspecific (record_key) != NULL)
     return;
   record = calloc (1, record_size);
   if (record != NULL && pthread_setspecific (record_key, record) != 0)
@@ -103,7 +192,7 @@ int
 server_error (bool errno_is_preserved)
 {
   int saved = errno, err = 0;
-  const char *record = have_record ? pthread_getspecific (record_key) : NULL;
+  const char *record = get_record ();
 
   if (record != NULL)
     memcpy (&err, record + error_offset, sizeof err);
@@ -111,4 +200,176 @@ server_error (bool errno_is_preserved)
   if (err == 0 && (record == NULL || errno_is_preserved))
     err = saved;
   return err ? err : EIO;
+}
+
+void
+context_init (void)
+{
+  may_ask_peer = plugin_imports ("nbdkit_peer_");
+  may_ask_name = plugin_imports ("nbdkit_export_name");
+  if (may_ask_name == NULL)
+    may_ask_name = plugin_imports ("nbdkit_is_tls");
+  may_sleep = plugin_imports ("nbdkit_nanosleep");
+  may_intern = plugin_imports ("nbdkit_strdup_intern") ||
+    plugin_imports ("nbdkit_strndup_intern") ||
+    plugin_imports ("nbdkit_printf_intern") ||
+    plugin_imports ("nbdkit_vprintf_intern");
+  may_ask = may_ask_peer || may_ask_name || may_sleep || may_intern ||
+    plugin_imports ("nbdkit_disconnect");
+}
+
+/* Before 1.26 it is the connection, with its socket, or nothing. */
+static bool
+may_be_lent (void)
+{
+  return !may_sleep && !may_ask_peer;
+}
+
+const char *
+context_lacks (void)
+{
+  if (!nbdkit_export_name)
+    return NULL;                /* the others came with it, or later */
+  if (may_ask_peer)
+    return may_ask_peer;
+  if (atomic_load (&whose_is_settled) && atomic_load (&whose_offset) == 0)
+    return may_ask_name;
+  return has_contexts () || may_be_lent () ? NULL : may_ask_name;
+}
+
+/* Ask nbdkit_export_name with a record that has nothing but WHOSE. */
+static const char *
+name_by (char *record, size_t offset, void *whose)
+{
+  char *blank = calloc (1, record_size);
+  const char *name;
+
+  if (blank == NULL)
+    return NULL;
+  put_word (blank, offset, whose);
+  put_record (record_key, blank);
+  name = nbdkit_export_name ();
+  put_record (record_key, record);
+  free (blank);
+  return name;
+}
+
+/* Find what nbdkit_export_name goes by in RECORD, which is this thread's:
+ * the last word that is set, if that alone gives the same answer.  Where
+ * it is a context, that must point to the connection, which is the word
+ * before.  Needs probe_lock.
+ */
+static void
+find_whose (char *record)
+{
+  const char *name = nbdkit_export_name ();
+  size_t offset = record_size / WORD * WORD, i, size;
+  char *whose = NULL, *connection;
+
+  if (name == NULL)
+    return;                     /* opened for no connection: try the next */
+  while (whose == NULL && offset >= error_offset + 3 * WORD) {
+    offset -= WORD;
+    whose = get_word (record, offset);
+  }
+  if (whose == NULL || name_by (record, offset, whose) != name) {
+    atomic_store (&whose_is_settled, true);
+    return;
+  }
+
+  if (has_contexts ()) {
+    connection = get_word (record, offset - WORD);
+    size = malloc_usable_size (whose);
+    for (i = 0; i + WORD <= size; i += WORD)
+      if (connection != NULL && get_word (whose, i) == connection)
+        break;
+    if (i + WORD > size)
+      return;                   /* as above */
+    inner_offset = i;
+  }
+  atomic_store (&whose_offset, offset);
+  atomic_store (&whose_is_settled, true);
+}
+
+void
+context_capture (struct context *c)
+{
+  char *record = get_record ();
+  size_t offset;
+
+  *c = (struct context) { .whose = NULL };
+  if (record == NULL || !nbdkit_export_name)
+    return;
+
+  if (!atomic_load (&whose_is_settled)) {
+    lock (&probe_lock);
+    if (!atomic_load (&whose_is_settled)) {
+      find_whose (record);
+      if (atomic_load (&whose_is_settled))
+        nbdkit_debug ("mcshim: a flush has its own connection's context: %s",
+                      atomic_load (&whose_offset) ? "yes" : "no");
+    }
+    unlock (&probe_lock);
+  }
+
+  offset = atomic_load (&whose_offset);
+  if (offset == 0)
+    return;
+  c->whose = get_word (record, offset);
+  c->interns = c->whose != NULL &&
+    (!has_contexts () || get_word (c->whose, inner_offset) != NULL);
+}
+
+void
+context_enter (const struct context *c, bool others, struct visit *v)
+{
+  const size_t offset = atomic_load (&whose_offset);
+  const bool contexts = has_contexts (), lent = contexts || may_be_lent ();
+  char *record = get_record ();
+  bool own, interns = true;     /* into a list of the connection's */
+
+  *v = (struct visit) { .record = record };
+  if (record != NULL)
+    memcpy (&v->error, record + error_offset, sizeof v->error);
+  if (record == NULL)
+    interns = false;
+  else if (offset != 0) {
+    v->offset = offset;
+    v->whose = get_word (record, offset);
+    v->connection = get_word (record, offset - WORD);
+    own = c->whose != NULL && v->whose == c->whose;
+    interns = c->interns;
+    if (!own || c->closing || (others && may_sleep)) {
+      put_word (record, offset, lent ? c->whose : NULL);
+      interns = interns && lent;
+      if (contexts)
+        put_word (record, offset - WORD, NULL);
+    }
+  }
+  else if (others && may_ask) {
+    /* Without one, the server takes the thread for none of its own. */
+    v->hidden = true;
+    put_record (record_key, NULL);
+    interns = false;
+  }
+
+  v->locked = may_intern && !interns;
+  if (v->locked)
+    lock (&intern_lock);
+}
+
+void
+context_leave (const struct visit *v)
+{
+  if (v->locked)
+    unlock (&intern_lock);
+  if (v->hidden)
+    put_record (record_key, v->record);
+  if (v->record != NULL)
+    memcpy (v->record + error_offset, &v->error, sizeof v->error);
+  if (v->offset != 0) {
+    put_word (v->record, v->offset, v->whose);
+    if (has_contexts ())
+      put_word (v->record, v->offset - WORD, v->connection);
+  }
 }

@@ -1,0 +1,312 @@
+#!/usr/bin/env bats
+# What a plugin's flush asks the server about its connection: it gets its own
+# connection's answer or an error, whichever connection's client has asked for
+# the flush, and whichever thread runs it.
+
+load common
+
+# start PLUGIN [MCSHIM_X=VALUE...] [ARGUMENT...]
+start ()
+{
+  local plugin=$plugins/context-$1.so vars=()
+  shift
+  while [[ ${1-} =~ ^[A-Z_]+= ]]; do
+    vars+=("$1")
+    shift
+  done
+  : > "$log"
+  : > "$control"
+  serve MCSHIM_MODE=emulate "${vars[@]}" "$plugin" log="$log" \
+    control="$control" "$@"
+}
+
+# The minor version of this nbdkit, for what it can be asked at all.
+minor ()
+{
+  nbdkit --version | sed -n 's/^nbdkit 1\.\([0-9]*\).*/\1/p'
+}
+
+setup ()
+{
+  common_setup
+  minor=$(minor)
+  export minor
+}
+
+# What every client needs: bound (NAME) connects to the export NAME from a
+# socket of that name, and answers () has what each flush was told.
+more=$(cat <<'EOT'
+import socket
+minor = int(os.environ["minor"])
+
+def bound(name):
+    s = socket.socket(socket.AF_UNIX)
+    s.bind(name)
+    s.connect(sock)
+    h = nbd.NBD()
+    h.set_strict_mode(0)
+    h.set_export_name(name)
+    h.connect_socket(s.detach())
+    return h
+
+def answers(words):
+    with open(log) as f:
+        return sorted(" ".join(w for w in l.split()
+                               if w.isdigit() or w.split("=")[0] in words)
+                      for l in f if "=" in l)
+
+def server_knows(word):
+    return minor >= {"name": 16, "peer": 16, "tls": 22, "intern": 24,
+                     "sleep": 14}[word]
+
+def expect_answers(*lines):
+    """Of each line, what this server can be asked."""
+    words = [w.split("=")[0] for l in lines for w in l.split()[1:]]
+    words = [w for w in words if server_knows(w)]
+    wanted = [" ".join(w for w in l.split()
+                       if w.isdigit() or server_knows(w.split("=")[0]))
+              for l in lines]
+    expect(answers(words), wanted if words else [])
+
+def start_flush(h):
+    return h.aio_flush()
+
+def reset():
+    os.truncate(log, 0)
+EOT
+)
+
+ask () { client < <(cat <<<"$more" -); }
+
+@test "the name of its own export, and its own strings" {
+  for model in requests parallel all; do
+    for threads in 1 4; do
+      rm -f a b c
+      start name MCSHIM_FLUSH_THREADS=$threads model=$model
+      ask <<'EOT'
+h = [bound(n) for n in "abc"]
+for i in range(2):
+    h[i].pwrite(b"x", 0)
+h[2].flush()
+expect_answers("0 name=a tls=0 intern=1", "1 name=b tls=0 intern=1")
+EOT
+      stop_server
+    done
+  done
+}
+
+@test "the name, for a handle that had only read" {
+  start name
+  ask <<'EOT'
+h = [bound(n) for n in "ab"]
+h[0].pread(1, 0)
+h[1].pwrite(b"x", 0)
+h[1].flush()
+expect_answers("0 name=a", "1 name=b")
+EOT
+}
+
+@test "the name, with filters above" {
+  nbdkit --dump-plugin --filter=cow null >/dev/null 2>&1 ||
+    skip "this nbdkit's filters are not installed"
+  start name --filter=offset --filter=fua offset=0
+  ask <<'EOT'
+h = [bound(n) for n in "ab"]
+h[0].pwrite(b"x", 0)
+h[1].flush()
+expect_answers("0 name=a")
+EOT
+}
+
+@test "whether its own connection has TLS" {
+  nbdkit --dump-config | grep -qx tls=yes ||
+    skip "this nbdkit has no TLS"
+  echo qemu:0123456789abcdef0123456789abcdef > psk
+  start name --tls=on --tls-psk=psk
+  ask <<'EOT'
+h = nbd.NBD()
+h.set_tls(nbd.TLS_REQUIRE)
+h.set_tls_psk_file("psk")
+h.set_tls_username("qemu")
+h.connect_unix(sock)
+plain = bound("b")
+h.pwrite(b"x", 0)
+plain.flush()
+expect_answers("0 tls=1")
+reset()
+plain.pwrite(b"x", 0)
+h.flush()
+expect_answers("1 tls=0")
+EOT
+}
+
+@test "its own client, or nobody" {
+  start peer MCSHIM_FLUSH_THREADS=1
+  ask <<'EOT'
+h = [bound(n) for n in "ab"]
+h[0].pwrite(b"x", 0)
+h[0].flush()
+# In its own flush all is as without the shim.
+expect_answers("0 name=a peer=a")
+reset()
+h[0].pwrite(b"x", 0)
+h[1].flush()
+expect_answers("0 name=%s peer=-" % ("a" if minor >= 26 else "-"))
+EOT
+}
+
+@test "not disconnected: the client that has asked for the flush" {
+  [ "$minor" -ge 34 ] || skip "this nbdkit has no nbdkit_disconnect"
+  start peer MCSHIM_FLUSH_THREADS=1
+  ask <<'EOT'
+h = [bound(n) for n in "ab"]
+h[0].pwrite(b"x", 0)
+control("disconnect 0")
+h[1].flush()
+control()
+h[1].pread(1, 0)
+h[0].pread(1, 0)
+
+# Its own client's flush, which may end with the connection.
+h[0].pwrite(b"x", 0)
+control("disconnect 0")
+try:
+    h[0].flush()
+except nbd.Error:
+    pass
+wait_log("0 close")
+h[1].pread(1, 0)
+EOT
+}
+
+@test "outside emulate all is as without the shim" {
+  for plugin in peer all; do
+    rm -f a b
+    start $plugin MCSHIM_MODE=plugin MCSHIM_TRACK_DIRTY=off
+    ask <<'EOT'
+h = [bound(n) for n in "ab"]
+h[0].flush()
+h[1].flush()
+expect_answers("0 name=a tls=0 intern=1 peer=a", "1 name=b tls=0 intern=1 peer=b")
+EOT
+    stop_server
+  done
+}
+
+@test "a sleep does not end with the client that has asked for the flush" {
+  for model in requests parallel; do
+    for threads in 1 4; do
+      rm -f a b
+      start all MCSHIM_FLUSH_THREADS=$threads model=$model
+      ask <<'EOT'
+h = [bound(n) for n in "ab"]
+for i in range(2):
+    h[i].pwrite(b"x", i)
+control("wait")
+h[0].aio_flush()
+wait_for("a flush", lambda: flushes())
+del h[0]
+control()
+wait_for("both flushes", lambda: len(answers(["sleep"])) >= 2)
+expect_answers("0 sleep=1", "1 sleep=1")
+h[0].pread(1, 0)
+wait_log("0 close")
+# Nothing is owed.
+h[0].flush()
+EOT
+      stop_server
+      refute grep 'writes are lost' "$server_err"
+    done
+  done
+}
+
+@test "a sleep does not end with the client of the handle" {
+  start all MCSHIM_FLUSH_THREADS=1
+  ask <<'EOT'
+h = [bound(n) for n in "ab"]
+h[0].pwrite(b"x", 0)
+control("wait")
+flush = Call(h[1].flush)
+wait_log("0 flush")
+del h[0]
+control()
+flush.join()
+expect_answers("0 sleep=1")
+EOT
+}
+
+@test "a flush at close sleeps" {
+  for model in requests parallel all; do
+    rm -f a b
+    start all model=$model
+    ask <<'EOT'
+h = [bound(n) for n in "ab"]
+h[0].pwrite(b"x", 0)
+close(h[0], 0)
+expect_answers("0 name=%s peer=- sleep=1" % ("a" if minor >= 26 else "-"))
+h[1].flush()
+EOT
+    stop_server
+    refute grep 'writes are lost' "$server_err"
+  done
+}
+
+@test "strings are interned on many threads at once" {
+  [ "$minor" -ge 24 ] || skip "this nbdkit interns no strings"
+  for plugin in name all; do
+    for model in requests parallel; do
+      start $plugin MCSHIM_FLUSH_THREADS=16 model=$model interns=5000
+      ask <<'EOT'
+h = [conn() for i in range(16)]
+for turn in range(5):
+    for c in h:
+        c.pwrite(b"x", 0)
+    h[0].flush()
+expect(len(answers(["intern"])), 80)
+expect_answers(*sorted("%d intern=1" % i for i in range(16) for turn in range(5)))
+EOT
+      stop_server
+    done
+  done
+  # Without a context they are in one list: then one flush after the other.
+  [ "$minor" -ge 26 ] || refute grep overlap "$log"
+}
+
+@test "flushes of other contexts do not wait for each other" {
+  start name MCSHIM_FLUSH_THREADS=4
+  ask <<'EOT'
+h = [bound(n) for n in "abcd"]
+for i in h:
+    i.pwrite(b"x", 0)
+control("wait")
+flush = Call(h[0].flush)
+wait_for("four flushes", lambda: len(flushes()) == 4)
+control()
+flush.join()
+expect_answers(*("%d name=%s intern=1" % i for i in enumerate("abcd")))
+EOT
+}
+
+@test "its functions that fail are named once" {
+  local failing=(nbdkit_peer_name)
+  [ "$minor" -ge 16 ] || failing=()
+  for mode in emulate auto; do
+    for plugin in peer all; do
+      : > "$server_err"
+      start $plugin MCSHIM_MODE=$mode
+      client <<<'h = [conn() for i in range(2)]'
+      stop_server
+      run -0 sed -n 's/^mcshim: warning: the context plugin uses \([a-z_]*\), which .*/\1/p' "$server_err"
+      assert_equal "$output" "${failing[*]}"
+    done
+  done
+  for args in "name MCSHIM_MODE=emulate" "all MCSHIM_MODE=plugin" \
+    "all MCSHIM_MODE=disable"; do
+    : > "$server_err"
+    # shellcheck disable=SC2086 # words
+    start $args
+    client <<<'h = [conn() for i in range(2)]'
+    stop_server
+    refute grep 'warning: the' "$server_err"
+  done
+}

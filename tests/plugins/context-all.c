@@ -1,0 +1,6 @@
+/* A plugin whose flush asks for the client, and sleeps: see context.h. */
+
+#define ASK_NAME
+#define ASK_PEER
+#define ASK_SLEEP
+#include "context.h"
