@@ -289,6 +289,8 @@ flush_handle (struct handle *h, unsigned mine, bool write_back,
     statistics.failed_flushes++;
     mark (h, taken);
     h->seen = seen;
+    /* What it should have covered has no mark. */
+    g->unflushed |= write_back && !(taken & WRITE_DIRTY);
   }
   else if (covers) {
     if (h->seen < began)
@@ -798,6 +800,8 @@ handle_opens (struct handle *h, const char *name)
     must (pthread_cond_init (&h->changed, NULL));
   }
   unlock_groups ();
+  if (g == NULL)
+    errno = ENOMEM;
   return g != NULL ? 0 : -1;
 }
 

@@ -326,7 +326,7 @@ context_enter (const struct context *c, bool others, struct visit *v)
   const size_t offset = atomic_load (&whose_offset);
   const bool contexts = has_contexts (), lent = contexts || may_be_lent ();
   char *record = get_record ();
-  bool interns = true;          /* into a list of the connection's */
+  bool own, interns = true;     /* into a list of the connection's */
 
   *v = (struct visit) { .record = record };
   if (record != NULL)
@@ -337,8 +337,9 @@ context_enter (const struct context *c, bool others, struct visit *v)
     v->offset = offset;
     v->whose = get_word (record, offset);
     v->connection = get_word (record, offset - WORD);
+    own = c->whose != NULL && v->whose == c->whose;
     interns = c->interns;
-    if (v->whose != c->whose || c->closing || (others && may_sleep)) {
+    if (!own || c->closing || (others && may_sleep)) {
       put_word (record, offset, lent ? c->whose : NULL);
       interns = interns && lent;
       if (contexts)

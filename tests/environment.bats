@@ -131,9 +131,9 @@ h.flush()
 EOT
   stop_server
   for method in load open get_size pread pwrite flush; do
-    grep -q "^$method " calls
+    has "^$method " calls
   done
-  refute grep -qv " $a\$" calls
+  refute grep -v " $a\$" calls
 }
 
 @test "a program that is no nbdkit hands the preload on untouched" {
@@ -143,7 +143,6 @@ EOT
 }
 
 @test "a program that starts nbdkit: the shim works in there" {
-  # shellcheck disable=SC2016 # for the inner shell
   local command='nbdkit -U - "$1" --run "$2"'
   run -0 under_shim sh -c "$command" sh "$wbcache" "$flag"
   assert_output true

@@ -35,7 +35,7 @@ expect(bytes(b.pread(1, 0)), b"a")
 expect(flushes(), ["0"])
 EOT
   stop_server
-  grep -q 'no memory for another connection' "$server_err"
+  has 'no memory for another connection' "$server_err"
 }
 
 @test "no memory for a connection: that one is refused, and no handle opened" {

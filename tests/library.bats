@@ -36,7 +36,6 @@ check_library=$BATS_TEST_DIRNAME/../scripts/check-library
   for command in true "ls /" "sh -c true" "python3 -c pass" "bash -c :"; do
     # shellcheck disable=SC2086 # words
     run -0 --separate-stderr under_shim $command
-    # shellcheck disable=SC2154
     assert_equal "$stderr" ""
   done
 }

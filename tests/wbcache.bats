@@ -65,7 +65,7 @@ for c in h[0], opening.join():
 expect(bytes(conn().pread(3, 0)), b"new")
 EOT
   stop_server
-  grep -qx 'held: 1' "$summary"
+  has_line 'held: 1' "$summary"
 }
 
 @test "a thread that reads ahead, and a flush that ends what it has" {
@@ -109,7 +109,7 @@ EOT
   wait_until test -s "$server/status"
   wait "$client" || true
   assert_equal "$(<"$server/status")" 0
-  refute grep -q close "$log"
+  lacks close "$log"
 }
 
 # For a client: what a map says of a block.
@@ -223,12 +223,12 @@ read = Call(h[0].pread, 512, 1024)
 wait_log("0 read")
 for offset in 0, 512, 1536:
     h[1].pread(512, offset)
-expect(read.is_alive(), True)
+expect(read.held(), True)
 control()
 read.join()
 EOT
   stop_server
-  grep -qx 'held: 1' "$summary"
+  has_line 'held: 1' "$summary"
 }
 
 @test "only a flush with something to write back waits for the disk" {
@@ -241,7 +241,7 @@ h[1].pwrite(b"x", 0)
 flush = h[1].aio_flush()
 wait_log("1 flush")
 h[0].flush()
-expect(h[1].aio_command_completed(flush), False)
+expect(held(h[1], flush), True)
 EOT
 }
 
@@ -260,7 +260,7 @@ for i, late in enumerate([read, ask]):
     wait_log("0 fill", i + 1)
     h.pwrite(b"new", offset)
     h.flush()
-    expect(h.aio_command_completed(cookie), False)
+    expect(held(h, cookie), True)
     control()
     finish(h, cookie)
     expect(bytes(h.pread(3, offset)), b"new")

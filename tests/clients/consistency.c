@@ -712,6 +712,14 @@ read_block (struct thread *t, struct block *b)
     finish_read (t, &t->command, false);
 }
 
+/* On a connection that the caller uses. */
+static void
+read_on (struct thread *t, struct connection *conn, struct block *b)
+{
+  start_read (t, &t->command, pick_read (t), share_connection (conn), b, 1);
+  finish_read (t, &t->command, false);
+}
+
 static struct thread *
 another (struct thread *t)
 {
@@ -855,6 +863,8 @@ work (void *arg)
      * between the write and the end of its connection.
      */
     spare = churn && pick (t, CHURN_EVERY) == 0 ? open_connection () : NULL;
+    if (spare)                  /* Has it begun with an old copy? */
+      read_on (t, spare, another (t)->shown);
     if (t->own_is == SETTLED)
       write_own (t);
     if (spare)
@@ -983,16 +993,16 @@ wait_for_flushes (struct connection *conn, const char *what)
         held_up++;
         stop = true;
       }
-      else if (nbd_aio_is_connecting (conn->nbd))
-        nbd_poll (conn->nbd, 1);
-      else
+      else if (nbd_poll (conn->nbd, 1) == -1)
         usleep (1000);
     }
 }
 
-/* A connection whose open hangs for a while.  Returns NULL on error. */
+/* A connection whose open hangs for a while, and what it sees then.  Returns
+ * NULL on error.
+ */
 static struct connection *
-open_slowly (void)
+open_slowly (struct thread *t)
 {
   struct connection *conn = new_connection ();
 
@@ -1005,7 +1015,10 @@ open_slowly (void)
   while (nbd_aio_is_connecting (conn->nbd))
     if (nbd_poll (conn->nbd, -1) == -1)
       break;
-  return opened (conn, nbd_aio_is_ready (conn->nbd));
+  conn = opened (conn, nbd_aio_is_ready (conn->nbd));
+  for (unsigned i = 0; conn && i < nr_threads; ++i)
+    read_on (t, conn, threads[i].shown);
+  return conn;
 }
 
 /* A request that hangs for a while, and what its connection sees then. */
@@ -1057,11 +1070,8 @@ hang_on (struct thread *t, struct connection *conn)
     finish_read (t, cmd, false);
   cmd->skip = 0;
 
-  for (unsigned i = 0; i < nr_threads; ++i) {
-    b = threads[i].shown;
-    start_read (t, cmd, pick_read (t), share_connection (conn), b, 1);
-    finish_read (t, cmd, false);
-  }
+  for (unsigned i = 0; i < nr_threads; ++i)
+    read_on (t, conn, threads[i].shown);
 }
 
 static bool
@@ -1086,7 +1096,7 @@ work_and_hang (void *arg)
     }
     /* Every open hangs: nobody else may need one. */
     if (!conn)
-      conn = !churn && pick (t, 2) ? open_slowly () : open_connection ();
+      conn = !churn && pick (t, 2) ? open_slowly (t) : open_connection ();
     if (!conn)
       continue;
     hang_on (t, conn);

@@ -64,6 +64,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/inotify.h>
 #include <unistd.h>
 
 #define NBDKIT_API_VERSION 2
@@ -279,6 +280,32 @@ told_to_fail (const struct handle *h, const char *name, int err)
   return -1;
 }
 
+/* Sleeps until the control file is changed or replaced, so that a test can
+ * see when nothing in the server runs.
+ */
+static void
+wait_while_blocked (const struct handle *h, const char *action,
+                    int64_t offset)
+{
+  char event[4096];
+  int fd;
+
+  if (!control (action, h, offset, false))
+    return;
+  atomic_fetch_add (&held, 1);
+  fd = inotify_init1 (IN_CLOEXEC);
+  do
+    if (fd == -1 ||             /* There are only so many. */
+        inotify_add_watch (fd, control_file, IN_MODIFY|IN_ATTRIB) == -1)
+      usleep (1000);
+    else if (control (action, h, offset, false) &&
+             read (fd, event, sizeof event) == -1)
+      abort ();
+  while (control (action, h, offset, false));
+  if (fd != -1)
+    close (fd);
+}
+
 /* H has come to one of the points that the control file may name.  Returns
  * -1, with the errno for the client set, if it wants that to fail.
  */
@@ -286,17 +313,13 @@ static int
 reach (const struct handle *h, const char *name, int64_t offset)
 {
   char action[64];
-  bool waited = false;
   int err;
 
   log_callback (h->name, name);
   if (!control_file)
     return 0;
   snprintf (action, sizeof action, "block-%s", name);
-  for (; control (action, h, offset, false); waited = true)
-    usleep (1000);
-  if (waited)
-    atomic_fetch_add (&held, 1);
+  wait_while_blocked (h, action, offset);
   snprintf (action, sizeof action, "fail-%s", name);
   err = control (action, h, offset, false);
   if (err == 0) {
@@ -583,6 +606,7 @@ read_ahead (void *arg)
   struct handle *h = arg;
   uint64_t random = seed + h->number, b, first, end, flushed;
   static _Thread_local uint8_t fetched[WINDOW][BLOCK];
+  bool missed[WINDOW];
 
   while (!atomic_load (&h->closed)) {
     usleep (readahead);
@@ -591,8 +615,11 @@ read_ahead (void *arg)
     end = MIN (end, first + WINDOW);
     lock (&h->lock);
     flushed = h->flushed;
-    for (b = first; b < end; ++b)
-      fetch_block (b, fetched[b - first]);
+    for (b = first; h->data && b < end; ++b) {
+      missed[b - first] = h->state[b] == 0;
+      if (missed[b - first])
+        fetch_block (b, fetched[b - first]);
+    }
     unlock (&h->lock);
 
     delay (filldelay);
@@ -600,7 +627,7 @@ read_ahead (void *arg)
     /* A flush that has begun since then promises more. */
     lock (&h->lock);
     for (b = first; h->data && h->flushed == flushed && b < end; ++b)
-      if (h->state[b] == 0)
+      if (missed[b - first] && h->state[b] == 0)
         fill_block (h, b, fetched[b - first]);
     unlock (&h->lock);
   }
