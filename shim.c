@@ -43,13 +43,13 @@ complain (const char *line)
 }
 
 /* Say once which function of the server's the plugin had better not call
- * in a flush.
+ * in a flush of C's handle, or at the start of any's.
  */
 static void
-warn_of_context (void (*say) (const char *line))
+warn_of_context (const struct context *c, void (*say) (const char *line))
 {
   static atomic_flag said = ATOMIC_FLAG_INIT;
-  const char *function = context_lacks ();
+  const char *function = context_lacks (c);
   char line[256];
 
   if (function == NULL || atomic_flag_test_and_set (&said))
@@ -270,11 +270,13 @@ shim_open (int readonly)
     context_capture (&c->context);
     if (settle (c, readonly) == 0) {
       if (c->handle.resolution.replicate)
-        warn_of_context (log_warning);
+        warn_of_context (&c->context, log_warning);
       handle_joins (&c->handle);
       nbdkit_debug ("mcshim: connection: mode %s, group %s%s%s",
                     mode_name (c->handle.resolution.mode), group ? "\"" : "",
                     group ? group : "of all", group ? "\"" : "");
+      nbdkit_debug ("mcshim: a flush has %s connection's context",
+                    c->context.whose ? "its own" : "no");
       return c;
     }
     if (plugin.close)
@@ -604,7 +606,7 @@ register_plugin (void)
            (policy.mode == MODE_AUTO && !plugin.can_multi_conn))
     if ((plugin.flush || plugin._flush_v1) &&
         thread_model > NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS)
-      warn_of_context (complain);
+      warn_of_context (NULL, complain);
   /* The callbacks that the plugin lacks stay absent. */
   if (server_purpose () == DUMP_PLUGIN)
     return &wrapped;
