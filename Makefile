@@ -7,7 +7,8 @@ LIBDIR  ?= $(PREFIX)/lib
 MANDIR  ?= $(PREFIX)/share/man
 BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
 ZSHCOMPDIR  ?= $(PREFIX)/share/zsh/site-functions
-CFLAGS  ?= -O2 -g
+CFLAGS  ?= -O2 -g -fstack-protector-strong \
+           -U_FORTIFY_SOURCE $(if $(SANITIZE),,-D_FORTIFY_SOURCE=2)
 INSTALL ?= install
 
 # The launcher holds the version, so that it is right wherever the file is
@@ -19,7 +20,11 @@ launcher_parts := $(addprefix scripts/mcshim-,captive probe top try)
 
 # Warnings are errors in CI only: a user's compiler may know more of them.
 common := -std=gnu11 -pthread -Wall -Wextra -Wshadow -Wstrict-prototypes \
-          $(if $(CI),-Werror)
+          -Wno-psabi $(if $(CI),-Werror)
+
+# libatomic where the processor has no 64-bit atomics (armel).
+atomic = $(if $(filter 1,$(shell echo __GCC_ATOMIC_LLONG_LOCK_FREE | \
+           $(CC) $(CFLAGS) -E -P -x c -)),-latomic)
 
 # SANITIZE=thread or SANITIZE=address goes to a directory of its own.
 build := build$(if $(SANITIZE),-$(SANITIZE))
@@ -30,9 +35,9 @@ sanitize := $(if $(SANITIZE),$(or $(sanitize_$(SANITIZE)),\
               $(error SANITIZE is thread or address, not "$(SANITIZE)")) \
               -fno-omit-frame-pointer)
 
-lib_src := $(wildcard interpose/*.c) shim.c policy.c replicate.c helpers.c \
+lib_src := $(wildcard interpose/*.[cS]) shim.c policy.c replicate.c helpers.c \
            statsfile.c
-lib_obj := $(lib_src:%.c=$(build)/%.o)
+lib_obj := $(addprefix $(build)/,$(addsuffix .o,$(basename $(lib_src))))
 # The files of interpose/ run before a sanitizer's runtime is up.
 $(build)/interpose/%.o: sanitize_this :=
 sanitize_this = $(sanitize)
@@ -41,7 +46,8 @@ plugin_dir := tests/plugins
 plugins := $(patsubst tests/plugins/%.c,$(plugin_dir)/%.so,\
              $(wildcard tests/plugins/*.c))
 clients := $(patsubst %.c,%,$(wildcard tests/clients/*.c))
-units   := $(patsubst %.c,%,$(wildcard tests/unit/*.c))
+units   := $(patsubst tests/unit/%.c,$(build)/unit/%,\
+             $(wildcard tests/unit/*.c))
 
 # Without pod2man, which comes with perl, there are no manual pages, and all
 # else is built and installed.
@@ -62,19 +68,24 @@ $(man): Makefile scripts/mcshim
 
 $(lib): $(lib_obj)
 	$(CC) -shared -pthread $(CFLAGS) $(sanitize) -Wl,-z,defs -Wl,-z,relro \
-	  -Wl,-z,now -Wl,--as-needed $(LDFLAGS) -o $@ $^ -ldl $(LDLIBS)
+	  -Wl,-z,now -Wl,--as-needed $(LDFLAGS) -o $@ $^ -ldl $(atomic) $(LDLIBS)
+	$(if $(SANITIZE),,scripts/check-library $@)
 
 $(build)/%.o: %.c Makefile scripts/mcshim
 	@mkdir -p $(@D)
 	$(CC) $(common) -Wmissing-prototypes -fPIC -fvisibility=hidden -I. \
-	  -D_GNU_SOURCE -DMCSHIM_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS) \
+	  -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DMCSHIM_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS) \
 	  $(sanitize_this) -MMD -MP -c -o $@ $<
+
+$(build)/%.o: %.S Makefile
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 # What the tests use: plugins for nbdkit, libraries to preload beside the shim
 # (before glibc 2.34 these need libdl), clients over libnbd, and programs that
-# test policy.c without a server.
+# test without a server.
 
-test-programs: test-plugins $(clients) $(units)
+test-programs: test-plugins $(clients) units
 test-plugins: $(plugins)
 
 depend_on = -MMD -MP -MF $(build)/$(subst /,-,$@).d
@@ -89,9 +100,45 @@ tests/clients/%: tests/clients/%.c Makefile
 	$(CC) $(common) $(CPPFLAGS) $(CFLAGS) $(depend_on) -o $@ $< $(LDFLAGS) \
 	  $$(pkg-config --cflags --libs libnbd)
 
-tests/unit/%: tests/unit/%.c $(build)/policy.o Makefile
-	$(CC) $(common) -I. $(CPPFLAGS) $(CFLAGS) $(sanitize) $(depend_on) \
-	  -o $@ $< $(build)/policy.o $(LDFLAGS)
+# The unit tests are linked with what knows no nbdkit.  They need a C compiler
+# and nothing else.  Those of threads have them under control: what is named
+# here goes to tests/unit/threads.h.  oldglibc.h is left out, for its names have
+# versions, which --wrap does not see.
+units: $(units)
+unit_obj := $(patsubst %,$(build)/unit/%.o,policy helpers replicate)
+.SECONDARY: $(unit_obj)
+wrapped := pthread_mutex_lock pthread_mutex_unlock pthread_cond_init \
+  pthread_cond_destroy pthread_cond_wait pthread_cond_timedwait \
+  pthread_cond_signal pthread_cond_broadcast pthread_create pthread_join \
+  clock_gettime malloc calloc strdup free
+$(build)/unit/helpers $(build)/unit/replicate: \
+  wrap := $(wrapped:%=-Wl,--wrap=%)
+
+$(build)/unit/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(common) -Wmissing-prototypes -I. -D_GNU_SOURCE \
+	  -DMCSHIM_OLDGLIBC_H $(CPPFLAGS) $(CFLAGS) $(sanitize) -MMD -MP \
+	  -c -o $@ $<
+
+$(build)/unit/%: tests/unit/%.c $(unit_obj) Makefile
+	@mkdir -p $(@D)
+	$(CC) $(common) -I. -D_GNU_SOURCE $(CPPFLAGS) $(CFLAGS) $(sanitize) \
+	  $(depend_on) $(wrap) -o $@ $< $(unit_obj) $(LDFLAGS)
+
+# Does a program with this sanitizer link, and run?
+$(build)/probe: Makefile
+	@mkdir -p $(@D)
+	echo "int main (void) { return 0; }" | \
+	  $(CC) $(CFLAGS) $(sanitize) -x c -o $@ - $(LDFLAGS)
+
+unit:
+	+@MAKE="$(MAKE)" tests/unit/run
+
+# Does a unit test fail for every statement that is taken out of these?
+mutants:
+	scripts/deps mutants
+	tests/mutants policy.c helpers.c replicate.c replicate.h \
+	  latency.h
 
 # The packages come first and the rest in a second make: what is missing
 # may be the compiler, and then nothing can be built beside this.
@@ -106,7 +153,13 @@ check:
 	$(MAKE) --no-print-directory all test-programs
 	tests/run
 
-# The tests on older and newer nbdkits, in roots that are made for it.
+# The demo and the tests where nothing is installed yet, in bare roots.
+check-fresh:
+	scripts/deps fresh
+	tests/fresh $(SUITES)
+
+# The tests on older and newer nbdkits, in roots that are made for it, or on
+# those that are installed in a directory.
 check-compat:
 	scripts/deps compat
 	$(MAKE) --no-print-directory all test-programs
@@ -181,7 +234,7 @@ check-kernel:
 
 # What must pass before a release, the quick ones first.
 release_checks := check check-compat check-cross check-deb check-rpm \
-  check-kernel check-asan check-tsan model bench-quick soak
+  check-kernel check-asan check-tsan model mutants bench-quick soak
 release-check:
 	@test -z "$$(git status --porcelain)" || { \
 	  echo "release-check: first commit or remove what git status shows"; \
@@ -235,11 +288,12 @@ uninstall:
 
 clean:
 	rm -rf build build-* libmcshim.so
-	rm -f $(plugins) $(clients) $(units)
+	rm -f $(plugins) $(clients)
 
-.PHONY: all man test-programs test-plugins demo check check-compat check-cross \
+.PHONY: all man test-programs test-plugins units unit mutants demo check \
+	check-fresh check-compat check-cross \
 	model soak check-asan check-tsan check-deb check-rpm check-kernel deb rpm \
 	bench bench-quick bench-headline release-check deps install dist uninstall clean
 .DELETE_ON_ERROR:
 
--include $(lib_obj:.o=.d) $(wildcard $(build)/*.d)
+-include $(lib_obj:.o=.d) $(unit_obj:.o=.d) $(wildcard $(build)/*.d)

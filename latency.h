@@ -50,8 +50,6 @@ latency_quantile (const struct latency *l, unsigned percent)
   uint64_t left = (l->count * percent + 99) / 100, end;
   unsigned i;
 
-  if (l->count == 0)
-    return 0;
   for (i = 0; i < LATENCY_BUCKETS - 1; i++) {
     if (left <= l->bucket[i])
       break;

@@ -23,7 +23,7 @@ static const struct name modes[] = {
   { "plugin", MODE_PLUGIN },
   { "disable", MODE_DISABLE },
   { "unsafe", MODE_UNSAFE },
-  { NULL }
+  { NULL, 0 }
 };
 
 static const struct name levels[] = {
@@ -31,7 +31,7 @@ static const struct name levels[] = {
   { "conn", LEVEL_CONNECTION },
   { "fast", LEVEL_FAST },
   { "off", LEVEL_OFF },
-  { NULL }
+  { NULL, 0 }
 };
 
 /* The words of nbdkit's own booleans. */
@@ -40,7 +40,7 @@ static const struct name booleans[] = {
   { "yes", true }, { "y", true }, { "on", true },
   { "0", false }, { "false", false }, { "f", false },
   { "no", false }, { "n", false }, { "off", false },
-  { NULL }
+  { NULL, 0 }
 };
 
 /* Returns the value of WORD in NAMES, or -1. */
@@ -119,19 +119,19 @@ set_flush_on_close (struct policy *p, const char *value)
 static bool
 set_flush_threads (struct policy *p, const char *value)
 {
-  unsigned long n;
-  char *end;
+  unsigned n = 0;
 
   if (strcmp (value, "auto") == 0) {
     p->flush_threads = 0;
     return true;
   }
-  /* strtoul would take a sign or leading space. */
-  if (value[0] < '0' || value[0] > '9')
-    return false;
-  n = strtoul (value, &end, 10);
+  /* strtoul would take a sign or leading space, and built with a glibc
+   * from 2.38 on it is one that older ones have not.
+   */
+  for (; *value >= '0' && *value <= '9' && n <= FLUSH_THREADS_MAX; value++)
+    n = n * 10 + (*value - '0');
   p->flush_threads = n;
-  return *end == '\0' && n >= 1 && n <= FLUSH_THREADS_MAX;
+  return *value == '\0' && n >= 1 && n <= FLUSH_THREADS_MAX;
 }
 
 /* nbdkit changes directory when it goes into the background, so a
@@ -317,6 +317,23 @@ policy_wants_can_flush (const struct policy *p)
   return p->mode == MODE_AUTO || p->mode == MODE_EMULATE;
 }
 
+/* nbdkit's own plugins whose connections each have a disk, a lock or
+ * contents of their own.  They do not advertise multi-conn, or not then,
+ * and mean it, where others have only never been taught to.
+ */
+static bool
+connections_apart (const char *plugin)
+{
+  static const char *const names[] =
+    { "example3", "info", "ondemand", "tmpdisk" };
+  size_t i;
+
+  for (i = 0; i < sizeof names / sizeof names[0]; i++)
+    if (strcmp (plugin, names[i]) == 0)
+      return true;
+  return false;
+}
+
 struct resolution
 policy_resolve (const struct policy *p, const struct traits *t)
 {
@@ -327,26 +344,33 @@ policy_resolve (const struct policy *p, const struct traits *t)
       r.mode = MODE_DISABLE;
     else if (t->multi_conn)
       r.mode = MODE_PLUGIN;
-    else if (!t->can_flush && t->readonly) {
+    else if (connections_apart (t->plugin))
+      r.mode = MODE_DISABLE;
+    else if (t->can_flush)
+      r.mode = MODE_EMULATE;
+    else if (t->readonly) {
       /* Nobody can write, so there is nothing to flush or to go stale. */
       r.mode = MODE_PLUGIN;
       r.advertise = true;
       return r;
     }
-    else
-      r.mode = MODE_EMULATE;
+    else {
+      /* As without us. */
+      r.mode = MODE_DISABLE;
+      r.notice =
+        "this plugin has no working flush, so connections that may write get "
+        "no multi-conn: start nbdkit with -r if none needs to write";
+    }
   }
 
   switch (r.mode) {
   case MODE_EMULATE:
     r.advertise = r.replicate = true;
     if (!t->can_flush)
-      r.refusal = p->mode == MODE_AUTO ?
+      r.refusal =
         "emulating multi-conn needs a plugin with a working flush, and this "
-        "one has none: connect read-only, or set MCSHIM_MODE=disable" :
-        "emulating multi-conn needs a plugin with a working flush, and this "
-        "one has none: set MCSHIM_MODE=disable (or auto, and connect "
-        "read-only)";
+        "one has none: set MCSHIM_MODE=auto, which serves it without the flag "
+        "(read-only, with it)";
     break;
   case MODE_UNSAFE:
     r.advertise = true;
@@ -361,5 +385,11 @@ policy_resolve (const struct policy *p, const struct traits *t)
 
   if (t->connections_serialized)
     r.advertise = false;
+  else if (p->level == LEVEL_FAST && !r.replicate && !t->multi_conn &&
+           t->can_flush)
+    r.notice =
+      "warning: MCSHIM_TRACK_DIRTY=fast: flushes are not replicated here, and "
+      "the plugin has no multi-conn: after one connection's flush, those that "
+      "others need are skipped: set MCSHIM_TRACK_DIRTY=connection";
   return r;
 }

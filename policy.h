@@ -58,6 +58,7 @@ const char *level_name (enum level level);
 
 /* What the plugin says of a connection as it opens. */
 struct traits {
+  const char *plugin;           /* its name */
   bool connections_serialized;  /* thread model SERIALIZE_CONNECTIONS */
   bool multi_conn;              /* plugin advertises multi-conn */
   bool can_flush;               /* plugin has a flush, and says it works */
@@ -70,6 +71,7 @@ struct resolution {
   bool advertise;               /* answer to can_multi_conn */
   bool replicate;               /* a flush goes to the whole group */
   const char *refusal;          /* why not to connect at all, or NULL */
+  const char *notice;           /* what to say once of the plugin, or NULL */
 };
 
 /* Which of the traits policy_resolve will look at, so that a plugin is

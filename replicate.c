@@ -289,6 +289,8 @@ flush_handle (struct handle *h, unsigned mine, bool write_back,
     statistics.failed_flushes++;
     mark (h, taken);
     h->seen = seen;
+    /* What it should have covered has no mark. */
+    g->unflushed |= write_back && !(taken & WRITE_DIRTY);
   }
   else if (covers) {
     if (h->seen < began)
@@ -297,8 +299,10 @@ flush_handle (struct handle *h, unsigned mine, bool write_back,
       unmark (h, OWES);
   }
   if (write_back) {
-    /* A handle has seen its own. */
-    if (err == 0 && h->seen == g->written)
+    /* A handle has seen its own, unless a request inside it has fetched what
+     * was there before, and may put it into the cache yet.
+     */
+    if (err == 0 && covers && h->seen == g->written)
       h->seen++;
     g->written++;
   }
@@ -798,6 +802,8 @@ handle_opens (struct handle *h, const char *name)
     must (pthread_cond_init (&h->changed, NULL));
   }
   unlock_groups ();
+  if (g == NULL)
+    errno = ENOMEM;
   return g != NULL ? 0 : -1;
 }
 

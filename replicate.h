@@ -12,10 +12,10 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <sys/queue.h>
 
 #include "latency.h"
 #include "policy.h"
+#include "queue.h"
 
 /* A handle's state is one word, so that each step of a request sees and
  * changes all of it at once.  The count is of what is inside the plugin:

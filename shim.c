@@ -8,6 +8,7 @@
  */
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,8 +29,8 @@ static struct policy policy;
 static int thread_model;
 
 struct connection {
-  struct handle handle;         /* the plugin's; must be first */
-  struct context context;
+  struct handle handle;         /* the plugin's */
+  struct context context;       /* of the client, for the handle's flush */
   int can_write, can_flush;     /* the plugin's answers, or UNASKED */
 };
 
@@ -40,24 +41,6 @@ static void
 complain (const char *line)
 {
   fprintf (stderr, "mcshim: %s\n", line);
-}
-
-/* Say once which function of the server's the plugin had better not call
- * in a flush of C's handle, or at the start of any's.
- */
-static void
-warn_of_context (const struct context *c, void (*say) (const char *line))
-{
-  static atomic_flag said = ATOMIC_FLAG_INIT;
-  const char *function = context_lacks (c);
-  char line[256];
-
-  if (function == NULL || atomic_flag_test_and_set (&said))
-    return;
-  snprintf (line, sizeof line, "warning: the %.64s plugin uses %.64s, which "
-            "fails in a flush that other connections wait for",
-            plugin.name, function);
-  say (line);
 }
 
 static const char *
@@ -85,17 +68,40 @@ set_thread_model (int model)
      SERIALIZE_ALL);
 }
 
+/* Say once which function of the server's the plugin had better not call
+ * in a flush.
+ */
+static void
+warn_of_context (const struct context *c, void (*say) (const char *line))
+{
+  static atomic_flag said = ATOMIC_FLAG_INIT;
+  const char *function = context_lacks (c);
+  char line[256];
+
+  if (function == NULL || atomic_flag_test_and_set (&said))
+    return;
+  snprintf (line, sizeof line, "warning: the %.64s plugin uses %.64s, which "
+            "fails in a flush that other connections wait for",
+            plugin.name, function);
+  say (line);
+}
+
+static struct connection *
+connection_of (struct handle *h)
+{
+  return (struct connection *) h; /* its first member */
+}
+
 /* What replicate.c calls to flush one handle.  The thread may be another
  * connection's, or none of the server's.
  */
 static int
 flush_one (struct handle *h)
 {
-  const struct connection *c = (struct connection *) h;
   struct visit v;
   int r;
 
-  context_enter (&c->context, h->resolution.replicate, &v);
+  context_enter (&connection_of (h)->context, h->resolution.replicate, &v);
   nbdkit_set_error (0);
   errno = 0;
   r = plugin.flush ? plugin.flush (h->plugin, 0) :
@@ -108,7 +114,7 @@ flush_one (struct handle *h)
 static void
 free_connection (struct handle *h)
 {
-  free (h);
+  free (connection_of (h));
 }
 
 static const struct replicate_ops ops = {
@@ -136,10 +142,8 @@ shim_config_complete (void)
 {
   int r = plugin.config_complete ();
 
-  if (r != -1 && leave_environment () == -1) {
-    nbdkit_error ("mcshim: LD_PRELOAD: %m");
-    r = -1;
-  }
+  if (r != -1)
+    leave_environment ();
   return r;
 }
 
@@ -172,11 +176,21 @@ shim_thread_model (void)
 
 /* A connection opens and closes. */
 
-static void
-log_warning (const char *line)
+/* What the mode depends on, as far as the plugin's struct tells. */
+static struct traits
+struct_traits (bool readonly)
 {
-  nbdkit_error ("mcshim: %s", line);
+  return (struct traits) {
+    .plugin = plugin.name,
+    .connections_serialized =
+      thread_model <= NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS,
+    .can_flush = plugin.flush || plugin._flush_v1,
+    .readonly = readonly || (!plugin.pwrite && !plugin._pwrite_v1),
+  };
 }
+
+/* Set once what policy.c has to say of the plugin has been said. */
+static atomic_flag noticed;
 
 /* Ask the plugin what the mode depends on, and settle it.  Returns 0, or
  * -1 after nbdkit_error.
@@ -184,14 +198,8 @@ log_warning (const char *line)
 static int
 settle (struct connection *c, int readonly)
 {
-  const bool has_flush = plugin.flush || plugin._flush_v1;
   struct handle *h = &c->handle;
-  struct traits t = {
-    .connections_serialized =
-      thread_model <= NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS,
-    .can_flush = has_flush,
-    .readonly = readonly,
-  };
+  struct traits t = struct_traits (readonly);
   int r;
 
   c->can_flush = c->can_write = UNASKED;
@@ -205,17 +213,13 @@ settle (struct connection *c, int readonly)
     c->can_flush = plugin.can_flush (h->plugin);
     if (c->can_flush == -1)
       return -1;
-    t.can_flush = has_flush && c->can_flush;
+    t.can_flush = t.can_flush && c->can_flush;
   }
-  if (!t.can_flush && !t.readonly) {
-    if (plugin.can_write) {
-      c->can_write = plugin.can_write (h->plugin);
-      if (c->can_write == -1)
-        return -1;
-      t.readonly = !c->can_write;
-    }
-    else
-      t.readonly = !plugin.pwrite && !plugin._pwrite_v1;
+  if (!t.can_flush && !t.readonly && plugin.can_write) {
+    c->can_write = plugin.can_write (h->plugin);
+    if (c->can_write == -1)
+      return -1;
+    t.readonly = !c->can_write;
   }
 
   h->flushable = t.can_flush;
@@ -225,7 +229,15 @@ settle (struct connection *c, int readonly)
     nbdkit_set_error (ENOTSUP);
     return -1;
   }
+  if (h->resolution.notice && !atomic_flag_test_and_set (&noticed))
+    nbdkit_error ("mcshim: %s", h->resolution.notice);
   return 0;
+}
+
+static void
+log_warning (const char *line)
+{
+  nbdkit_error ("mcshim: %s", line);
 }
 
 /* Returns NULL after nbdkit_error. */
@@ -512,11 +524,8 @@ load_policy (void)
 
 /* Our own lines come after those about the plugin. */
 static void
-print_last (int status, void *data)
+print_last (void)
 {
-  (void) data;
-  if (status != 0)
-    return;
   if (server_purpose () == DUMP_PLUGIN)
     printf ("mcshim_version=%s\nmcshim_mode=%s\n",
             MCSHIM_VERSION, mode_name (policy.mode));
@@ -525,6 +534,24 @@ print_last (int status, void *data)
             "and its variables are:\n", MCSHIM_VERSION);
     policy_print_knobs ();
   }
+}
+
+/* What is sure to be so for each connection is better said now. */
+static void
+warn_early (void)
+{
+  const struct traits t = struct_traits (false);
+  const struct resolution r = policy_resolve (&policy, &t);
+  const bool same_for_all = plugin.name && !plugin.can_multi_conn;
+
+  if (policy.mode == MODE_UNSAFE)
+    complain ("warning: MCSHIM_MODE=unsafe: clients are told that a flush "
+              "counts for all connections, and nothing makes that true");
+  if (same_for_all && opens_for_writing () &&
+      (t.can_flush || !plugin.can_write) && r.notice && !atomic_flag_test_and_set (&noticed))
+    complain (r.notice);
+  if (same_for_all && r.replicate && !r.refusal)
+    warn_of_context (NULL, complain);
 }
 
 static void
@@ -539,6 +566,7 @@ wrap (void)
     wrapped.callback = shim_##callback
   WRAP (thread_model);
   WRAP (open);
+  WRAP (close);
   WRAP (export_description);
   WRAP (get_size);
   WRAP (can_write);
@@ -592,21 +620,14 @@ register_plugin (void)
   wrap ();
 
   if (server_purpose () != SERVE) {
-    if (on_exit (print_last, NULL) != 0) {
+    if (atexit (print_last) != 0) {
       complain ("no memory");
       exit (EXIT_FAILURE);
     }
     policy_free (&policy);      /* there is nothing to count */
   }
-  else if (policy.mode == MODE_UNSAFE)
-    complain ("warning: MCSHIM_MODE=unsafe: clients are told that a flush "
-              "counts for all connections, and nothing makes that true");
-  /* With a can_multi_conn, auto may never replicate a flush. */
-  else if (policy.mode == MODE_EMULATE ||
-           (policy.mode == MODE_AUTO && !plugin.can_multi_conn))
-    if ((plugin.flush || plugin._flush_v1) &&
-        thread_model > NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS)
-      warn_of_context (NULL, complain);
+  else
+    warn_early ();
   /* The callbacks that the plugin lacks stay absent. */
   if (server_purpose () == DUMP_PLUGIN)
     return &wrapped;
@@ -616,10 +637,8 @@ register_plugin (void)
   wrapped.unload = shim_unload;
   if (is_vddk && plugin.config_complete)
     wrapped.config_complete = shim_config_complete;
-  else if (leave_environment () == -1) {
-    complain ("LD_PRELOAD: no memory");
-    exit (EXIT_FAILURE);
-  }
+  else
+    leave_environment ();
 
   return &wrapped;
 }

@@ -6,11 +6,7 @@
  * dlsym.  The first alone: the cc plugin looks up "plugin_init" as well,
  * in what it has compiled, and that is its own affair.
  *
- * RTLD_NEXT and RTLD_DEFAULT depend on who calls dlsym, and the real one
- * finds that out from its return address.  So it must be entered by a
- * jump that leaves the caller's return address in place, which is what a
- * compiler makes of a call in tail position; the attributes keep that
- * true whatever the flags of the build.
+ * It begins in entry.S, which asks dlsym_target where to go.
  */
 
 #include <dlfcn.h>
@@ -58,7 +54,7 @@ dynamic_pointer (const struct link_map *map, ElfW(Sxword) tag)
 static size_t
 count_symbols (const struct link_map *map)
 {
-  const uint32_t *hash = dynamic_pointer (map, DT_HASH);
+  const Elf_Symndx *hash = dynamic_pointer (map, DT_HASH);
   const uint32_t *gnu = dynamic_pointer (map, DT_GNU_HASH);
   const uint32_t *buckets, *chain;
   uint32_t i, last = 0;
@@ -157,7 +153,7 @@ plugin_imports (const char *prefix)
 }
 
 /* Returns what the server's look-up of "plugin_init" shall find. */
-__attribute__ ((noinline)) static void *
+static void *
 lookup_plugin_init (void *handle, const char *name)
 {
   static bool found;
@@ -170,19 +166,31 @@ lookup_plugin_init (void *handle, const char *name)
   return (void *) shim_plugin_init ((plugin_init_fn) plugin_init);
 }
 
-__attribute__ ((visibility ("default"), optimize ("O2"),
-                optimize ("optimize-sibling-calls"))) void *
-dlsym (void *restrict handle, const char *restrict name)
+static void *
+lookup_nothing (void *handle, const char *name)
+{
+  (void) handle;
+  (void) name;
+  return NULL;
+}
+
+/* Returns the function that a call of dlsym with these arguments shall
+ * go to.
+ */
+extern dlsym_fn dlsym_target (void *handle, const char *name);
+
+dlsym_fn
+dlsym_target (void *handle, const char *name)
 {
   if (__builtin_expect (real_dlsym == NULL, 0)) {
     find_real_dlsym ();
     if (real_dlsym == NULL)
-      return NULL;
+      return lookup_nothing;
   }
 
   if (__builtin_expect (same (name, "plugin_init"), 0) &&
       in_nbdkit () && handle != RTLD_DEFAULT && handle != RTLD_NEXT)
-    return lookup_plugin_init (handle, name);
+    return lookup_plugin_init;
 
-  return real_dlsym (handle, name);
+  return real_dlsym;
 }

@@ -1,23 +1,35 @@
 /* The environment that the server hands on to the programs it starts. */
 
 #include <limits.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "interpose.h"
 #include "oldglibc.h"
 
+/* What follows the last $LIB, ${ORIGIN} and the like in PATH. */
+static const char *
+after_variables (const char *path)
+{
+  static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ_";
+  const char *p = strrchr (path, '$') + 1;
+
+  if (*p == '{')
+    return p + strcspn (p, "}") + (strchr (p, '}') != NULL);
+  return p + strspn (p, letters);
+}
+
 /* True if the LD_PRELOAD entry of LEN bytes at ENTRY is this library,
  * which the loader knows as OWN.  An entry without a slash was searched
- * for, and one with a '$' was expanded: there the last part of the name
- * has to do.
+ * for: there the last part of the name has to do.  One with a '$' was
+ * expanded: what is around that is left.
  */
 static bool
 is_own_entry (const char *entry, size_t len, const char *own)
 {
   char path[PATH_MAX];
-  const char *last, *own_last = strrchr (own, '/');
+  const char *p, *own_last = strrchr (own, '/');
   struct stat st, own_st;
 
   if (len >= sizeof path)
@@ -27,43 +39,62 @@ is_own_entry (const char *entry, size_t len, const char *own)
   if (strcmp (path, own) == 0)
     return true;
 
-  last = strrchr (path, '/');
-  if (last != NULL && strchr (path, '$') == NULL)
+  p = strchr (path, '$');
+  if (p != NULL) {
+    size_t before = p - path, own_len = strlen (own), after;
+
+    p = after_variables (path);
+    after = strlen (p);
+    return own_len >= before + after && memcmp (path, own, before) == 0 &&
+      strcmp (own + own_len - after, p) == 0;
+  }
+  if (strchr (path, '/') != NULL)
     return stat (path, &st) == 0 && stat (own, &own_st) == 0 &&
       st.st_dev == own_st.st_dev && st.st_ino == own_st.st_ino;
-  return strcmp (last ? last + 1 : path, own_last ? own_last + 1 : own) == 0;
+  return strcmp (path, own_last ? own_last + 1 : own) == 0;
 }
 
-int
-leave_environment (void)
+/* Take this library out of LIST, in place, with the separators before it.
+ * Returns true if nothing is left.
+ */
+static bool
+leave_list (char *list, const char *own)
 {
   static const char separators[] = " :";
-  const struct link_map *own = own_link_map ();
-  const char *value = getenv ("LD_PRELOAD"), *p;
-  char *rest;
-  size_t len, out = 0;
-  int r;
+  const char *p;
+  char *out = list;
+  size_t len;
 
-  if (value == NULL || own == NULL)
-    return 0;
-  rest = malloc (strlen (value) + 1);
-  if (rest == NULL)
-    return -1;
-
-  /* Copy all entries but ours, each with the separators before it. */
-  for (p = value; *p != '\0'; p += len) {
+  for (p = list; *p != '\0'; p += len) {
     size_t sep = strspn (p, separators);
 
     len = sep + strcspn (p + sep, separators);
-    if (!is_own_entry (p + sep, len - sep, own->l_name)) {
-      memcpy (rest + out, p, len);
+    if (!is_own_entry (p + sep, len - sep, own)) {
+      memmove (out, p, len);
       out += len;
     }
   }
-  rest[out] = '\0';
+  *out = '\0';
+  out = list + strspn (list, separators);
+  memmove (list, out, strlen (out) + 1);
+  return *list == '\0';
+}
 
-  p = rest + strspn (rest, separators);
-  r = *p != '\0' ? setenv ("LD_PRELOAD", p, 1) : unsetenv ("LD_PRELOAD");
-  free (rest);
-  return r;
+/* An environment may hold a variable twice: the loader takes the last
+ * one, and getenv the first.
+ */
+void
+leave_environment (void)
+{
+  static const char preload[] = "LD_PRELOAD=";
+  const struct link_map *own = own_link_map ();
+  char **p, **out = environ;
+
+  if (own == NULL || environ == NULL)
+    return;
+  for (p = environ; *p != NULL; p++)
+    if (strncmp (*p, preload, strlen (preload)) != 0 ||
+        !leave_list (*p + strlen (preload), own->l_name))
+      *out++ = *p;
+  *out = NULL;
 }

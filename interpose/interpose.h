@@ -67,14 +67,18 @@ extern const char *plugin_imports (const char *prefix);
 enum purpose { SERVE, DUMP_PLUGIN, HELP, VERSION };
 extern enum purpose server_purpose (void);
 
+/* True if the server will open the plugin for writing, by its options: it
+ * has no -r, nor a filter, which may open the plugin read-only.
+ */
+extern bool opens_for_writing (void);
+
 /* True if the server has loaded the filter NAME. */
 extern bool filter_loaded (const char *name);
 
 /* Take this library, and nothing else, out of LD_PRELOAD, so that the
- * programs that the server starts do not get it.  Returns 0, or -1 with
- * errno set if there was no memory.
+ * programs that the server starts do not get it.
  */
-extern int leave_environment (void);
+extern void leave_environment (void);
 
 /* Learn how the server keeps the error of a request, for server_error.
  * Call it on a thread of the server's; more than once is harmless.
@@ -94,7 +98,7 @@ extern int server_error (bool errno_is_preserved);
 struct context {
   void *whose;                  /* NULL if that is not known */
   bool interns;                 /* it has a list of interned strings */
-  bool closing;
+  _Atomic bool closing;
 };
 
 /* Learn from the plugin's symbols what its flush may ask the server for.
@@ -116,12 +120,14 @@ extern void context_capture (struct context *c);
  * true if other connections wait for this flush: then nbdkit_nanosleep
  * must not end because one of them has left.  Set C->closing, on a thread
  * of its connection, once the server closes the handle.  Between the two
- * server_error gives this flush's error.
+ * server_error gives this flush's error; afterwards the thread has the one
+ * that it had.
  */
 struct visit {
   char *record;
   size_t offset;
   void *whose, *connection;
+  int error;                    /* of a request that has just ended here */
   bool hidden, locked;
 };
 extern void context_enter (const struct context *c, bool others,

@@ -16,16 +16,36 @@
 
 #include <sys/stat.h>
 
+/* A 32-bit build with 64-bit times needs a glibc that has them (2.34). */
+#if defined (__GLIBC__) && \
+  !(defined (__USE_TIME_BITS64) && __SIZEOF_LONG__ == 4)
 #if defined (__x86_64__) && !defined (__ILP32__)
 #define OLDEST "GLIBC_2.2.5"
 #define STAT_VERSION 1
-#elif defined (__aarch64__)
-#define OLDEST "GLIBC_2.17"
-#define STAT_VERSION 0
 #elif defined (__i386__)
 #define OLDEST "GLIBC_2.0"
 #define OLDEST_CREATE "GLIBC_2.1"
 #define STAT_VERSION 3
+#elif defined (__aarch64__)
+#define OLDEST "GLIBC_2.17"
+#define STAT_VERSION 0
+#elif defined (__arm__) && defined (__ARM_EABI__)
+#define OLDEST "GLIBC_2.4"
+#define STAT_VERSION 3
+#elif defined (__s390x__)
+#define OLDEST "GLIBC_2.2"
+#define STAT_VERSION 1
+#elif defined (__powerpc64__) && _CALL_ELF == 2
+#define OLDEST "GLIBC_2.17"
+#define STAT_VERSION 1
+#elif defined (__riscv) && __riscv_xlen == 64
+#define OLDEST "GLIBC_2.27"
+#define STAT_VERSION 0
+#elif defined (__mips__) && _MIPS_SIM == _ABI64
+#define OLDEST "GLIBC_2.0"
+#define OLDEST_CREATE "GLIBC_2.2"
+#define STAT_VERSION 3
+#endif
 #endif
 
 #ifndef OLDEST_CREATE
@@ -43,10 +63,11 @@ OLD (pthread_setspecific, OLDEST);
 #undef OLD
 
 /* Before 2.33 stat was an inline function around this one, which takes
- * the layout of the struct as a number.
+ * the layout of the struct as a number.  The struct is the one for large
+ * files.
  */
-extern int __xstat (int version, const char *path, struct stat *st);
-#define stat(path, st) __xstat (STAT_VERSION, path, st)
+extern int __xstat64 (int version, const char *path, struct stat *st);
+#define stat(path, st) __xstat64 (STAT_VERSION, path, st)
 #endif
 
 #endif /* MCSHIM_OLDGLIBC_H */

@@ -332,6 +332,8 @@ context_enter (const struct context *c, bool others, struct visit *v)
   bool own, interns = true;     /* into a list of the connection's */
 
   *v = (struct visit) { .record = record };
+  if (record != NULL)
+    memcpy (&v->error, record + error_offset, sizeof v->error);
   if (record == NULL)
     interns = false;
   else if (offset != 0) {
@@ -366,6 +368,8 @@ context_leave (const struct visit *v)
     unlock (&intern_lock);
   if (v->hidden)
     put_record (record_key, v->record);
+  if (v->record != NULL)
+    memcpy (v->record + error_offset, &v->error, sizeof v->error);
   if (v->offset != 0) {
     put_word (v->record, v->offset, v->whose);
     if (has_contexts ())

@@ -3,6 +3,7 @@
  */
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "interpose.h"
@@ -16,19 +17,31 @@ extern ElfW(Dyn) _DYNAMIC[] __attribute__ ((visibility ("hidden")));
  * dl_iterate_phdr would do too, but other libraries interpose these.
  * Weak, as the library shall need libc alone.
  */
+#ifdef __GLIBC__
 #pragma weak _r_debug
+#define DEBUGGERS_VIEW (&_r_debug)
+#else
+extern struct r_debug *_dl_debug_addr; /* musl's */
+#define DEBUGGERS_VIEW _dl_debug_addr
+#endif
 
 const struct link_map *
 own_link_map (void)
 {
-  const struct link_map *map = &_r_debug ? _r_debug.r_map : NULL;
+  const struct r_debug *view = DEBUGGERS_VIEW;
+  const struct link_map *map = view ? view->r_map : NULL;
 
   while (map != NULL && map->l_ld != _DYNAMIC)
     map = map->l_next;
   return map;
 }
 
-static enum purpose purpose;
+/* The server's options, as far as they matter here. */
+static struct {
+  bool known;
+  enum purpose purpose;
+  bool readonly, filtered;
+} options;
 
 /* True if ARG is the long option OPTION, or a beginning of it that
  * getopt_long takes since it has no less than UNAMBIGUOUS.
@@ -40,26 +53,86 @@ is_option (const char *arg, const char *option, const char *unambiguous)
     strncmp (arg, option, strlen (arg)) == 0;
 }
 
-/* glibc hands a library's constructors what main gets. */
-__attribute__ ((constructor)) static void
-look_at_arguments (int argc, char **argv)
-{
-  int i;
+/* Letters that have a value: what follows one is its value. */
+#define WITH_VALUE "DegiPptuU"
 
-  for (i = 1; i < argc && strcmp (argv[i], "--") != 0; i++)
-    if (is_option (argv[i], "--dump-plugin", "--dump-p"))
-      purpose = DUMP_PLUGIN;
-    else if (is_option (argv[i], "--help", "--h"))
-      purpose = HELP;
-    else if (is_option (argv[i], "--version", "--vers") ||
-             strcmp (argv[i], "-V") == 0)
-      purpose = VERSION;
+#define HAS_LETTER(arg, letter)                                 \
+  ((arg)[0] == '-' && (arg)[1] != '-' &&                        \
+   (arg)[strcspn (arg, letter WITH_VALUE)] == *(letter))
+
+/* True if the value of the option ARG is the next argument, whatever that
+ * looks like: nbdkit -e --help.
+ */
+static bool
+takes_next (const char *arg)
+{
+  static const char *const words[] = {
+    "--debug", "--export", "--export-name", "--exportname", "--filter",
+    "--group", "--ip-addr", "--ipaddr", "--log", "--mask-handshake",
+    "--name", "--pid-file", "--pidfile", "--port", "--run",
+    "--selinux-label", "--threads", "--timeout", "--time-out", "--tls",
+    "--tls-certificates", "--tls-priority", "--tls-psk", "--unix", "--user",
+  };
+  size_t i;
+
+  if (arg[0] != '-')
+    return false;
+  if (arg[1] != '-') {
+    /* "-fe" does, and in "-ef" the value is "f". */
+    i = strcspn (arg, WITH_VALUE);
+    return arg[i] != '\0' && arg[i+1] == '\0';
+  }
+  for (i = 0; i < sizeof words / sizeof words[0]; i++)
+    if (strncmp (words[i], arg, strlen (arg)) == 0)
+      return true;
+  return false;
+}
+
+/* Not by a constructor's arguments, which glibc alone has. */
+static void
+read_options (void)
+{
+  char *arg = NULL;
+  size_t size = 0;
+  FILE *f;
+
+  if (options.known)
+    return;
+  options.known = true;
+  f = fopen ("/proc/self/cmdline", "re");
+  if (f == NULL)
+    return;
+  while (getdelim (&arg, &size, '\0', f) != -1 && strcmp (arg, "--") != 0) {
+    if (is_option (arg, "--dump-plugin", "--dump-p"))
+      options.purpose = DUMP_PLUGIN;
+    else if (is_option (arg, "--help", "--h"))
+      options.purpose = HELP;
+    else if (is_option (arg, "--version", "--vers") || HAS_LETTER (arg, "V"))
+      options.purpose = VERSION;
+    else if (is_option (arg, "--read-only", "--re") ||
+             is_option (arg, "--readonly", "--re") || HAS_LETTER (arg, "r"))
+      options.readonly = true;
+    else if (strncmp (arg, "--fi", 4) == 0)
+      options.filtered = true;
+    if (takes_next (arg) && getdelim (&arg, &size, '\0', f) == -1)
+      break;
+  }
+  free (arg);
+  fclose (f);
 }
 
 enum purpose
 server_purpose (void)
 {
-  return purpose;
+  read_options ();
+  return options.purpose;
+}
+
+bool
+opens_for_writing (void)
+{
+  read_options ();
+  return !options.readonly && !options.filtered;
 }
 
 bool

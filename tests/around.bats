@@ -48,7 +48,7 @@ h[1].flush()
 expect(bytes(h[0].pread(4, 0)), b"next")
 EOT
   stop_server
-  grep -qx 'connections_opened: 2' "$stats"
+  counted connections_opened 2
 }
 
 @test "captive: the command's status, and the statistics, are there after it" {
@@ -59,9 +59,8 @@ EOT
 }
 
 @test "one client on stdin and stdout" {
-  under_shim MCSHIM_STATS_FILE="$stats" wbcache="$wbcache" \
-    timeout 60 nbdsh -n -c - <<'EOT'
-import os
+  export wbcache
+  client under_shim MCSHIM_STATS_FILE="$stats" <<'EOT'
 h = nbd.NBD()
 h.connect_command(["nbdkit", "-s", os.environ["wbcache"]])
 assert h.can_multi_conn()
@@ -70,12 +69,11 @@ h.flush()
 assert h.pread(4, 0) == b"next"
 h.shutdown()
 EOT
-  wait_until grep -qx 'plugin_flushes: 1' "$stats"
+  wait_until counts plugin_flushes 1
 }
 
 @test "--exit-with-parent: the server ends in good order" {
   # The parent must be no program of ours, and dies at once.
-  # shellcheck disable=SC2016 # for the parent
   under_shim MCSHIM_STATS_FILE="$stats" sh -c '
     nbdkit -f -U "$sock" -P pid --exit-with-parent "$1" &
     until test -s pid; do sleep 0.02; done
@@ -102,7 +100,6 @@ EOT
   run -0 --separate-stderr under_shim ./exec nbdkit -U - "$wbcache" \
     --run "$PWD/exec $flag"
   assert_output true
-  # shellcheck disable=SC2154
   assert_equal "$stderr" ""
 }
 
@@ -116,6 +113,5 @@ EOT
   run -0 --separate-stderr under_shim ./exec nbdkit -U - "$wbcache" \
     --run "$PWD/exec $flag"
   assert_output true
-  # shellcheck disable=SC2154
   assert_regex "$stderr" '^ERROR: ld.so: .*wrong ELF class: .* ignored\.$'
 }

@@ -13,6 +13,10 @@ bats_require_minimum_version 1.5.0
 bats_load_library bats-support
 bats_load_library bats-assert
 
+# Where a test is found, and what "run" has got if it fails.
+BATS_TEST_NAME_PREFIX=$(basename "$BATS_TEST_FILENAME" .bats)": "
+BATS_PRINT_OUTPUT_ON_FAILURE=1
+
 shim_so=${MCSHIM_SO:-${SHIM_SO:-$(cd "$BATS_TEST_DIRNAME/.." && pwd)/libmcshim.so}}
 test_preload=${MCSHIM_TEST_PRELOAD:-${SHIM_TEST_PRELOAD:-}}
 test_wrapper=${MCSHIM_TEST_WRAPPER:-${SHIM_TEST_WRAPPER:-}}
@@ -62,6 +66,9 @@ common_setup ()
 
 common_teardown ()
 {
+  # Before a server is killed: bash says so on its stderr.
+  [ -n "${BATS_TEST_COMPLETED-}" ] ||
+    show "$server_err" "$log" "$summary" "$stats" "$control"
   # Nothing may be left behind, whatever state a failed test left it in.
   : > "$control"
   local dir
@@ -71,11 +78,9 @@ common_teardown ()
       wait_until test -e "$dir/status"
     fi
   done
-  # bats shows this only if the test failed.
-  sed 's/^/server: /' "$server_err"
   # Whatever the test looked at, a sanitizer's report fails it.
   ! grep -s . "$BATS_TEST_TMPDIR"/report.* || return
-  ! grep -q 'Sanitizer: \|runtime error: ' "$server_err"
+  ! grep 'Sanitizer: \|runtime error: ' "$server_err"
 }
 
 setup () { common_setup; }
@@ -95,6 +100,57 @@ wait_until ()
 }
 
 wait_log () { wait_until grep -qx -- "$1" "$log"; }
+
+# show FILE...: the last lines of those that there are, once.
+show ()
+{
+  local file
+  for file; do
+    [ -n "${shown[$file]-}" ] || [ ! -s "$file" ] ||
+      tail -n 40 "$file" | sed "s|^|${file##*/}: |"
+    shown[$file]=1
+  done
+}
+declare -gA shown           # "load" is a function
+
+# looks STATUS OPTIONS REGEX FILE: grep has that exit status, or the file is
+# shown.
+looks ()
+{
+  local status=0
+  grep "$2" -e "$3" "$4" >/dev/null || status=$?
+  local found=("is not in" "is in")
+  [ $status -eq "$1" ] || { show "$4"; fail "'$3' ${found[$1]} ${4##*/}"; }
+}
+
+# has REGEX FILE and lacks REGEX FILE: whether there is a line with it;
+# has_line and lacks_line: whether there is one that is that and no more.
+has () { looks 0 -q "$1" "$2"; }
+lacks () { looks 1 -q "$1" "$2"; }
+has_line () { looks 0 -qx "$1" "$2"; }
+lacks_line () { looks 1 -qx "$1" "$2"; }
+
+# value KEY: of the statistics; counts KEY VALUE: is it that?
+value () { sed -n "s/^$1: //p" "$stats"; }
+counts () { [ "$(value "$1")" = "$2" ]; }
+
+# counted KEY VALUE...: of the statistics.
+counted ()
+{
+  while [ $# -gt 0 ]; do
+    counts "$1" "$2" || { show "$stats"; fail "$1: must be $2"; }
+    shift 2
+  done
+}
+
+# none KEY...: 0, in the plugin's summary.
+none ()
+{
+  local key
+  for key; do
+    has_line "$key: 0" "$summary"
+  done
+}
 
 # under_shim [MCSHIM_X=VALUE...] COMMAND...: with the library preloaded, and
 # PRELOAD_BEFORE and PRELOAD_AFTER around it.  The only place that does so.
@@ -130,7 +186,7 @@ has_plugin ()
   nbdkit --dump-plugin "$1" >/dev/null 2>&1 ||
     skip "nbdkit's $1 plugin is not installed"
   if [ "$1" = cc ]; then
-    [ -z "$in_qemu" ] && nbdkit -U - null --run 'command -v gcc' >/dev/null ||
+    { test -z "$in_qemu" && nbdkit -U - null --run 'command -v gcc' >/dev/null; } ||
       skip "there is no compiler for this nbdkit"
   fi
 }
@@ -177,6 +233,8 @@ serve ()
     echo "the server did not start"
     return 1
   fi
+  export server_pid
+  server_pid=$(<"$server/pid")
 }
 
 server_started () { [ -s "$server/pid" ] || [ -e "$server/status" ]; }
@@ -195,111 +253,12 @@ stop_server ()
   }
 }
 
-# client: runs the Python script on stdin in nbdsh, with these helpers:
-# conn () connects, wait_log (LINE) waits for a line of the plugin's log,
-# control (LINE...) replaces the plugin's control file, fails (ERRNO, FN,
-# ARGS...) asserts that a request fails so, close (H, N) disconnects and waits
-# until the plugin's handle N is closed, and cut (N) does so with a client
-# that has written "cut" at 0 and is killed.
+# client [COMMAND...]: runs the Python script on stdin, by COMMAND where there
+# is one, with the helpers that are in clients/script.py.
 client ()
 {
-  timeout 90 nbdsh -n -c "$client_prelude" -c - </dev/stdin
+  # bats runs a copy of the test file.
+  "$@" timeout 100 python3 "$BATS_TEST_DIRNAME/clients/script.py" \
+    "${BASH_SOURCE[1]/#"$BATS_TEST_SOURCE"/"$BATS_TEST_FILENAME"}" \
+    "${BASH_LINENO[0]}"
 }
-
-client_prelude=$(cat <<'EOT'
-import errno, os, signal, sys, threading, time
-
-sock = os.environ["sock"]
-log = os.environ["log"]
-
-def conn(export=None):
-    h = nbd.NBD()
-    h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
-    h.set_strict_mode(0)
-    if export is not None:
-        h.set_export_name(export)
-    h.connect_unix(sock)
-    return h
-
-def wait_for(what, test):
-    for i in range(15000):
-        if test():
-            return
-        time.sleep(0.002)
-    sys.exit("still waiting for " + what)
-
-def logged(line):
-    with open(log) as f:
-        return f.read().split("\n").count(line)
-
-def wait_log(line, times=1):
-    wait_for(line, lambda: logged(line) >= times)
-
-def control(*lines):
-    path = os.environ["control"]
-    with open(path + ".new", "w") as f:
-        f.write("".join(l + "\n" for l in lines))
-    os.rename(path + ".new", path)
-
-def close(h, number):
-    h.shutdown()
-    wait_log("%d close" % number)
-
-def cut(number):
-    r, w = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        h = conn()
-        h.pwrite(b"cut", 0)
-        os.write(w, b"x")
-        signal.pause()
-    expect(os.read(r, 1), b"x")
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    wait_log("%d close" % number)
-
-def fails(err, fn, *args):
-    try:
-        fn(*args)
-    except nbd.Error as e:
-        assert e.errnum == err, "failed with %s" % e
-    else:
-        sys.exit("did not fail")
-
-def flushes():
-    with open(log) as f:
-        return [l.split()[0] for l in f if l.endswith(" flush\n")]
-
-def expect(got, wanted):
-    if got != wanted:
-        sys.exit("got %r, expected %r" % (got, wanted))
-
-def finish(h, cookie):
-    """Wait for one of a connection's requests; others may be held up."""
-    while not h.aio_command_completed(cookie):
-        h.poll(-1)
-
-class Call(threading.Thread):
-    """A request on a thread of its own, which has the connection for itself
-    till then (see finish for another way); join () returns its result, and
-    wait (SECONDS) lets one that is not held up by then return."""
-    def __init__(self, fn, *args):
-        super().__init__(daemon=True)
-        self.fn, self.args, self.error = fn, args, None
-        self.start()
-    def run(self):
-        try:
-            self.result = self.fn(*self.args)
-        except nbd.Error as e:
-            self.error = e
-    def wait(self, seconds):
-        super().join(seconds)
-    def join(self):
-        super().join(30)
-        if self.is_alive():
-            sys.exit("a request has no reply")
-        if self.error:
-            raise self.error
-        return self.result
-EOT
-)

@@ -20,7 +20,6 @@ completes ()
     shift
   done
   shift
-  # shellcheck disable=SC2016 # for that bash
   run -0 bash --norc -c '
     . "$0"
     compopt () { :; }           # there is no completion going on

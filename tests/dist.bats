@@ -10,7 +10,6 @@ load common
   for file in README.md LICENSE; do [ -s elsewhere/$file ]; done
   # In the shell of a server, which may be that of another root.
   export wbcache flag
-  # shellcheck disable=SC2016 # for that shell
   run -0 nbdkit -U - null \
     --run 'elsewhere/mcshim nbdkit -U - "$wbcache" --run "$flag"'
   assert_output true

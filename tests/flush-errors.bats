@@ -194,7 +194,7 @@ fails(errno.ENOSPC, h[0].flush)
 h[0].flush()
 h[2].flush()
 EOT
-  grep -q 'nbdkit:.*error:.*mcshim' "$server_err"
+  has 'nbdkit:.*error:.*mcshim' "$server_err"
 }
 
 @test "at close: a later connection's flush fails, if it is the next" {

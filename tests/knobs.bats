@@ -10,7 +10,6 @@ accepts ()
   run -0 --separate-stderr under_shim "$@" nbdkit -U - "$wbcache" \
     --run 'nbdinfo --size "$uri"'
   assert_output 1048576
-  # shellcheck disable=SC2154 # run sets it
   assert_equal "$stderr" ""
 }
 
@@ -22,7 +21,6 @@ refuses ()
   run -1 --separate-stderr under_shim "$variable=$value" \
     nbdkit -U - "$wbcache" --run 'echo started'
   assert_output ""
-  # shellcheck disable=SC2154
   assert_equal "${#stderr_lines[@]}" 1
   for word in "$variable" "$value" "${@:3}"; do
     [[ $stderr == *"$word"* ]] || fail "no '$word' in: $stderr"
@@ -132,8 +130,8 @@ bad_booleans=(2 -1 maybe tru yess "true " oui)
   assert_output ""
   assert_equal "${#stderr_lines[@]}" 2
   printf '%s\n' "${stderr_lines[@]}" > lines
-  grep -q 'MCSHIM_MODE.*bogus' lines
-  grep -q 'MCSHIM_TRACK_DIRTY.*dubious' lines
+  has 'MCSHIM_MODE.*bogus' lines
+  has 'MCSHIM_TRACK_DIRTY.*dubious' lines
 }
 
 @test "a wrong value and an unknown name: a line each" {
@@ -146,8 +144,8 @@ bad_booleans=(2 -1 maybe tru yess "true " oui)
   run -1 --separate-stderr under_shim MCSHIM_MODE=bogus \
     MCSHIM_STATS_FILE=/nowhere/stats nbdkit -U - "$wbcache" --run true
   printf '%s\n' "${stderr_lines[@]}" > lines
-  grep -q 'MCSHIM_MODE.*bogus' lines
-  grep -q 'MCSHIM_STATS_FILE.*/nowhere/stats' lines
+  has 'MCSHIM_MODE.*bogus' lines
+  has 'MCSHIM_STATS_FILE.*/nowhere/stats' lines
 }
 
 @test "in another program nothing is read, checked or printed" {

@@ -137,17 +137,17 @@ EOT
   python PARALLEL wait=1 -t 1
   replicated
   stop_server
-  grep -q '^helper' "$log"
-  grep -q '^server' "$log"
-  grep -qx '[a-z]* 2' "$log"
+  has '^helper' "$log"
+  has '^server' "$log"
+  has_line '[a-z]* 2' "$log"
 }
 
 @test "python, requests serialized: replicas run on helper threads" {
   python SERIALIZE_REQUESTS wait=1 -t 1
   replicated
   stop_server
-  grep -q '^helper' "$log"
-  grep -qx '[a-z]* 2' "$log"
+  has '^helper' "$log"
+  has_line '[a-z]* 2' "$log"
 }
 
 @test "python, all requests serialized: none does, and none overlap" {
@@ -155,7 +155,7 @@ EOT
   replicated
   stop_server
   [ -s "$log" ]
-  refute grep -qvx 'server 1' "$log"
+  refute grep -vx 'server 1' "$log"
 }
 
 @test "python: the error of an exception on a helper thread" {
@@ -175,7 +175,7 @@ h[0].flush()
 expect([bytes(c.pread(8 * 4096, 0)) for c in h], [b"b" * 4096 * 8] * 8)
 EOT
   stop_server
-  grep -q 'plugin.py: flush: error: .*' "$server_err"
+  has 'plugin.py: flush: error: .*' "$server_err"
 }
 
 @test "python: the consistency checker, in each thread model" {
@@ -263,7 +263,7 @@ EOT
     summary="$summary" flushdelay=1000
   replicated
   stop_server
-  grep -qx 'after_close: 0' "$summary"
+  none after_close
 }
 
 # The runtimes of the next ones take one call at a time: the thread model of
@@ -370,7 +370,7 @@ def flush(h)
   h.delete :cache
 end
 EOT
-  under_shim timeout 60 nbdsh -n -c - <<'EOT'
+  client under_shim <<'EOT'
 h = nbd.NBD()
 h.connect_command(["nbdkit", "-s", "ruby", "plugin.rb"])
 assert h.can_multi_conn()

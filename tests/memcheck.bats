@@ -73,7 +73,7 @@ EOT
   script
   stop_server
   check_memory
-  grep -q '^connections_opened: 5' "$stats"
+  counted connections_opened 5
 }
 
 @test "requests serialized, groups by export name" {
@@ -151,4 +151,71 @@ EOT
   run -1 under_shim MCSHIM_MODE=bogus MCSHIM_STATS_FILE=x MCSHIM_X=y \
     nbdkit -U - "$wbcache" --run true
   check_memory
+}
+
+# kept MCSHIM_X=VALUE...: what the library holds of connections that have gone,
+# with export names that do not come again, does not grow.
+kept ()
+{
+  # Without its debug symbols each frame names the library.
+  strip -g -o libmcshim.so "$shim_so"
+  : > "$control"
+  shim_so=$PWD/libmcshim.so test_wrapper="valgrind --max-threads=1000 \
+    --vgdb-prefix=$PWD/vgdb --log-file=$PWD/valgrind.log" \
+    serve MCSHIM_EXPORTNAME=true "$@" -t 2 "$wbcache" size=64k log="$log" \
+      control="$control"
+  client <<'EOT'
+import re, subprocess
+
+def held():
+    """How many blocks the library has allocated and not freed."""
+    told = subprocess.run(["vgdb", "--vgdb-prefix=" + os.getcwd() + "/vgdb",
+                           "--pid=" + os.environ["server_pid"],
+                           "leak_check", "full", "reachable", "any"],
+                          capture_output=True, check=True, text=True,
+                          timeout=60).stdout
+    blocks = 0
+    for record in re.split(r"(?=\b[\d,]+ bytes in )", told)[1:]:
+        frames = [l for l in record.split("\n")[1:]
+                  if not re.search(r"vgpreload|libc\.so|str\w*dup", l)]
+        if "libmcshim.so" in "".join(frames[:1]):
+            blocks += int(re.search(r" in ([\d,]+) blocks", record)[1]
+                          .replace(",", ""))
+    return blocks
+
+opened = 0
+def come_and_go(n):
+    global opened
+    for i in range(n):
+        h = conn("x%d" % opened)
+        h.pwrite(b"x" * 512, 0)
+        # One flushes, one's flush at close fails, and one only goes.
+        if i % 3 == 0:
+            try:
+                h.flush()
+            except nbd.Error:
+                pass            # A failure that was forgotten whose it was.
+        elif i % 3 == 1:
+            control("fail-flush %d EIO" % opened)
+        close(h, opened)
+        opened += 1
+
+h = conn("a")
+expect(held() > 0, True)
+close(h, opened)
+opened += 1
+# What is remembered of groups is bounded.
+come_and_go(210)
+before = held()
+come_and_go(30)
+expect(held(), before)
+EOT
+}
+
+@test "nothing is kept of connections that have gone" {
+  kept MCSHIM_MODE=emulate
+}
+
+@test "nothing is kept of connections that have gone, outside emulate" {
+  kept MCSHIM_MODE=plugin
 }

@@ -26,11 +26,11 @@ h[2].flush()
 EOT
   stop_server
   grep 'mcshim' "$server_err"
-  grep -q 'debug: mcshim [0-9.]*: plugin wbcache: API version 2, serialize_requests, mode auto, level connection$' "$server_err"
+  has 'debug: mcshim [0-9.]*: plugin wbcache: API version 2, serialize_requests, mode auto, level connection$' "$server_err"
   assert_equal "$(grep -c 'debug: mcshim: connection: mode emulate, group "a"$' "$server_err")" 2
   assert_equal "$(grep -c 'debug: mcshim: connection: mode emulate, group "b"$' "$server_err")" 1
-  grep -q 'debug: mcshim: flush: replicas 2, phases 2, [0-9.]* ms$' "$server_err"
-  grep -q 'debug: mcshim: flush: replicas 0, phases 0, [0-9.]* ms$' "$server_err"
+  has 'debug: mcshim: flush: replicas 2, phases 2, [0-9.]* ms$' "$server_err"
+  has 'debug: mcshim: flush: replicas 0, phases 0, [0-9.]* ms$' "$server_err"
 }
 
 @test "unsafe is said once, at start" {

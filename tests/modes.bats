@@ -79,18 +79,148 @@ EOT
 }
 
 @test "auto is disable for a plugin that serializes connections" {
-  # In emulate, one without flush would be refused.
+  # It would be told otherwise that it has no flush.
   serve MCSHIM_MODE=auto eval get_size='echo 1M' thread_model='echo serialize_connections' \
     pread='head -c "$3" /dev/zero' pwrite='cat >/dev/null'
   client <<'EOT'
 expect(conn().can_multi_conn(), False)
 EOT
+  assert_equal "$(<"$server_err")" ""
 }
 
-@test "auto: no flush: refused, and the plugin's handle is closed again" {
+# no_flag: a writable connection without a flush is served as without us.
+no_flag ()
+{
+  client <<'EOT'
+for h in [conn() for i in range(2)]:
+    expect(h.can_multi_conn(), False)
+    expect(h.is_read_only(), False)
+    h.pwrite(b"next", 0)
+EOT
+}
+
+# said TIMES PREFIX: the notice that it is so.
+said ()
+{
+  run grep -c "^$2mcshim: this plugin has no working flush.*-r" \
+    "$server_err"
+  assert_output "$1"
+}
+
+@test "auto: no flush: without the flag, said at the start with what to do" {
   ODD=noflush serve MCSHIM_MODE=auto "$plugins/odd.so" log="$log"
-  refused "MCSHIM_MODE="
-  wait_log close
+  said 1
+  no_flag
+  stop_server
+  said 1
+  assert_equal "$(wc -l < "$server_err")" 1
+}
+
+@test "auto: no flush, and the struct does not tell: said in the log, once" {
+  local flush
+  for flush in "" "can_flush=exit 3"; do
+    : > "$server_err"
+    serve MCSHIM_MODE=auto eval get_size='echo 1M' pread='head -c "$3" /dev/zero' \
+      pwrite='cat >/dev/null' ${flush:+"$flush" flush='exit 0'}
+    assert_equal "$(<"$server_err")" ""
+    no_flag
+    stop_server
+    said 1 "nbdkit: .*error: "
+  done
+}
+
+@test "auto: what is started read-only is told nothing" {
+  local option
+  for option in -r -vr -nr --read-only --readonly --read; do
+    : > "$server_err"
+    ODD=noflush serve MCSHIM_MODE=auto $option "$plugins/odd.so" log="$log"
+    stop_server
+    run grep 'mcshim: this plugin' "$server_err"
+    assert_failure
+  done
+}
+
+@test "auto: the value of another option is not -r" {
+  local option
+  for option in -er "-t 4"; do
+    : > "$server_err"
+    # shellcheck disable=SC2086 # words
+    ODD=noflush serve MCSHIM_MODE=auto $option "$plugins/odd.so" log="$log"
+    stop_server
+    said 1
+  done
+}
+
+@test "auto: a filter may open the plugin read-only: not said before it is known" {
+  ODD=noflush serve MCSHIM_MODE=auto --filter=cow "$plugins/odd.so" log="$log"
+  client <<'EOT'
+conn().pwrite(b"next", 0)
+EOT
+  stop_server
+  assert_equal "$(<"$server_err")" ""
+  ODD=noflush serve MCSHIM_MODE=auto --filter=nozero "$plugins/odd.so" log="$log"
+  assert_equal "$(<"$server_err")" ""
+  no_flag
+  stop_server
+  said 1 "nbdkit: .*error: "
+}
+
+@test "only auto says it" {
+  local mode
+  for mode in plugin disable; do
+    : > "$server_err"
+    ODD=noflush serve MCSHIM_MODE=$mode "$plugins/odd.so" log="$log"
+    no_flag
+    stop_server
+    assert_equal "$(<"$server_err")" ""
+  done
+}
+
+# apart ARGUMENT...: auto leaves it alone, writable or not; emulate does as it
+# is told.
+apart ()
+{
+  local option
+  for option in "" -r; do
+    serve MCSHIM_MODE=auto $option "$@"
+    client <<<'expect(conn().can_multi_conn(), False)'
+    stop_server
+    serve MCSHIM_MODE=unsafe $option "$@"
+    client <<<'expect(conn().can_multi_conn(), True)'
+    stop_server
+  done
+  assert_equal "$(grep -v MCSHIM_MODE=unsafe "$server_err")" ""
+}
+
+@test "auto: plugins that keep connections apart do not get the flag" {
+  has_plugin tmpdisk
+  has_plugin ondemand
+  has_plugin example3
+  mkdir exports
+  # shellcheck disable=SC2016 # the plugin's
+  apart tmpdisk size=1M command='truncate -s $size $disk'
+  # shellcheck disable=SC2016
+  apart ondemand dir="$PWD/exports" size=1M command='truncate -s $size $disk'
+  apart example3
+}
+
+@test "auto: the info plugin has the flag where it is the same for all" {
+  has_plugin info
+  local mode
+  for mode in time uptime conntime address; do
+    apart info mode=$mode
+  done
+  serve MCSHIM_MODE=auto info mode=exportname
+  client <<<'expect(conn("name").can_multi_conn(), True)'
+}
+
+@test "auto: nbdcopy can copy an export that one connection has locked" {
+  has_plugin ondemand
+  mkdir exports
+  # shellcheck disable=SC2016
+  serve ondemand dir="$PWD/exports" size=300M \
+    command='truncate -s $size $disk'
+  nbdcopy --connections=4 --threads=4 "$uri" null:
 }
 
 @test "emulate: no flush: refused, with a mode that would connect" {

@@ -13,7 +13,7 @@ load common
   cmp image copy
   stop_server
   cmp image disk
-  grep -qx 'connections_most_at_once: 4' "$stats"
+  counted connections_most_at_once 4
 }
 
 @test "the same through a cache per connection" {
@@ -23,8 +23,8 @@ load common
   nbdcopy --connections=4 --threads=4 "$uri" copy
   cmp image copy
   stop_server
-  grep -qx 'connections_most_at_once: 4' "$stats"
-  grep -qx 'dirty_dropped_at_close: 0' "$summary"
+  counted connections_most_at_once 4
+  none dirty_dropped_at_close
 }
 
 @test "a plugin that serializes its requests" {
@@ -36,8 +36,7 @@ load common
     nbdcopy --connections=4 --threads=4 "$uri" copy
     cmp image copy
     stop_server
-    grep -qx 'connections_most_at_once: 4' "$stats"
-    grep -qx 'overlaps: 0' "$summary"
-    grep -qx 'foreign_thread: 0' "$summary"
+    counted connections_most_at_once 4
+    none overlaps foreign_thread
   done
 }

@@ -64,7 +64,7 @@ methods ()
   truncate -s 64K one two
   serve split one two
   run -1 nbdinfo "$uri"
-  grep -q 'mcshim.*flush' "$server_err"
+  has 'mcshim.*flush' "$server_err"
   stop_server
   serve -r split one two
   client <<'EOT'

@@ -35,8 +35,8 @@ print(s.getsockname()[1])'
 
 @test "a TCP port" {
   # Somebody else may take the port first.
-  local port tries
-  for tries in 1 2 3; do
+  local port
+  for _ in 1 2 3; do
     port=$(free_port)
     ! SERVE_ON="-i 127.0.0.1 -p $port" serve "$wbcache" || break
   done

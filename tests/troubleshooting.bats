@@ -17,18 +17,8 @@ flag ()
     shift
   done
   shift
-  # shellcheck disable=SC2016 # $uri is nbdkit's
   "$launcher" "${options[@]}" nbdkit -U - "$@" \
     --run 'nbdinfo --can multi-conn "$uri"; echo $?' 2>>"$server_err"
-}
-
-# counts KEY...: of the statistics.
-counts ()
-{
-  local key
-  for key; do
-    sed -n "s/^$key: //p" "$stats"
-  done | paste -sd' '
 }
 
 @test "each heading has a test" {
@@ -45,7 +35,6 @@ counts ()
   serve memory 1M
   grep libmcshim "/proc/$(<"$server/pid")/maps"
   stop_server
-  # shellcheck disable=SC2016
   run -0 bash -c '"$1" nbdkit -fv -U - memory 1M --run true 2>&1 |
     grep mcshim' - "$launcher"
   assert_output --partial "plugin memory"
@@ -145,25 +134,22 @@ EOT
   most ()
   {
     MCSHIM_STATS_FILE=$stats "$launcher" nbdkit -U - "$wbcache" --run "$1"
-    counts connections_most_at_once
+    value connections_most_at_once
   }
-  # shellcheck disable=SC2016
-  {
-    assert_equal "$(most 'nbdcopy --threads=4 "$uri" null:')" 4
-    assert_equal "$(most 'nbdcopy --threads=2 "$uri" null:')" 2
-    assert_equal "$(most 'nbdcopy --threads=4 "$uri" - | cat >/dev/null')" 1
-    assert_equal "$(most 'qemu-img convert -O raw "$uri" image')" 1
-  }
+  assert_equal "$(most 'nbdcopy --threads=4 "$uri" null:')" 4
+  assert_equal "$(most 'nbdcopy --threads=2 "$uri" null:')" 2
+  assert_equal "$(most 'nbdcopy --threads=4 "$uri" - | cat >/dev/null')" 1
+  assert_equal "$(most 'qemu-img convert -O raw "$uri" image')" 1
 }
 
 @test "The connection is refused" {
   export ODD=noflush
-  # shellcheck disable=SC2016
-  run ! "$launcher" nbdkit -U - "$plugins/odd.so" --run 'nbdinfo "$uri"'
+  run ! "$launcher" --mode=emulate nbdkit -U - "$plugins/odd.so" \
+    --run 'nbdinfo "$uri"'
   assert_output --partial "needs a plugin with a working flush"
   run -0 flag -- -r "$plugins/odd.so"
   assert_output 0
-  run -0 flag --mode=disable -- "$plugins/odd.so"
+  run -0 flag -- "$plugins/odd.so"
   assert_output 2
 }
 
@@ -187,16 +173,16 @@ EOT
   serve MCSHIM_STATS_FILE="$stats" "$wbcache" fua=native
   client <<<"FLAGS = 0; $script"
   stop_server
-  assert_equal "$(counts client_flushes plugin_flushes)" "3 6"
+  counted client_flushes 3 plugin_flushes 6
   serve MCSHIM_STATS_FILE="$stats" "$wbcache" fua=native
   client <<<"FLAGS = nbd.CMD_FLAG_FUA; $script"
   stop_server
-  assert_equal "$(counts client_flushes)" 9
+  counted client_flushes 9
   # The plugin that says multi-conn by itself keeps its FUA.
   serve MCSHIM_STATS_FILE="$stats" "$wbcache" fua=native multiconn=1
   client <<<"FLAGS = nbd.CMD_FLAG_FUA; $script"
   stop_server
-  assert_equal "$(counts client_flushes)" 3
+  counted client_flushes 3
 }
 
 @test "A flush fails, and no write had failed" {
@@ -211,7 +197,7 @@ fails(errno.EIO, h[0].flush)
 h[0].flush()
 EOT
   stop_server
-  grep -q 'connection that closes failed, its last writes are lost' \
+  has 'connection that closes failed, its last writes are lost' \
     "$server_err"
 }
 
@@ -219,7 +205,6 @@ EOT
   # different OPTION...: after a write and a flush elsewhere.
   different ()
   {
-    # shellcheck disable=SC2016
     "$launcher" "$@" nbdkit -U - "$wbcache" --run 'nbdsh -c - <<EOT
 h = [nbd.NBD() for i in range(2)]
 for c in h: c.connect_uri("$uri")
@@ -241,10 +226,10 @@ EOT' 2>>"$server_err"
   serve MCSHIM_STATS_FILE="$stats" "$wbcache"
   refute [ -e "$stats" ]
   client <<<'conn()'
-  wait_until grep -qx 'connections_opened: 1' "$stats"
+  wait_until counts connections_opened 1
   kill -KILL "$(<"$server/pid")"
   wait_until test -s "$server/status"
-  grep -qx 'running: true' "$stats"
+  counted running true
   rm "$stats"
   [ "$(id -u)" -eq 0 ] || skip "needs root to change to another user"
   run "$launcher" --stats="$stats" nbdkit -u nobody -U - "$wbcache" --run true

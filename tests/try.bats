@@ -198,14 +198,14 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 }
 
 @test "--write asks, and takes only yes" {
-  printf 'go on: \tno\\n\n' > type
+  printf 'go on: \tno\\n\n' > "type"
   run -2 in_terminal "$mcshim" --try --write --connections=1 nbdkit \
     "$wbcache" size=1M log="$log"
   assert_output --partial "overwrites 1048576 bytes"
   assert_output --partial "nothing was written"
   assert_equal "$(written)" 0
   nothing_left
-  printf 'go on: \tyes\\n\n' > type
+  printf 'go on: \tyes\\n\n' > "type"
   run -0 in_terminal "$mcshim" --try --write --connections=1 nbdkit \
     "$wbcache" size=1M log="$log"
   assert_output --partial "Writing 1 MiB"
@@ -213,7 +213,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 }
 
 @test "^C: nothing is left" {
-  printf 'round 1 of 3, mcshim, connections: 4\t\\x03\n' > type
+  printf 'round 1 of 3, mcshim, connections: 4\t\\x03\n' > "type"
   run -130 in_terminal "$mcshim" --try --connections=1,4 --size=4M nbdkit \
     "${slow[@]}"
   nothing_left
@@ -251,7 +251,7 @@ ended_by ()
     run -2 "$mcshim" --try --size=$size nbdkit memory 1M
     assert_output --partial "--size: '$size'"
   done
-  for connections in 0 1,,2 65 100 a 1, 01 '1 2'; do
+  for connections in 0 1,,2 65 100 a '1,' 01 '1 2'; do
     run -2 "$mcshim" --try --connections="$connections" nbdkit memory 1M
     assert_output --partial "--connections: '$connections'"
   done

@@ -1,5 +1,5 @@
 /* Looks for writes that a server with several connections lost, or showed
- * too late.
+ * too late, and for flushes that wait for what they need not wait for.
  *
  * Each thread has a block which no other thread writes, and stamps it with
  * versions that only grow.  In a loop it writes the next version on one
@@ -12,17 +12,33 @@
  *
  * Only what the NBD protocol promises is asked for:
  *
- * - A write without a good reply may reach the disk at any later time, for
+ * - A write that got no reply may reach the disk at any later time, for
  *   the server may still have it when the client has cut the connection.
  *   The thread leaves that block alone and goes on with a fresh one.
  * - A flush without a good reply publishes nothing.  Without a flush in
  *   between, two writes on different connections have no order, so the
  *   thread flushes again before it writes again.
- * - With --allow-errors, a write is not published by a flush if its
- *   connection was closed before the reply.  The flush before that close
- *   may be the one that failed, and another client had the error.
+ * - With --allow-errors, a write that failed may be there or not, and may
+ *   come later still, until a flush succeeds: that publishes nothing then.
+ *   Nor does it if the write's connection was closed before the reply:
+ *   the flush before that close may be the one that failed, and another
+ *   client had the error.
  * - Zeroes carry no version.  They are right as long as no write is
  *   published that is newer than the newest zero or trim.
+ * - A block status that says zero counts as a read of zeroes, and one that
+ *   says data is never wrong.
+ *
+ * With --hang one more connection sends requests that the plugin (wbcache,
+ * told by its control file) holds up.  Every thread must get some flushes
+ * done meanwhile; then the request is let go, and its connection reads what
+ * the others have published.
+ *
+ * With --own-order each connection is asked alone for what a single one
+ * promises without any flush: a request that begins after the reply to
+ * another sees what that one did.  A thread has a run of blocks then, all
+ * its requests go to one connection, and begin and end anywhere in the run;
+ * a reply publishes, and it is the readers of the same connection that must
+ * see the version.
  *
  * Commands go through libnbd's asynchronous calls, so that several are
  * under way on one connection.  There is no thread per connection: whoever
@@ -34,6 +50,7 @@
 #include <inttypes.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -51,8 +68,13 @@
 #define REPORTED 5              /* Violations that get a line. */
 #define PROBED 20               /* Those tried again by is_lost. */
 #define CHURN_EVERY 32          /* Loops, on average. */
+#define RUN 8                   /* Blocks that one command may cover. */
+#define SKIPPED 8               /* Bytes: a hung read begins where no other
+                                 * command does. */
+#define FLUSHES_BESIDE 3        /* Each thread's, while a request hangs: one
+                                 * may have been under way before. */
 
-enum op { READ, WRITE, ZERO, TRIM, FLUSH };
+enum op { READ, CACHE, STATUS, WRITE, ZERO, TRIM, FLUSH };
 
 /* How a connection ends: when its commands are done, by an NBD_CMD_DISC
  * beside them, or without one.  Errors are normal in the last two.
@@ -78,8 +100,11 @@ struct block {
 
 struct command {
   struct connection *conn;      /* NULL if there is nothing to wait for. */
-  struct block *block;
-  unsigned floor;               /* A read must not find less than this. */
+  enum op op;
+  struct block *block;          /* The first, */
+  unsigned count;               /* of so many, */
+  unsigned skip;                /* but without so many bytes of it. */
+  unsigned floors[RUN];         /* A read must not find less than these. */
   uint64_t *data;
   int wake;                     /* The thread's. */
   int error;
@@ -93,31 +118,41 @@ struct thread {
   int wake;                     /* eventfd: one of its commands is done. */
   struct command command;
   struct command *ahead;        /* Reads beside the write and the flush. */
-  struct block *own;
+  struct block *own;            /* --own-order: the first of the run. */
   _Atomic (struct block *) shown; /* Own, once it has a published version. */
-  bool unflushed;               /* Written, but not published yet. */
+  unsigned version;             /* The last that it has sent. */
+  /* What the newest version of its own block waits for: nothing, a flush
+   * that publishes it, or one after which it is only known not to come any
+   * more, if it has not come yet.
+   */
+  enum { SETTLED, UNFLUSHED, UNKNOWN } own_is;
+  bool unanswered;              /* A command got no reply. */
   unsigned written_slot, written_on, flushed_on;
+  atomic_uint flushed;          /* Replies to flushes. */
+  atomic_bool ended;
   uint64_t operations, flushes, reads;
 };
 
 /* Options. */
 static uint64_t nr_threads = 8, nr_connections = 4, seconds, max_operations;
-static uint64_t seed, nr_ahead, block_size = 512, stride;
+static uint64_t seed, nr_ahead, block_size = 512, stride, stripe;
 static uint64_t one_at_a_time, churn, hard_cuts, reads_first, allow_errors;
-static const char *uri;
+static uint64_t mixed, hang_writes, patience = 15, own_order;
+static const char *hang, *uri;
 
 static struct thread *threads;
 static struct block *blocks;
 static uint64_t nr_blocks;
 static atomic_uint next_block, next_number;
-static bool can_zero, can_trim, can_fua;
+static bool can_zero, can_trim, can_fua, can_cache, can_status;
 
 static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct connection **slots;
 
 static struct timespec start_time;
 static atomic_bool stop, failed;
-static atomic_ulong stale, lost, errors, reconnections, reported, probed;
+static atomic_ulong stale, lost, held_up, hung, errors, reconnections,
+  reported, probed;
 
 /* Print what made the test impossible, unless something did before. */
 static void
@@ -163,13 +198,21 @@ static const char usage[] =
   "  --hard-cuts                    cut also those with several commands in\n"
   "                                 flight: kills nbdkit 1.32 if parallel\n"
   "  --reads-first                  read before each write\n"
+  "  --mixed                        cache and block status among the reads\n"
   "  --one-at-a-time                a connection has one command in flight,\n"
   "                                 as with libnbd's synchronous calls\n"
   "  --commands-in-flight[=4]       reads that each thread has under way\n"
   "                                 while it writes and flushes\n"
   "  --block=512 --stride=BLOCK     bytes in a block, and from one block to\n"
   "                                 the next\n"
-  "  --allow-errors                 error replies are part of the test\n";
+  "  --allow-errors                 error replies are part of the test\n"
+  "  --hang=FILE                    hold up requests of one more connection\n"
+  "                                 through wbcache's control file\n"
+  "  --hang-writes                  which may have written before: not if\n"
+  "                                 the server lets its flush wait for them\n"
+  "  --patience=15                  seconds for others' flushes meanwhile\n"
+  "  --own-order                    what one connection sees of its own\n"
+  "  --stripe=BYTES                 with it: requests lie across multiples\n";
 
 static void
 parse_or_exit (int argc, char *argv[])
@@ -180,10 +223,13 @@ parse_or_exit (int argc, char *argv[])
   } options[] = {
     { "--threads", &nr_threads, 0 }, { "--connections", &nr_connections, 0 },
     { "--seconds", &seconds, 0 }, { "--operations", &max_operations, 0 },
-    { "--seed", &seed, 0 }, { "--one-at-a-time", &one_at_a_time, 1 }, { "--churn", &churn, 1 },
-    { "--hard-cuts", &hard_cuts, 1 }, { "--reads-first", &reads_first, 1 },
+    { "--seed", &seed, 0 }, { "--one-at-a-time", &one_at_a_time, 1 },
+    { "--churn", &churn, 1 }, { "--hard-cuts", &hard_cuts, 1 },
+    { "--reads-first", &reads_first, 1 }, { "--mixed", &mixed, 1 },
     { "--commands-in-flight", &nr_ahead, 4 }, { "--block", &block_size, 0 },
     { "--stride", &stride, 0 }, { "--allow-errors", &allow_errors, 1 },
+    { "--hang-writes", &hang_writes, 1 }, { "--patience", &patience, 0 },
+    { "--own-order", &own_order, 1 }, { "--stripe", &stripe, 0 },
     { NULL, NULL, 0 }
   };
   char *end;
@@ -192,6 +238,10 @@ parse_or_exit (int argc, char *argv[])
   for (i = 1; i < argc && argv[i][0] == '-'; ++i) {
     const size_t len = strcspn (argv[i], "=");
 
+    if (strncmp (argv[i], "--hang=", 7) == 0 && argv[i][7]) {
+      hang = argv[i] + 7;
+      continue;
+    }
     for (j = 0; options[j].name; ++j)
       if (strlen (options[j].name) == len &&
           strncmp (argv[i], options[j].name, len) == 0)
@@ -209,7 +259,12 @@ parse_or_exit (int argc, char *argv[])
   if (seconds == 0 && max_operations == 0)
     seconds = 10;
   if (i + 1 == argc && nr_threads > 0 && nr_connections > 0 &&
-      block_size > 0 && block_size % 8 == 0 && stride >= block_size) {
+      block_size > 0 && block_size % 8 == 0 && stride >= block_size &&
+      patience > 0 && patience < REPLY_TIMEOUT &&
+      /* A run has no gaps, and what a cut connection did has no order. */
+      (!own_order || (stride == block_size && stripe % block_size == 0 &&
+                      !churn && !hang)) &&
+      (own_order || !stripe)) {
     uri = argv[i];
     return;
   }
@@ -220,30 +275,72 @@ parse_or_exit (int argc, char *argv[])
 
 /* Connections ***********************************************************/
 
-/* A connection with one user, the caller.  Returns NULL on error. */
 static struct connection *
-open_connection (void)
+new_connection (void)
 {
   struct connection *conn = calloc (1, sizeof *conn);
 
   if (conn)
     conn->nbd = nbd_create ();
-  if (!conn || !conn->nbd) {
+  if (!conn || !conn->nbd ||
+      (mixed && nbd_add_meta_context (conn->nbd,
+                                      LIBNBD_CONTEXT_BASE_ALLOCATION) == -1)) {
     perror ("consistency: nbd_create");
     exit (2);
-  }
-  if (nbd_connect_uri (conn->nbd, uri) == -1) {
-    errors++;
-    if (!allow_errors)
-      fail ("connect", nbd_get_error ());
-    nbd_close (conn->nbd);
-    free (conn);
-    return NULL;
   }
   pthread_mutex_init (&conn->turn, NULL);
   pthread_mutex_init (&conn->reply_lock, NULL);
   conn->users = 1;
-  conn->number = next_number++;
+  return conn;
+}
+
+/* Returns CONN, or NULL if it could not be opened. */
+static struct connection *
+opened (struct connection *conn, bool ok)
+{
+  if (ok) {
+    conn->number = next_number++;
+    return conn;
+  }
+  errors++;
+  if (!allow_errors)
+    fail ("connect", nbd_get_error ());
+  nbd_close (conn->nbd);
+  free (conn);
+  return NULL;
+}
+
+/* A connection with one user, the caller.  Returns NULL on error. */
+static struct connection *
+open_connection (void)
+{
+  struct connection *conn = new_connection ();
+
+  return opened (conn, nbd_connect_uri (conn->nbd, uri) == 0);
+}
+
+/* For those that nothing can do without. */
+static struct connection *
+open_at_last (void)
+{
+  struct connection *conn = NULL;
+
+  for (unsigned i = 0; !conn && !failed && i < 100; ++i)
+    conn = open_connection ();
+  if (!conn) {
+    fail (uri, nbd_get_error ());
+    exit (2);
+  }
+  return conn;
+}
+
+/* For one more command on a connection that the caller uses. */
+static struct connection *
+share_connection (struct connection *conn)
+{
+  pthread_mutex_lock (&slots_lock);
+  conn->users++;
+  pthread_mutex_unlock (&slots_lock);
   return conn;
 }
 
@@ -322,27 +419,66 @@ completed (void *opaque, int *error)
   return 1;
 }
 
+static uint64_t
+offset_of (const struct command *cmd)
+{
+  return (cmd->block - blocks) * stride + cmd->skip;
+}
+
+static uint64_t
+length_of (const struct command *cmd)
+{
+  return cmd->count * block_size - cmd->skip;
+}
+
+/* A block that is said to be zero is one that reads as zeroes.  (The data
+ * of the others is filled in already.)
+ */
+static int
+mapped (void *opaque, const char *context, uint64_t offset,
+        uint32_t *entries, size_t nr_entries, int *error)
+{
+  struct command *cmd = opaque;
+  uint8_t *data = (uint8_t *) cmd->data + cmd->skip;
+  const uint64_t end = length_of (cmd);
+  uint64_t at = offset - offset_of (cmd);
+
+  (void) context;
+  (void) error;
+  for (size_t i = 0; i + 1 < nr_entries && at < end; i += 2) {
+    const uint64_t n = entries[i] < end - at ? entries[i] : end - at;
+
+    if (entries[i + 1] & LIBNBD_STATE_ZERO)
+      memset (data + at, 0, n);
+    at += n;
+  }
+  return 0;
+}
+
 static void
 submit (struct thread *t, struct command *cmd, enum op op, uint32_t flags)
 {
   struct nbd_handle *nbd = cmd->conn->nbd;
   const nbd_completion_callback cb = { completed, cmd, NULL };
-  const uint64_t offset = (cmd->block - blocks) * stride;
+  const nbd_extent_callback map = { mapped, cmd, NULL };
+  const uint64_t offset = offset_of (cmd), length = length_of (cmd);
+  void *data = (uint8_t *) cmd->data + cmd->skip;
   int64_t r = -1;
 
   if (one_at_a_time)
     pthread_mutex_lock (&cmd->conn->turn);
+  cmd->op = op;
   cmd->wake = t->wake;
   cmd->done = false;
   switch (op) {
-  case READ:
-    r = nbd_aio_pread (nbd, cmd->data, block_size, offset, cb, 0);
+  case READ: r = nbd_aio_pread (nbd, data, length, offset, cb, 0); break;
+  case CACHE: r = nbd_aio_cache (nbd, length, offset, cb, 0); break;
+  case STATUS:
+    r = nbd_aio_block_status (nbd, length, offset, map, cb, 0);
     break;
-  case WRITE:
-    r = nbd_aio_pwrite (nbd, cmd->data, block_size, offset, cb, flags);
-    break;
-  case ZERO: r = nbd_aio_zero (nbd, block_size, offset, cb, flags); break;
-  case TRIM: r = nbd_aio_trim (nbd, block_size, offset, cb, flags); break;
+  case WRITE: r = nbd_aio_pwrite (nbd, data, length, offset, cb, flags); break;
+  case ZERO: r = nbd_aio_zero (nbd, length, offset, cb, flags); break;
+  case TRIM: r = nbd_aio_trim (nbd, length, offset, cb, flags); break;
   case FLUSH: r = nbd_aio_flush (nbd, cb, 0); break;
   }
   if (r == -1) {
@@ -400,7 +536,9 @@ finish (struct thread *t, struct command *cmd)
 
   if (one_at_a_time)
     pthread_mutex_unlock (&conn->turn);
-  if (cmd->error && conn->end < EARLY) {
+  if (cmd->error && conn->end >= EARLY)
+    t->unanswered = true;
+  else if (cmd->error) {
     errors++;
     if (!allow_errors || nbd_aio_is_dead (nbd) || nbd_aio_is_closed (nbd))
       fail ("a command", strerror (cmd->error));
@@ -410,46 +548,73 @@ finish (struct thread *t, struct command *cmd)
   return cmd->error == 0;
 }
 
+/* Takes over the caller's reference to the connection. */
+static bool
+flush_connection (struct thread *t, struct connection *conn)
+{
+  bool ok;
+
+  t->command.conn = conn;
+  t->command.block = t->own;
+  t->flushed_on = conn->number;
+  t->flushes++;
+  submit (t, &t->command, FLUSH, 0);
+  ok = finish (t, &t->command);
+  t->flushed++;
+  return ok;
+}
+
 static bool
 flush_slot (struct thread *t, unsigned slot)
 {
-  t->command.conn = get_connection (slot);
-  t->command.block = t->own;
-  t->flushed_on = t->command.conn->number;
-  t->flushes++;
-  submit (t, &t->command, FLUSH, 0);
-  return finish (t, &t->command);
+  return flush_connection (t, get_connection (slot));
 }
 
 /* Reads *****************************************************************/
 
-/* Returns the first word that the block must not hold, or NULL.  Each word
- * is checked for itself, for a read beside a write may find some of both.
+/* Returns the first word that the blocks must not hold, or NULL, and sets
+ * *WHICH to its block.  Each word is checked for itself, for a read beside
+ * a write may find some of both.
  */
 static const uint64_t *
-find_bad_word (const struct command *cmd)
+find_bad_word (const struct command *cmd, unsigned *which)
 {
-  const struct block *b = cmd->block;
-  const unsigned begun = b->begun, zeroed = b->zeroed;
+  const uint64_t *w = cmd->data + cmd->skip / 8, *end = cmd->data;
 
-  for (const uint64_t *w = cmd->data; w < cmd->data + block_size / 8; ++w) {
-    if (*w == 0 ? zeroed < cmd->floor :
-        *w >> 32 != (uint64_t) (b - blocks) + 1 ||
-        (uint32_t) *w < cmd->floor || (uint32_t) *w > begun)
-      return w;
+  for (unsigned i = *which = 0; i < cmd->count; *which = ++i) {
+    const struct block *b = cmd->block + i;
+    const unsigned floor = cmd->floors[i], begun = b->begun,
+      zeroed = b->zeroed;
+
+    for (end += block_size / 8; w < end; ++w)
+      if (*w == 0 ? zeroed < floor :
+          *w >> 32 != (uint64_t) (b - blocks) + 1 ||
+          (uint32_t) *w < floor || (uint32_t) *w > begun)
+        return w;
   }
   return NULL;
 }
 
+static uint64_t
+stamp (const struct block *b, unsigned version)
+{
+  return (uint64_t) (b - blocks + 1) << 32 | version;
+}
+
 /* Takes over the caller's reference to the connection. */
 static void
-start_read (struct thread *t, struct command *cmd, struct connection *conn,
-            struct block *block)
+start_read (struct thread *t, struct command *cmd, enum op op,
+            struct connection *conn, struct block *block, unsigned count)
 {
   cmd->conn = conn;
   cmd->block = block;
-  cmd->floor = block->published;
-  submit (t, cmd, READ, 0);
+  cmd->count = count;
+  for (unsigned i = 0; i < count; ++i) {
+    cmd->floors[i] = block[i].published;
+    for (uint64_t j = 0; op == STATUS && j < block_size / 8; ++j)
+      cmd->data[i * block_size / 8 + j] = stamp (&block[i], block[i].begun);
+  }
+  submit (t, cmd, op, 0);
   t->reads++;
 }
 
@@ -460,33 +625,41 @@ static bool
 is_lost (struct thread *t)
 {
   struct connection *conn;
+  unsigned which;
 
   for (unsigned slot = 0; slot < nr_connections; ++slot)
     flush_slot (t, slot);
   conn = open_connection ();
   if (!conn)
     return false;
-  start_read (t, &t->command, conn, t->own);
-  return finish (t, &t->command) && find_bad_word (&t->command);
+  start_read (t, &t->command, READ, conn, t->own, 1);
+  return finish (t, &t->command) && find_bad_word (&t->command, &which);
 }
 
 static void
 finish_read (struct thread *t, struct command *cmd, bool at_end)
 {
-  struct block *b = cmd->block;
-  const uint64_t number = b - blocks;
-  const unsigned floor = cmd->floor, read_on = cmd->conn->number;
+  const unsigned read_on = cmd->conn->number;
+  const bool status = cmd->op == STATUS;
   const uint64_t *bad;
-  uint64_t word;
-  char got[32];
+  uint64_t word, number;
+  unsigned which, floor;
+  struct block *b;
+  char got[40];
   bool is_stale;
 
-  if (!finish (t, cmd) || !(bad = find_bad_word (cmd)))
+  if (!finish (t, cmd) || cmd->op == CACHE ||
+      !(bad = find_bad_word (cmd, &which)))
     return;
   word = *bad;                  /* is_lost uses the buffer. */
+  floor = cmd->floors[which];
+  b = cmd->block + which;
+  number = b - blocks;
   is_stale = !at_end &&
     (word == 0 || (word >> 32 == number + 1 && (uint32_t) word < floor)) &&
-    !(b == t->own && !t->unflushed && probed++ < PROBED && is_lost (t));
+    /* With --hang, an open may hang. */
+    !(b == t->own && t->own_is == SETTLED && !own_order && !hang &&
+      probed++ < PROBED && is_lost (t));
   if (is_stale)
     stale++;
   else
@@ -497,12 +670,25 @@ finish_read (struct thread *t, struct command *cmd, bool at_end)
   if (word >> 32 == number + 1)
     snprintf (got, sizeof got, "%u", (unsigned) word);
   else
-    snprintf (got, sizeof got, word ? "0x%016" PRIx64 : "zeroes", word);
+    snprintf (got, sizeof got, word ? "0x%016" PRIx64 :
+              status ? "a block status of zero" : "zeroes", word);
   printf ("violation: %s: thread %u read block %" PRIu64 " on connection %u, "
           "expected version %u or newer, got %s; version %u was written on "
-          "connection %u and flushed on %u\n",
-          is_stale ? "stale" : "lost", t->index, number, read_on, floor, got,
-          b->published, b->written_on, b->flushed_on);
+          "connection %u", is_stale ? "stale" : "lost", t->index, number,
+          read_on, floor, got, b->published, b->written_on);
+  if (!own_order)
+    printf (" and flushed on %u", b->flushed_on);
+  putchar ('\n');
+}
+
+/* One of the requests that may leave something in a cache. */
+static enum op
+pick_read (struct thread *t)
+{
+  const unsigned kind = pick (t, 8);
+
+  return !mixed ? READ : kind == 0 && can_cache ? CACHE :
+    kind <= 2 && can_status ? STATUS : READ;
 }
 
 /* Start to read a block on some connection, unless it has no published
@@ -512,9 +698,10 @@ static void
 start_read_somewhere (struct thread *t, struct command *cmd, struct block *b)
 {
   const unsigned slot = pick (t, nr_connections);
+  const enum op op = pick_read (t);
 
   if (b->published > 0)
-    start_read (t, cmd, get_connection (slot), b);
+    start_read (t, cmd, op, get_connection (slot), b, 1);
 }
 
 static void
@@ -525,14 +712,22 @@ read_block (struct thread *t, struct block *b)
     finish_read (t, &t->command, false);
 }
 
-static struct block *
-block_of_another (struct thread *t)
+/* On a connection that the caller uses. */
+static void
+read_on (struct thread *t, struct connection *conn, struct block *b)
+{
+  start_read (t, &t->command, pick_read (t), share_connection (conn), b, 1);
+  finish_read (t, &t->command, false);
+}
+
+static struct thread *
+another (struct thread *t)
 {
   unsigned i = t->index;
 
   if (nr_threads > 1)
     i = (i + 1 + pick (t, nr_threads - 1)) % nr_threads;
-  return threads[i].shown;
+  return &threads[i];
 }
 
 /* Writes ****************************************************************/
@@ -542,7 +737,7 @@ take_fresh_block (struct thread *t)
 {
   const unsigned i = next_block++;
 
-  t->unflushed = false;
+  t->own_is = SETTLED;
   if (i < nr_blocks)
     t->own = &blocks[i];
   else
@@ -552,32 +747,44 @@ take_fresh_block (struct thread *t)
 static void
 publish (struct thread *t, unsigned flushed_on)
 {
-  t->unflushed = false;
+  t->own_is = SETTLED;
   t->own->flushed_on = flushed_on;
   t->own->published = t->own->begun;
   t->shown = t->own;
 }
 
-/* Write, zero or trim.  Returns true if that succeeded. */
+/* Write, zero or trim COUNT blocks from B on.  Takes over the caller's
+ * reference to the connection.
+ */
+static void
+start_version (struct thread *t, struct connection *conn, enum op op,
+               struct block *b, unsigned count, uint32_t flags)
+{
+  struct command *cmd = &t->command;
+  const unsigned version = ++t->version;
+
+  cmd->conn = conn;
+  cmd->block = b;
+  cmd->count = count;
+  for (unsigned i = 0; i < count; ++i) {
+    for (uint64_t j = 0; j < block_size / 8; ++j)
+      cmd->data[i * block_size / 8 + j] = stamp (&b[i], version);
+    b[i].written_on = t->written_on = conn->number;
+    if (op != WRITE)
+      b[i].zeroed = version;
+    b[i].begun = version;
+  }
+  submit (t, cmd, op, flags);
+}
+
+/* The same for the thread's own block.  Returns true if that succeeded. */
 static bool
 send_version (struct thread *t, unsigned slot, enum op op, uint32_t flags)
 {
-  struct command *cmd = &t->command;
-  struct block *b = cmd->block = t->own;
-  const unsigned version = b->begun + 1;
-
-  for (uint64_t i = 0; i < block_size / 8; ++i)
-    cmd->data[i] = (uint64_t) (b - blocks + 1) << 32 | version;
-  cmd->conn = get_connection (slot);
-  b->written_on = t->written_on = cmd->conn->number;
-  if (op != WRITE)
-    b->zeroed = version;
-  b->begun = version;
-  submit (t, cmd, op, flags);
-  return finish (t, cmd);
+  start_version (t, get_connection (slot), op, t->own, 1, flags);
+  return finish (t, &t->command);
 }
 
-/* Afterwards the block is either published, or unflushed, or fresh. */
 static void
 write_own (struct thread *t)
 {
@@ -587,6 +794,7 @@ write_own (struct thread *t)
   unsigned zeroed_on;
   bool ok;
 
+  t->unanswered = false;
   if (kind == 0 && can_zero)
     ok = send_version (t, slot, ZERO, flags);
   else if ((kind == 1 && can_zero) || (kind == 2 && can_trim)) {
@@ -601,12 +809,14 @@ write_own (struct thread *t)
   else
     ok = send_version (t, slot, WRITE, flags);
 
-  if (!ok)
+  if (t->unanswered)
     take_fresh_block (t);
+  else if (!ok)
+    t->own_is = UNKNOWN;
   else if (flags)
     publish (t, t->written_on);
   else
-    t->unflushed = true;
+    t->own_is = UNFLUSHED;
 }
 
 static void
@@ -618,70 +828,310 @@ flush_own (struct thread *t)
     return;
   conn = get_connection (t->written_slot);
   if (allow_errors && conn->number != t->written_on)
-    take_fresh_block (t);
-  else
-    publish (t, t->flushed_on);
+    t->own_is = UNKNOWN;
   put_connection (conn);
+  if (t->own_is == UNFLUSHED)
+    publish (t, t->flushed_on);
+  t->own_is = SETTLED;
+}
+
+static bool
+goes_on (const struct thread *t)
+{
+  const uint64_t share = max_operations / nr_threads +
+    (t->index < max_operations % nr_threads);
+
+  return !stop && (seconds == 0 || elapsed () < seconds) &&
+    (max_operations == 0 || t->operations < share);
 }
 
 static void *
 work (void *arg)
 {
   struct thread *t = arg;
-  const uint64_t share = max_operations / nr_threads +
-    (t->index < max_operations % nr_threads);
 
-  while (!stop && (seconds == 0 || elapsed () < seconds) &&
-         (max_operations == 0 || t->operations < share)) {
+  while (goes_on (t)) {
     struct connection *spare;
 
     if (reads_first) {
       read_block (t, t->own);
-      read_block (t, block_of_another (t));
+      read_block (t, another (t)->shown);
     }
     for (unsigned i = 0; i < nr_ahead; ++i)
-      start_read_somewhere (t, &t->ahead[i], block_of_another (t));
+      start_read_somewhere (t, &t->ahead[i], another (t)->shown);
     /* Opened now, so that there is no time for another thread's flush
      * between the write and the end of its connection.
      */
     spare = churn && pick (t, CHURN_EVERY) == 0 ? open_connection () : NULL;
-    if (!t->unflushed)
+    if (spare)                  /* Has it begun with an old copy? */
+      read_on (t, spare, another (t)->shown);
+    if (t->own_is == SETTLED)
       write_own (t);
     if (spare)
       replace_connection (t, pick (t, 2) ? t->written_slot :
                           pick (t, nr_connections), spare);
-    if (t->unflushed)
+    if (t->own_is != SETTLED)
       flush_own (t);
     for (unsigned i = 0; i < nr_ahead; ++i)
       if (t->ahead[i].conn)
         finish_read (t, &t->ahead[i], false);
     read_block (t, t->own);
-    read_block (t, block_of_another (t));
+    read_block (t, another (t)->shown);
     t->operations++;
   }
+  t->ended = true;
   return NULL;
 }
+
+/* A connection's own order **********************************************/
+
+/* The first block of a thread's run, which lies across a multiple of the
+ * stripe, and reaches into no other's.
+ */
+static uint64_t
+run_of (unsigned index)
+{
+  const uint64_t step = stripe / block_size;
+
+  if (step == 0)
+    return index * RUN;
+  return (index + 1) * step * ((RUN + step - 1) / step) - RUN / 2;
+}
+
+static void
+start_read_of_run (struct thread *t, struct command *cmd, struct thread *owner)
+{
+  const unsigned first = pick (t, RUN), count = 1 + pick (t, RUN - first);
+
+  start_read (t, cmd, pick_read (t),
+              get_connection (owner->index % nr_connections),
+              owner->own + first, count);
+}
+
+static void
+write_in_run (struct thread *t)
+{
+  const unsigned first = pick (t, RUN), count = 1 + pick (t, RUN - first);
+  const unsigned kind = pick (t, 8), fua = pick (t, 8);
+  const enum op op = kind == 0 && can_zero ? ZERO :
+    kind == 1 && can_trim ? TRIM : WRITE;
+  struct block *b = t->own + first;
+
+  start_version (t, get_connection (t->index % nr_connections), op, b, count,
+                 can_fua && fua == 0 ? LIBNBD_CMD_FLAG_FUA : 0);
+  /* A trim may do nothing. */
+  if (finish (t, &t->command) && op != TRIM)
+    for (unsigned i = 0; i < count; ++i)
+      b[i].published = b[i].begun;
+}
+
+static void *
+work_in_order (void *arg)
+{
+  struct thread *t = arg;
+
+  while (goes_on (t)) {
+    for (unsigned i = 0; i < nr_ahead; ++i)
+      start_read_of_run (t, &t->ahead[i], another (t));
+    for (unsigned i = 1 + pick (t, 3); i > 0; --i)
+      write_in_run (t);
+    if (pick (t, 4) == 0)
+      flush_slot (t, t->index % nr_connections);
+    start_read_of_run (t, &t->command, t);
+    finish_read (t, &t->command, false);
+    for (unsigned i = 0; i < nr_ahead; ++i)
+      finish_read (t, &t->ahead[i], false);
+    t->operations++;
+  }
+  /* What is written is checked once more when everything is closed. */
+  for (unsigned i = 0; i < 100 && !failed; ++i)
+    if (flush_slot (t, t->index % nr_connections))
+      break;
+  t->ended = true;
+  return NULL;
+}
+
+/* Requests that hang ****************************************************/
+
+/* Replace the plugin's control file. */
+static void __attribute__((format (printf, 1, 2)))
+tell (const char *format, ...)
+{
+  char path[strlen (hang) + sizeof ".new"];
+  va_list args;
+  FILE *fp;
+  bool ok;
+
+  sprintf (path, "%s.new", hang);
+  fp = fopen (path, "w");
+  va_start (args, format);
+  ok = fp && vfprintf (fp, format, args) >= 0;
+  va_end (args);
+  if ((fp && fclose (fp) == EOF) || !ok || rename (path, hang) == -1) {
+    perror (hang);
+    exit (2);
+  }
+}
+
+/* Something hangs on CONN.  Let every thread get some flushes done. */
+static void
+wait_for_flushes (struct connection *conn, const char *what)
+{
+  const double start = elapsed ();
+  unsigned wanted[nr_threads];
+
+  for (unsigned i = 0; i < nr_threads; ++i)
+    wanted[i] = threads[i].flushed + FLUSHES_BESIDE;
+  for (unsigned i = 0; i < nr_threads && !stop; ++i)
+    while (!threads[i].ended && !stop &&
+           (int) (threads[i].flushed - wanted[i]) < 0) {
+      if (elapsed () - start > patience) {
+        printf ("violation: held up: thread %u got %u of %u flushes done in "
+                "%u s, beside %s that hangs\n", i,
+                threads[i].flushed + FLUSHES_BESIDE - wanted[i],
+                FLUSHES_BESIDE, (unsigned) patience, what);
+        held_up++;
+        stop = true;
+      }
+      else if (nbd_poll (conn->nbd, 1) == -1)
+        usleep (1000);
+    }
+}
+
+/* A connection whose open hangs for a while, and what it sees then.  Returns
+ * NULL on error.
+ */
+static struct connection *
+open_slowly (struct thread *t)
+{
+  struct connection *conn = new_connection ();
+
+  tell ("block-open *\n");
+  if (nbd_aio_connect_uri (conn->nbd, uri) == 0) {
+    wait_for_flushes (conn, "an open");
+    hung += nbd_aio_is_connecting (conn->nbd);
+  }
+  tell ("%s", "");
+  while (nbd_aio_is_connecting (conn->nbd))
+    if (nbd_poll (conn->nbd, -1) == -1)
+      break;
+  conn = opened (conn, nbd_aio_is_ready (conn->nbd));
+  for (unsigned i = 0; conn && i < nr_threads; ++i)
+    read_on (t, conn, threads[i].shown);
+  return conn;
+}
+
+/* A request that hangs for a while, and what its connection sees then. */
+static void
+hang_on (struct thread *t, struct connection *conn)
+{
+  static const struct {
+    const char *point;
+    enum op op;
+    const char *what;
+  } kinds[] = {
+    { "read", READ, "a read" },
+    { "fill", READ, "a read" },
+    { "fill", CACHE, "a cache" },
+    { "fill", STATUS, "a block status" },
+    { "write", WRITE, "a write" },
+    { "zero", ZERO, "a zero" },
+    { "trim", TRIM, "a trim" },
+  };
+  const unsigned kind = pick (t, sizeof kinds / sizeof kinds[0]);
+  const enum op op = kinds[kind].op;
+  const bool write = op >= WRITE;
+  struct block *b = write ? t->own : another (t)->shown;
+  struct command *cmd = &t->command;
+  const uint64_t left = nr_blocks - (b - blocks);
+
+  if ((op == CACHE && !can_cache) || (op == STATUS && !can_status) ||
+      (op == ZERO && !can_zero) || (op == TRIM && !can_trim))
+    return;
+  if (hang_writes && pick (t, 2)) {
+    start_version (t, share_connection (conn), WRITE, t->own, 1, 0);
+    finish (t, cmd);
+  }
+
+  cmd->skip = write ? 0 : SKIPPED;
+  tell ("block-%s @%" PRIu64 "\n", kinds[kind].point,
+        (b - blocks) * stride + cmd->skip);
+  if (write)
+    start_version (t, share_connection (conn), op, b, 1, 0);
+  else
+    start_read (t, cmd, op, share_connection (conn), b,
+                stride > block_size ? 1 : left < RUN ? left : RUN);
+  wait_for_flushes (conn, kinds[kind].what);
+  hung += !cmd->done;
+  tell ("%s", "");
+  if (write)
+    finish (t, cmd);
+  else
+    finish_read (t, cmd, false);
+  cmd->skip = 0;
+
+  for (unsigned i = 0; i < nr_threads; ++i)
+    read_on (t, conn, threads[i].shown);
+}
+
+static bool
+somebody_works (void)
+{
+  for (unsigned i = 0; i < nr_threads; ++i)
+    if (!threads[i].ended)
+      return true;
+  return false;
+}
+
+static void *
+work_and_hang (void *arg)
+{
+  struct thread *t = arg;
+  struct connection *conn = NULL;
+
+  while (!stop && somebody_works ()) {
+    if (conn && pick (t, 4) == 0) {
+      put_connection (conn);
+      conn = NULL;
+    }
+    /* Every open hangs: nobody else may need one. */
+    if (!conn)
+      conn = !churn && pick (t, 2) ? open_slowly (t) : open_connection ();
+    if (!conn)
+      continue;
+    hang_on (t, conn);
+    /* Flushes wait for what hangs on a handle that is written to, where
+     * requests are serialized.
+     */
+    if (!hang_writes && !flush_connection (t, share_connection (conn))) {
+      put_connection (conn);
+      conn = NULL;
+    }
+  }
+  if (conn)
+    put_connection (conn);
+  return NULL;
+}
+
+/* The end ***************************************************************/
 
 /* Everything is closed: what cannot be read now is lost. */
 static void
 check_all_blocks (void)
 {
-  struct connection *conn;
-  const uint64_t end = next_block < nr_blocks ? next_block : nr_blocks;
-
   for (unsigned i = 0; i < nr_connections; ++i)
     put_connection (slots[i]);
-  if (failed || !(conn = open_connection ()))
+  if (failed)
     return;
-  slots[0] = conn;
-  for (uint64_t i = 0; i < end; ++i) {
+  slots[0] = open_at_last ();
+  for (uint64_t i = 0; i < nr_blocks; ++i) {
     if (blocks[i].published > 0) {
-      start_read (&threads[0], &threads[0].command, get_connection (0),
-                  &blocks[i]);
+      start_read (&threads[0], &threads[0].command, READ, get_connection (0),
+                  &blocks[i], 1);
       finish_read (&threads[0], &threads[0].command, true);
     }
   }
-  put_connection (conn);
+  put_connection (slots[0]);
 }
 
 static void *
@@ -701,6 +1151,7 @@ main (int argc, char *argv[])
 {
   uint64_t operations = 0, flushes = 0, reads = 0;
   struct nbd_handle *nbd;
+  unsigned nr_workers;
   double took;
   int multi_conn;
 
@@ -713,13 +1164,8 @@ main (int argc, char *argv[])
   printf ("seed: %" PRIu64 "\n", seed);
 
   slots = allocate (nr_connections, sizeof *slots);
-  for (unsigned i = 0; i < nr_connections; ++i) {
-    slots[i] = open_connection ();
-    if (!slots[i]) {
-      fail (uri, nbd_get_error ());
-      exit (2);
-    }
-  }
+  for (unsigned i = 0; i < nr_connections; ++i)
+    slots[i] = open_at_last ();
   nbd = slots[0]->nbd;
   if (nbd_can_flush (nbd) != 1 || nbd_is_read_only (nbd) != 0) {
     fail (uri, "cannot be written and flushed");
@@ -728,36 +1174,47 @@ main (int argc, char *argv[])
   can_zero = nbd_can_zero (nbd) == 1;
   can_trim = nbd_can_trim (nbd) == 1;
   can_fua = nbd_can_fua (nbd) == 1;
+  can_cache = nbd_can_cache (nbd) == 1;
+  can_status = mixed &&
+    nbd_can_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
   multi_conn = nbd_can_multi_conn (nbd);
   nr_blocks = nbd_get_size (nbd) / stride;
   blocks = allocate (nr_blocks, sizeof *blocks);
 
-  threads = allocate (nr_threads, sizeof *threads);
-  for (unsigned i = 0; i < nr_threads; ++i) {
+  nr_workers = nr_threads + (hang != NULL);
+  threads = allocate (nr_workers, sizeof *threads);
+  for (unsigned i = 0; i < nr_workers; ++i) {
     struct thread *t = &threads[i];
 
     t->index = i;
     t->random_state = seed + i;
     t->random_state = mix (&t->random_state);
     t->wake = eventfd (0, EFD_CLOEXEC|EFD_NONBLOCK);
-    t->command.data = allocate (1, block_size);
+    t->command.data = allocate (RUN, block_size);
     t->ahead = allocate (nr_ahead, sizeof *t->ahead);
     for (unsigned j = 0; j < nr_ahead; ++j)
-      t->ahead[j].data = allocate (1, block_size);
-    take_fresh_block (t);
+      t->ahead[j].data = allocate (RUN, block_size);
+    if (!own_order)
+      take_fresh_block (t);
+    else if (run_of (i) + RUN <= nr_blocks)
+      t->own = &blocks[run_of (i)];
+    else
+      fail ("the export is too small", "no room for the threads' blocks");
     t->shown = t->own;
   }
   if (failed)
     exit (2);
 
   clock_gettime (CLOCK_MONOTONIC, &start_time);
-  for (unsigned i = 0; i < nr_threads; ++i) {
-    if (pthread_create (&threads[i].id, NULL, work, &threads[i]) != 0) {
+  for (unsigned i = 0; i < nr_workers; ++i) {
+    if (pthread_create (&threads[i].id, NULL,
+                        i == nr_threads ? work_and_hang :
+                        own_order ? work_in_order : work, &threads[i]) != 0) {
       perror ("consistency: pthread_create");
       exit (2);
     }
   }
-  for (unsigned i = 0; i < nr_threads; ++i) {
+  for (unsigned i = 0; i < nr_workers; ++i) {
     pthread_join (threads[i].id, NULL);
     operations += threads[i].operations;
     flushes += threads[i].flushes;
@@ -770,7 +1227,8 @@ main (int argc, char *argv[])
   printf ("operations: %" PRIu64 "\n", operations);
   printf ("operations_per_second: %.0f\n", operations / took);
   printf ("flushes: %" PRIu64 "\nreads: %" PRIu64 "\n", flushes, reads);
-  printf ("reconnections: %lu\nstale: %lu\nlost: %lu\nerrors: %lu\n",
-          reconnections, stale, lost, errors);
-  return stale + lost > 0 ? 1 : failed ? 2 : 0;
+  printf ("reconnections: %lu\nhung: %lu\n", reconnections, hung);
+  printf ("stale: %lu\nlost: %lu\nheld_up: %lu\nerrors: %lu\n",
+          stale, lost, held_up, errors);
+  return stale + lost + held_up > 0 ? 1 : failed ? 2 : 0;
 }

@@ -1,6 +1,6 @@
 /* How long one request takes, on a server with many connections.
  *
- *   latency WHAT CONNECTIONS DIRTY ROUNDS URI
+ *   latency WHAT CONNECTIONS DIRTY ROUNDS URI [BUSY IN-FLIGHT [WRITE-EVERY]]
  *
  * opens CONNECTIONS and then, ROUNDS times, measures
  *
@@ -9,23 +9,36 @@
  *           the next DIRTY ones
  *   open    a connection opened and closed, beside all the others
  *
- * It prints the median, the quartiles and the least, in microseconds, on
- * one line.  Nothing overlaps: one thread, one request at a time.
+ * Of these none overlap: one thread, one request at a time.  But BUSY more
+ * connections have IN-FLIGHT reads under way all the time, or a write in
+ * place of one in WRITE-EVERY, and each measurement begins when another of
+ * these (of the writes, if there are any) has ended.
+ *
+ * It prints the median, the quartiles, the least, the 99th percentile and the
+ * most, in microseconds, on one line; and how many requests of the BUSY
+ * connections' ended during one measurement, at most.
  */
 
 #define _GNU_SOURCE
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <libnbd.h>
 
 #define REQUEST 512             /* bytes */
 
 static char buffer[REQUEST];
+static unsigned in_flight, write_every;
+static atomic_bool stop;
+static atomic_ulong replies, writes; /* of the busy connections */
 
 static void
 fail (const char *what, const char *why)
@@ -70,6 +83,51 @@ now_us (void)
 }
 
 static int
+replied (void *opaque, int *error)
+{
+  unsigned *under_way = opaque;
+
+  if (*error)
+    fail ("a busy connection", strerror (*error));
+  --*under_way;
+  replies++;
+  return 1;
+}
+
+static int
+written (void *opaque, int *error)
+{
+  writes++;
+  return replied (opaque, error);
+}
+
+/* A busy connection, to the end of its requests. */
+static void *
+keep_busy (void *arg)
+{
+  struct nbd_handle *nbd = arg;
+  unsigned under_way = 0, sent = 0;
+  char data[REQUEST];           /* nobody looks at it */
+  const nbd_completion_callback after_read = { replied, &under_way, NULL },
+    after_write = { written, &under_way, NULL };
+  int64_t r;
+
+  memset (data, 0, sizeof data);
+  while (!stop || under_way > 0) {
+    for (; !stop && under_way < in_flight; under_way++) {
+      if (write_every > 0 && ++sent % write_every == 0)
+        r = nbd_aio_pwrite (nbd, data, REQUEST, 0, after_write, 0);
+      else
+        r = nbd_aio_pread (nbd, data, REQUEST, 0, after_read, 0);
+      check (r == -1 ? -1 : 0, "a busy connection");
+    }
+    check (nbd_poll (nbd, -1), "a busy connection");
+  }
+  disconnect (nbd);
+  return NULL;
+}
+
+static int
 compare (const void *a, const void *b)
 {
   double x = *(const double *) a, y = *(const double *) b;
@@ -91,8 +149,9 @@ number (const char *what, const char *word)
 int
 main (int argc, char *argv[])
 {
-  if (argc != 6)
-    fail ("usage", "latency read|flush|open CONNECTIONS DIRTY ROUNDS URI");
+  if (argc != 6 && argc != 8 && argc != 9)
+    fail ("usage", "latency read|flush|open CONNECTIONS DIRTY ROUNDS URI "
+          "[BUSY IN-FLIGHT [WRITE-EVERY]]");
 
   const char *what = argv[1], *uri = argv[5];
   const unsigned n = number ("CONNECTIONS", argv[2]);
@@ -100,25 +159,42 @@ main (int argc, char *argv[])
   const unsigned rounds = number ("ROUNDS", argv[4]);
   const bool is_flush = strcmp (what, "flush") == 0;
   const bool is_open = strcmp (what, "open") == 0;
+  const unsigned nr_busy = argc > 6 ? number ("BUSY", argv[6]) : 0;
   struct nbd_handle **nbd = calloc (n, sizeof *nbd), *extra;
+  pthread_t *busy = calloc (nr_busy + 1, sizeof *busy);
   double *us = calloc (rounds, sizeof *us), start;
+  unsigned long before, passed = 0;
   unsigned i, j;
 
   if (!is_flush && !is_open && strcmp (what, "read") != 0)
     fail (what, "must be read, flush or open");
   if (n == 0 || rounds == 0 || dirty > n)
     fail ("CONNECTIONS", "must be 1 or more, as ROUNDS, and DIRTY no more");
-  if (nbd == NULL || us == NULL)
+  if (nbd == NULL || us == NULL || busy == NULL)
     fail ("calloc", "no memory");
+  if (nr_busy > 0)
+    in_flight = number ("IN-FLIGHT", argv[7]);
+  if (argc == 9)
+    write_every = number ("WRITE-EVERY", argv[8]);
 
   for (i = 0; i < n; i++)
     nbd[i] = connect_to (uri);
+  for (i = 0; i < nr_busy; i++)
+    if (pthread_create (&busy[i], NULL, keep_busy, connect_to (uri)) != 0)
+      fail ("pthread_create", "no more threads");
+  /* Not before all are under way. */
+  while (replies < nr_busy)
+    usleep (100);
 
   for (i = 0; i < rounds; i++) {
     if (is_flush)
       for (j = 1; j <= dirty; j++)
         check (nbd_pwrite (nbd[j % n], buffer, REQUEST,
                            (uint64_t) j * REQUEST, 0), "write");
+    before = write_every ? writes : replies;
+    while (nr_busy > 0 && (write_every ? writes : replies) == before)
+      usleep (100);
+    before = replies;
     start = now_us ();
     if (is_flush)
       check (nbd_flush (nbd[0], 0), "flush");
@@ -129,15 +205,23 @@ main (int argc, char *argv[])
     else
       check (nbd_pread (nbd[i % n], buffer, REQUEST, 0, 0), "read");
     us[i] = now_us () - start;
+    if (replies - before > passed)
+      passed = replies - before;
   }
+  stop = true;
 
   qsort (us, rounds, sizeof *us, compare);
-  printf ("median %.1f lower %.1f upper %.1f least %.1f\n", us[rounds / 2],
-          us[rounds / 4], us[rounds - 1 - rounds / 4], us[0]);
+  printf ("median %.1f lower %.1f upper %.1f least %.1f p99 %.1f most %.1f "
+          "passed %lu\n", us[rounds / 2], us[rounds / 4],
+          us[rounds - 1 - rounds / 4], us[0], us[rounds - 1 - rounds / 100],
+          us[rounds - 1], passed);
 
+  for (i = 0; i < nr_busy; i++)
+    pthread_join (busy[i], NULL);
   for (i = 0; i < n; i++)
     disconnect (nbd[i]);
   free (nbd);
+  free (busy);
   free (us);
   return EXIT_SUCCESS;
 }

@@ -8,28 +8,54 @@
  * cache, clean blocks too.  A close drops what is still dirty; it never
  * writes back.  A read that misses fetches under the handle's lock, and
  * fills the cache after it has let go of it, so that it can put back a
- * copy which has become old meanwhile.
+ * copy which another handle has made old meanwhile.
+ *
+ * These make it worse:
+ *
+ *   earlydrop=1     a flush drops clean blocks when it begins, not at its
+ *                   end
+ *   mapcache=1      a handle keeps its map of extents apart, until a flush
+ *   failflush=N     N flushes of 1000, chosen by seed=NUMBER, fail: before
+ *                   they write back, halfway through it, or after it
+ *
+ * and these ask more than a shim can give everywhere (only at the levels
+ * fast and off):
+ *
+ *   refresh=1       a flush renews the handle's copies, and drops none
+ *   opencopy=1      an open begins with a copy of the whole disk
+ *   readahead=US    a thread of each handle's fetches blocks that nobody
+ *                   asked for, every so many microseconds
+ *
+ * What is promised all the same: a flush that begins after other handles
+ * have written back lets its own handle see that.
  *
  * The plugin holds the server to the thread model that it declares: it
  * counts the callbacks which enter a busy handle (at model=all and below,
  * a busy plugin) or a closed one.  summary=FILE gets the counts at unload.
  *
  * control=FILE is read at every callback.  Its lines, where H is a handle
- * number (handles count from 0 in order of open) or *:
+ * number (handles count from 0 in order of open), or * for all, or @OFFSET
+ * for the requests that begin there:
  *
- *   fail-CALLBACK H ERRNO        the callback fails
- *   fail-CALLBACK-once H ERRNO   so too, and the line is taken out
- *   block-CALLBACK H             it waits while the line is there
+ *   fail-POINT H ERRNO        the callback fails
+ *   fail-POINT-once H ERRNO   so too, and the line is taken out
+ *   block-POINT H             it waits while the line is there
  *
- * CALLBACK is open, read, write, zero, trim, cache, extents, flush, close,
- * or fill: between fetch and fill of a read that missed.
+ * POINT is open (after it has copied), read, write, zero, trim, cache,
+ * extents, flush, close; or fill: between fetch and fill of a read, cache
+ * or extents that missed; or half and end: in a flush, halfway through the
+ * write-back and after it.
  *
- * log=FILE gets a line "H CALLBACK" as each of these is entered.
+ * log=FILE gets a line "H POINT" as each of these is reached.
+ *
+ * It loads on nbdkit from 1.10 on.  Before 1.16 nobody asks for the thread
+ * model, and only model=parallel is taken.
  */
 
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -38,12 +64,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/inotify.h>
 #include <unistd.h>
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+
+/* New in 1.12, where extents are. */
+#pragma weak nbdkit_add_extent
 
 #define BLOCK 512
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
@@ -53,33 +83,49 @@
 #define DIRTY    2              /* Written since a flush last began. */
 #define FLUSHING 4              /* Was dirty when a running flush began. */
 
+/* What a handle's map says of a block. */
+enum { UNKNOWN, DATA, HOLE };
+
+#define WINDOW 16               /* Blocks that are read ahead at once. */
+#define MAPPED 1024             /* Blocks that extents tells of at once. */
+
 struct handle {
   struct handle *next;          /* In all_handles, never taken out. */
   unsigned number;
   char name[12];                /* The same as text, for the log. */
   atomic_uint busy;             /* Callbacks that are inside. */
   atomic_bool closed;
+  bool reads_ahead;             /* There is a thread. */
+  pthread_t thread;
+  pthread_mutex_t flush_lock;   /* Held by a flush. */
+  uint64_t fate;                /* Random; flush_lock. */
   pthread_mutex_t lock;         /* Guards what follows. */
   uint8_t *data;                /* Same layout as the disk. */
   uint8_t *state;               /* One byte per block. */
+  uint8_t *map;                 /* The same, for extents. */
+  uint8_t *writes;              /* How often each block was written. */
   uint64_t cached;              /* How many blocks are CACHED. */
+  uint64_t flushed;             /* How many flushes have begun. */
 };
 
 /* Parameters. */
 static int64_t size = 1024 * 1024;
-static const char *initial = "";
+static char *initial;
 static int model = NBDKIT_THREAD_MODEL_PARALLEL;
 static int multiconn;
 static int fua = NBDKIT_FUA_NONE;
-static int fuaflush, earlydrop;
-static unsigned flushdelay, readdelay, filldelay, writedelay, closedelay;
+static int fuaflush, earlydrop, mapcache, refresh, opencopy;
+static unsigned flushdelay, writebackdelay, readdelay, filldelay, writedelay,
+  opendelay, closedelay, readahead, failflush, seed;
 static char *summary_file, *control_file;
 static int log_fd = -1;
+static bool model_asked;
 
-/* Lock order: handle, disk. */
+/* Lock order: a handle's flush_lock, its lock, disk. */
 static pthread_mutex_t disk_lock = PTHREAD_MUTEX_INITIALIZER;
 static uint8_t *disk;
 static uint64_t nr_blocks;
+static atomic_ulong top;        /* No block from here on was written. */
 
 static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct handle *all_handles;
@@ -89,7 +135,12 @@ static pthread_mutex_t control_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static atomic_uint plugin_busy;
 static atomic_ulong overlaps, after_close, foreign_thread, dirty_dropped,
-  opens, closes, reads, writes, flushes, failed_flushes;
+  opens, closes, reads, writes, flushes, failed_flushes, held;
+
+/* At model=all and below a connection has one thread of the server's, and
+ * that one opens it.
+ */
+static _Thread_local bool has_opened;
 
 static void
 lock (pthread_mutex_t *m)
@@ -112,6 +163,16 @@ delay (unsigned us)
     usleep (us);
 }
 
+static uint64_t
+mix (uint64_t *state)           /* splitmix64 */
+{
+  uint64_t z = *state += UINT64_C (0x9e3779b97f4a7c15);
+
+  z = (z ^ (z >> 30)) * UINT64_C (0xbf58476d1ce4e5b9);
+  z = (z ^ (z >> 27)) * UINT64_C (0x94d049bb133111eb);
+  return z ^ (z >> 31);
+}
+
 /* Callbacks that enter and leave ****************************************/
 
 static int
@@ -128,19 +189,19 @@ parse_errno (const char *name)
   return EIO;
 }
 
-/* Look up ACTION for this handle in the control file.  Returns 0 if it is
- * not there, otherwise the errno on its line, or EIO if it has none.
+/* Look up ACTION for this handle, and a request at OFFSET if that is not
+ * -1, in the control file.  Returns 0 if it is not there, otherwise the
+ * errno on its line, or EIO if it has none.
  */
 static int
-control (const char *action, const struct handle *h, bool take_out)
+control (const char *action, const struct handle *h, int64_t offset,
+         bool take_out)
 {
-  char text[4096], rest[4096] = "", verb[64], which[16], err[16];
+  char text[4096], rest[4096] = "", verb[64], which[24], err[16];
   char tmp[4096], *line, *save;
   ssize_t n;
   int fd, r = 0;
 
-  if (!control_file)
-    return 0;
   lock (&control_lock);
   fd = open (control_file, O_RDONLY|O_CLOEXEC);
   n = fd >= 0 ? read (fd, text, sizeof text - 1) : 0;
@@ -152,9 +213,11 @@ control (const char *action, const struct handle *h, bool take_out)
        line = strtok_r (NULL, "\n", &save)) {
     strcpy (err, "EIO");
     if (r == 0 &&
-        sscanf (line, "%63s %15s %15s", verb, which, err) >= 2 &&
+        sscanf (line, "%63s %23s %15s", verb, which, err) >= 2 &&
         strcmp (verb, action) == 0 &&
-        (strcmp (which, "*") == 0 || strcmp (which, h->name) == 0))
+        (strcmp (which, "*") == 0 || strcmp (which, h->name) == 0 ||
+         (which[0] == '@' && offset >= 0 &&
+          strtoll (which + 1, NULL, 10) == offset)))
       r = parse_errno (err);
     else
       strcat (strcat (rest, line), "\n");
@@ -171,16 +234,6 @@ control (const char *action, const struct handle *h, bool take_out)
   }
   unlock (&control_lock);
   return r;
-}
-
-static void
-wait_while_blocked (const struct handle *h, const char *name)
-{
-  char action[64];
-
-  snprintf (action, sizeof action, "block-%s", name);
-  while (control (action, h, false))
-    usleep (1000);
 }
 
 static void
@@ -207,9 +260,7 @@ enter (struct handle *h)
   if (atomic_fetch_add (&plugin_busy, 1) > 0 &&
       model < NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS)
     atomic_fetch_add (&overlaps, 1);
-  /* The server's threads have a connection; no other thread may come. */
-  if (model < NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS &&
-      nbdkit_is_tls () == -1)
+  if (model < NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS && !has_opened)
     atomic_fetch_add (&foreign_thread, 1);
 }
 
@@ -221,29 +272,69 @@ leave (struct handle *h, int r)
   return r;
 }
 
-/* Enter for a callback that does something.  Returns -1, with the errno
- * for the client set, if the control file wants it to fail.
- */
 static int
-enter_logged (struct handle *h, const char *name)
+told_to_fail (const struct handle *h, const char *name, int err)
 {
-  char buf[64];
-  int err;
-
-  enter (h);
-  log_callback (h->name, name);
-  wait_while_blocked (h, name);
-  snprintf (buf, sizeof buf, "fail-%s", name);
-  err = control (buf, h, false);
-  if (err == 0) {
-    snprintf (buf, sizeof buf, "fail-%s-once", name);
-    err = control (buf, h, true);
-  }
-  if (err == 0)
-    return 0;
   nbdkit_error ("%s of handle %u: told to fail", name, h->number);
   nbdkit_set_error (err);
   return -1;
+}
+
+/* Sleeps until the control file is changed or replaced, so that a test can
+ * see when nothing in the server runs.
+ */
+static void
+wait_while_blocked (const struct handle *h, const char *action,
+                    int64_t offset)
+{
+  char event[4096];
+  int fd;
+
+  if (!control (action, h, offset, false))
+    return;
+  atomic_fetch_add (&held, 1);
+  fd = inotify_init1 (IN_CLOEXEC);
+  do
+    if (fd == -1 ||             /* There are only so many. */
+        inotify_add_watch (fd, control_file, IN_MODIFY|IN_ATTRIB) == -1)
+      usleep (1000);
+    else if (control (action, h, offset, false) &&
+             read (fd, event, sizeof event) == -1)
+      abort ();
+  while (control (action, h, offset, false));
+  if (fd != -1)
+    close (fd);
+}
+
+/* H has come to one of the points that the control file may name.  Returns
+ * -1, with the errno for the client set, if it wants that to fail.
+ */
+static int
+reach (const struct handle *h, const char *name, int64_t offset)
+{
+  char action[64];
+  int err;
+
+  log_callback (h->name, name);
+  if (!control_file)
+    return 0;
+  snprintf (action, sizeof action, "block-%s", name);
+  wait_while_blocked (h, action, offset);
+  snprintf (action, sizeof action, "fail-%s", name);
+  err = control (action, h, offset, false);
+  if (err == 0) {
+    snprintf (action, sizeof action, "fail-%s-once", name);
+    err = control (action, h, offset, true);
+  }
+  return err == 0 ? 0 : told_to_fail (h, name, err);
+}
+
+/* For a callback that does something. */
+static int
+enter_logged (struct handle *h, const char *name, int64_t offset)
+{
+  enter (h);
+  return reach (h, name, offset);
 }
 
 /* Parameters ************************************************************/
@@ -258,36 +349,66 @@ parse_word (const char *key, const char *value, const char *const *words)
   return -1;
 }
 
+/* nbdkit has one since 1.16. */
+static int
+parse_number (const char *key, const char *value, unsigned *number)
+{
+  unsigned long n;
+  char *end;
+
+  errno = 0;
+  n = strtoul (value, &end, 10);
+  if (*value >= '0' && *value <= '9' && *end == '\0' && errno == 0 &&
+      n <= UINT_MAX) {
+    *number = n;
+    return 0;
+  }
+  nbdkit_error ("bad value for %s: %s: must be a number up to %u",
+                key, value, UINT_MAX);
+  return -1;
+}
+
 static int
 wbcache_config (const char *key, const char *value)
 {
   static const char *const models[] =
     { "connections", "all", "requests", "parallel", NULL };
   static const char *const fuas[] = { "none", "emulate", "native", NULL };
-  const struct { const char *key; unsigned *us; } delays[] = {
-    { "flushdelay", &flushdelay }, { "readdelay", &readdelay },
-    { "filldelay", &filldelay }, { "writedelay", &writedelay },
-    { "closedelay", &closedelay },
+  const struct { const char *key; unsigned *number; } numbers[] = {
+    { "flushdelay", &flushdelay }, { "writebackdelay", &writebackdelay },
+    { "readdelay", &readdelay }, { "filldelay", &filldelay },
+    { "writedelay", &writedelay }, { "opendelay", &opendelay },
+    { "closedelay", &closedelay }, { "readahead", &readahead },
+    { "failflush", &failflush }, { "seed", &seed },
+  };
+  const struct { const char *key; int *boolean; } booleans[] = {
+    { "multiconn", &multiconn }, { "fuaflush", &fuaflush },
+    { "earlydrop", &earlydrop }, { "mapcache", &mapcache },
+    { "refresh", &refresh }, { "opencopy", &opencopy },
   };
 
-  for (size_t i = 0; i < sizeof delays / sizeof delays[0]; ++i)
-    if (strcmp (key, delays[i].key) == 0)
-      return nbdkit_parse_unsigned (key, value, delays[i].us);
+  for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; ++i)
+    if (strcmp (key, numbers[i].key) == 0)
+      return parse_number (key, value, numbers[i].number);
+  for (size_t i = 0; i < sizeof booleans / sizeof booleans[0]; ++i)
+    if (strcmp (key, booleans[i].key) == 0) {
+      *booleans[i].boolean = nbdkit_parse_bool (value);
+      return *booleans[i].boolean == -1 ? -1 : 0;
+    }
 
   if (strcmp (key, "size") == 0)
     return (size = nbdkit_parse_size (value)) == -1 ? -1 : 0;
-  if (strcmp (key, "initial") == 0)
-    return (initial = nbdkit_strdup_intern (value)) == NULL ? -1 : 0;
+  if (strcmp (key, "initial") == 0) {
+    free (initial);
+    initial = strdup (value);
+    if (!initial)
+      nbdkit_error ("strdup: %m");
+    return initial ? 0 : -1;
+  }
   if (strcmp (key, "model") == 0)
     return (model = parse_word (key, value, models)) == -1 ? -1 : 0;
-  if (strcmp (key, "multiconn") == 0)
-    return (multiconn = nbdkit_parse_bool (value)) == -1 ? -1 : 0;
   if (strcmp (key, "fua") == 0)
     return (fua = parse_word (key, value, fuas)) == -1 ? -1 : 0;
-  if (strcmp (key, "fuaflush") == 0)
-    return (fuaflush = nbdkit_parse_bool (value)) == -1 ? -1 : 0;
-  if (strcmp (key, "earlydrop") == 0)
-    return (earlydrop = nbdkit_parse_bool (value)) == -1 ? -1 : 0;
   if (strcmp (key, "summary") == 0)
     return (summary_file = nbdkit_absolute_path (value)) == NULL ? -1 : 0;
   if (strcmp (key, "control") == 0)
@@ -306,14 +427,23 @@ wbcache_config (const char *key, const char *value)
   "size=SIZE initial=TEXT model=parallel|requests|all|connections\n"    \
   "multiconn=BOOL fua=none|emulate|native fuaflush=BOOL\n"              \
   "earlydrop=BOOL (flush drops clean blocks when it begins)\n"          \
-  "flushdelay=US readdelay=US filldelay=US writedelay=US closedelay=US\n" \
+  "mapcache=BOOL failflush=OF-1000 seed=NUMBER\n"                       \
+  "refresh=BOOL opencopy=BOOL readahead=US\n"                           \
+  "flushdelay=US writebackdelay=US (if there is something to write)\n"  \
+  "readdelay=US filldelay=US writedelay=US opendelay=US closedelay=US\n" \
   "log=FILE summary=FILE control=FILE"
 
 static int
 wbcache_config_complete (void)
 {
-  if (size < (int64_t) strlen (initial)) {
+  const char *text = initial ? initial : "";
+
+  if (size < (int64_t) strlen (text)) {
     nbdkit_error ("size is less than the initial text");
+    return -1;
+  }
+  if (failflush > 1000) {
+    nbdkit_error ("failflush: %u: must be at most 1000", failflush);
     return -1;
   }
   nr_blocks = (size + BLOCK - 1) / BLOCK;
@@ -322,7 +452,8 @@ wbcache_config_complete (void)
     nbdkit_error ("calloc: %m");
     return -1;
   }
-  memcpy (disk, initial, strlen (initial));
+  memcpy (disk, text, strlen (text));
+  top = (strlen (text) + BLOCK - 1) / BLOCK;
   return 0;
 }
 
@@ -330,7 +461,17 @@ static int
 wbcache_thread_model (void)
 {
   log_callback ("-", "thread_model");
+  model_asked = true;
   return model;
+}
+
+static void
+stop_reading_ahead (struct handle *h)
+{
+  atomic_store (&h->closed, true);
+  if (h->reads_ahead && pthread_join (h->thread, NULL) != 0)
+    abort ();
+  h->reads_ahead = false;
 }
 
 static void
@@ -346,25 +487,151 @@ wbcache_unload (void)
         fprintf (fp, "overlaps: %lu\nafter_close: %lu\n"
                  "foreign_thread: %lu\ndirty_dropped_at_close: %lu\n"
                  "opens: %lu\ncloses: %lu\nreads: %lu\nwrites: %lu\n"
-                 "flushes: %lu\nfailed_flushes: %lu\n",
+                 "flushes: %lu\nfailed_flushes: %lu\nheld: %lu\n",
                  overlaps, after_close, foreign_thread, dirty_dropped,
                  opens, closes, reads, writes, flushes,
-                 failed_flushes) < 0 ||
+                 failed_flushes, held) < 0 ||
         fclose (fp) == EOF)
       nbdkit_error ("%s: %m", summary_file);
   }
   while ((h = all_handles) != NULL) {
     all_handles = h->next;
+    stop_reading_ahead (h);     /* The server may have left it open. */
+    pthread_mutex_destroy (&h->flush_lock);
     pthread_mutex_destroy (&h->lock);
     free (h->data);
     free (h->state);
+    free (h->map);
+    free (h->writes);
     free (h);
   }
   free (disk);
+  free (initial);
   free (summary_file);
   free (control_file);
   if (log_fd != -1)
     close (log_fd);
+}
+
+/* The cache *************************************************************/
+
+/* The cache is gone after close: tell the caller, don't crash.  Wants
+ * h->lock.
+ */
+static int
+check_open (struct handle *h)
+{
+  if (h->data)
+    return 0;
+  nbdkit_error ("handle %u is closed", h->number);
+  nbdkit_set_error (EIO);
+  return -1;
+}
+
+/* These want h->lock. */
+static void
+fill_block (struct handle *h, uint64_t b, const uint8_t *from)
+{
+  h->cached += h->state[b] == 0;
+  h->state[b] |= CACHED;
+  memcpy (h->data + b * BLOCK, from, BLOCK);
+}
+
+static void
+drop_block (struct handle *h, uint64_t b)
+{
+  h->cached -= h->state[b] != 0;
+  h->state[b] = 0;
+}
+
+static void
+fetch_block (uint64_t b, uint8_t *to)
+{
+  lock (&disk_lock);
+  memcpy (to, disk + b * BLOCK, BLOCK);
+  unlock (&disk_lock);
+}
+
+/* What the map is to say of a block that it does not know. */
+static uint8_t
+map_block (struct handle *h, uint64_t b)
+{
+  static const uint8_t zeroes[BLOCK];
+  uint8_t block[BLOCK];
+
+  if (h->state[b])
+    memcpy (block, h->data + b * BLOCK, BLOCK);
+  else
+    fetch_block (b, block);
+  return memcmp (block, zeroes, BLOCK) == 0 ? HOLE : DATA;
+}
+
+/* What a flush does to all clean copies of the handle's. */
+static void
+renew (struct handle *h)
+{
+  uint64_t b;
+
+  for (b = 0; h->cached && b < nr_blocks; ++b)
+    if (h->state[b] == CACHED) {
+      if (refresh)
+        fetch_block (b, h->data + b * BLOCK);
+      else
+        drop_block (h, b);
+    }
+  for (b = 0; mapcache && b < nr_blocks; ++b)
+    if (h->map[b] != UNKNOWN)
+      h->map[b] = refresh ? map_block (h, b) : UNKNOWN;
+}
+
+/* Let go of the lock for the time between fetch and fill.  Returns -1 if
+ * the handle is closed by then, or if the request is to fail.
+ */
+static int
+between_fetch_and_fill (struct handle *h, uint64_t offset)
+{
+  int r;
+
+  unlock (&h->lock);
+  delay (filldelay);
+  r = reach (h, "fill", offset);
+  lock (&h->lock);
+  return r == -1 ? -1 : check_open (h);
+}
+
+/* A thread for each handle that reads ahead, whatever there is to read. */
+static void *
+read_ahead (void *arg)
+{
+  struct handle *h = arg;
+  uint64_t random = seed + h->number, b, first, end, flushed;
+  static _Thread_local uint8_t fetched[WINDOW][BLOCK];
+  bool missed[WINDOW];
+
+  while (!atomic_load (&h->closed)) {
+    usleep (readahead);
+    end = top;
+    first = end > WINDOW ? mix (&random) % (end - WINDOW + 1) : 0;
+    end = MIN (end, first + WINDOW);
+    lock (&h->lock);
+    flushed = h->flushed;
+    for (b = first; h->data && b < end; ++b) {
+      missed[b - first] = h->state[b] == 0;
+      if (missed[b - first])
+        fetch_block (b, fetched[b - first]);
+    }
+    unlock (&h->lock);
+
+    delay (filldelay);
+
+    /* A flush that has begun since then promises more. */
+    lock (&h->lock);
+    for (b = first; h->data && h->flushed == flushed && b < end; ++b)
+      if (missed[b - first] && h->state[b] == 0)
+        fill_block (h, b, fetched[b - first]);
+    unlock (&h->lock);
+  }
+  return NULL;
 }
 
 /* Connections ***********************************************************/
@@ -379,19 +646,21 @@ wbcache_close (void *handle)
   if (atomic_load (&h->busy) > 0 &&
       model != NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS)
     atomic_fetch_add (&overlaps, 1);
-  enter_logged (h, "close");
+  enter_logged (h, "close", -1);
   delay (closedelay);
   atomic_fetch_add (&closes, 1);
+  stop_reading_ahead (h);
   lock (&h->lock);
   for (uint64_t b = 0; h->state && h->cached && b < nr_blocks; ++b)
     dropped += (h->state[b] & DIRTY) != 0;
   atomic_fetch_add (&dirty_dropped, dropped);
   free (h->data);
   free (h->state);
-  h->data = h->state = NULL;
+  free (h->map);
+  free (h->writes);
+  h->data = h->state = h->map = h->writes = NULL;
   h->cached = 0;
   unlock (&h->lock);
-  atomic_store (&h->closed, true);
   leave (h, 0);
 }
 
@@ -401,30 +670,57 @@ wbcache_open (int readonly)
   struct handle *h = calloc (1, sizeof *h);
 
   (void) readonly;
+  has_opened = true;
+  if (!model_asked && model != NBDKIT_THREAD_MODEL_PARALLEL) {
+    nbdkit_error ("this nbdkit asks for no thread model: "
+                  "model must be parallel");
+    free (h);
+    return NULL;
+  }
   if (!h) {
     nbdkit_error ("calloc: %m");
     return NULL;
   }
   h->data = calloc (nr_blocks + 1, BLOCK);
   h->state = calloc (nr_blocks + 1, 1);
-  if (!h->data || !h->state || pthread_mutex_init (&h->lock, NULL) != 0) {
+  h->map = calloc (nr_blocks + 1, 1);
+  h->writes = calloc (nr_blocks + 1, 1);
+  if (!h->data || !h->state || !h->map || !h->writes ||
+      pthread_mutex_init (&h->flush_lock, NULL) != 0 ||
+      pthread_mutex_init (&h->lock, NULL) != 0) {
     nbdkit_error ("cannot allocate the handle: %m");
     free (h->data);
     free (h->state);
+    free (h->map);
+    free (h->writes);
     free (h);
     return NULL;
   }
   lock (&handles_lock);
   h->number = nr_handles++;
   snprintf (h->name, sizeof h->name, "%u", h->number);
+  h->fate = ((uint64_t) seed << 32) + h->number;
   h->next = all_handles;
   all_handles = h;
   unlock (&handles_lock);
 
-  if (enter_logged (h, "open") == -1) {
+  if (opencopy) {
+    lock (&disk_lock);
+    memcpy (h->data, disk, nr_blocks * BLOCK);
+    unlock (&disk_lock);
+    memset (h->state, CACHED, nr_blocks);
+    h->cached = nr_blocks;
+  }
+  delay (opendelay);
+  if (enter_logged (h, "open", -1) == -1) {
     atomic_store (&h->closed, true);
     leave (h, 0);
     return NULL;
+  }
+  if (readahead) {
+    h->reads_ahead = pthread_create (&h->thread, NULL, read_ahead, h) == 0;
+    if (!h->reads_ahead)
+      nbdkit_error ("pthread_create: no thread that reads ahead");
   }
   atomic_fetch_add (&opens, 1);
   leave (h, 0);
@@ -469,43 +765,6 @@ wbcache_can_cache (void *handle)
 
 /* Requests **************************************************************/
 
-/* The cache is gone after close: tell the caller, don't crash.  Wants
- * h->lock.
- */
-static int
-check_open (struct handle *h)
-{
-  if (h->data)
-    return 0;
-  nbdkit_error ("handle %u is closed", h->number);
-  nbdkit_set_error (EIO);
-  return -1;
-}
-
-/* Both want h->lock. */
-static void
-fill_block (struct handle *h, uint64_t b, const uint8_t *from)
-{
-  h->cached += h->state[b] == 0;
-  h->state[b] |= CACHED;
-  memcpy (h->data + b * BLOCK, from, BLOCK);
-}
-
-static void
-drop_block (struct handle *h, uint64_t b)
-{
-  h->cached -= h->state[b] != 0;
-  h->state[b] = 0;
-}
-
-static void
-fetch_block (uint64_t b, uint8_t *to)
-{
-  lock (&disk_lock);
-  memcpy (to, disk + b * BLOCK, BLOCK);
-  unlock (&disk_lock);
-}
-
 /* Bring the blocks of a range into the cache, and copy the range to buf
  * unless it is NULL.
  */
@@ -516,11 +775,12 @@ read_range (struct handle *h, uint8_t *buf, uint32_t count, uint64_t offset)
   const uint64_t end = (offset + count + BLOCK - 1) / BLOCK;
   uint8_t *fetched = malloc ((end - first + 1) * BLOCK);
   bool *missed = calloc (end - first + 1, sizeof *missed);
+  uint8_t *writes_seen = malloc (end - first + 1);
   bool any = false;
   uint64_t b;
   int r = -1;
 
-  if (!fetched || !missed) {
+  if (!fetched || !missed || !writes_seen) {
     nbdkit_error ("malloc: %m");
     goto out;
   }
@@ -530,27 +790,20 @@ read_range (struct handle *h, uint8_t *buf, uint32_t count, uint64_t offset)
   for (b = first; b < end; ++b) {
     if (h->state[b] == 0) {
       fetch_block (b, fetched + (b - first) * BLOCK);
+      writes_seen[b - first] = h->writes[b];
       any = missed[b - first] = true;
     }
   }
-  if (any) {
-    unlock (&h->lock);
-    delay (filldelay);
-    log_callback (h->name, "fill");
-    wait_while_blocked (h, "fill");
-    lock (&h->lock);
-    if (check_open (h) == -1)
-      goto out_unlock;
-  }
+  if (any && between_fetch_and_fill (h, offset) == -1)
+    goto out_unlock;
   for (b = first; b < end; ++b) {
     const uint8_t *from = h->data + b * BLOCK;
 
     if (missed[b - first]) {
-      from = fetched + (b - first) * BLOCK;
-      if (!(h->state[b] & (DIRTY|FLUSHING)))
-        fill_block (h, b, from);
-      else
-        from = h->data + b * BLOCK;
+      if (h->writes[b] == writes_seen[b - first])
+        fill_block (h, b, fetched + (b - first) * BLOCK);
+      else if (h->state[b] == 0)
+        from = fetched + (b - first) * BLOCK;
     }
     if (buf) {
       uint64_t lo = b * BLOCK < offset ? offset - b * BLOCK : 0;
@@ -565,44 +818,107 @@ read_range (struct handle *h, uint8_t *buf, uint32_t count, uint64_t offset)
  out:
   free (fetched);
   free (missed);
+  free (writes_seen);
+  return r;
+}
+
+/* At which point this flush is to fail, or NULL.  Wants h->flush_lock. */
+static const char *
+choose_failure (struct handle *h)
+{
+  static const char *const points[] = { "flush", "half", "end" };
+  uint64_t r = mix (&h->fate);
+
+  return r % 1000 < failflush ? points[r / 1000 % 3] : NULL;
+}
+
+/* As reach, for a point within a flush. */
+static int
+reach_in_flush (const struct handle *h, const char *name, const char *failure)
+{
+  int r = reach (h, name, -1);
+
+  if (r == 0 && failure && strcmp (failure, name) == 0)
+    r = told_to_fail (h, name, EIO);
+  return r;
+}
+
+/* Write back up to N blocks.  Wants h->lock. */
+static void
+write_back (struct handle *h, uint64_t n)
+{
+  for (uint64_t b = 0; n > 0 && h->cached && b < nr_blocks; ++b) {
+    if (!(h->state[b] & FLUSHING))
+      continue;
+    lock (&disk_lock);
+    memcpy (disk + b * BLOCK, h->data + b * BLOCK, BLOCK);
+    unlock (&disk_lock);
+    h->state[b] &= ~FLUSHING;
+    if (!refresh && !(h->state[b] & DIRTY))
+      drop_block (h, b);
+    n--;
+  }
+}
+
+/* Wants h->flush_lock. */
+static int
+flush_in_turn (struct handle *h)
+{
+  const char *failure = choose_failure (h);
+  uint64_t b, dirty = 0;
+  int r;
+
+  if (failure && strcmp (failure, "flush") == 0)
+    return told_to_fail (h, "flush", EIO);
+
+  lock (&h->lock);
+  h->flushed++;
+  for (b = 0; h->cached && b < nr_blocks; ++b)
+    if (h->state[b] & DIRTY) {
+      h->state[b] = CACHED|FLUSHING;
+      dirty++;
+    }
+  if (earlydrop && h->data)
+    renew (h);
+  unlock (&h->lock);
+
+  delay (flushdelay);
+  if (dirty > 0)
+    delay (writebackdelay);
+
+  lock (&h->lock);
+  write_back (h, dirty / 2);
+  unlock (&h->lock);
+  r = reach_in_flush (h, "half", failure);
+  lock (&h->lock);
+  if (r == 0)
+    write_back (h, UINT64_MAX);
+  else
+    for (b = 0; h->cached && b < nr_blocks; ++b)
+      if (h->state[b] & FLUSHING)
+        h->state[b] = CACHED|DIRTY;
+  unlock (&h->lock);
+  if (r == 0)
+    r = reach_in_flush (h, "end", failure);
+
+  lock (&h->lock);
+  if (r == 0)
+    r = check_open (h);
+  if (r == 0 && !earlydrop)
+    renew (h);
+  unlock (&h->lock);
   return r;
 }
 
 static int
 flush_handle (struct handle *h)
 {
-  uint64_t b;
+  int r;
 
-  lock (&h->lock);
-  for (b = 0; h->cached && b < nr_blocks; ++b) {
-    if (h->state[b] & DIRTY)
-      h->state[b] = CACHED|FLUSHING;
-    else if (earlydrop && h->state[b] == CACHED)
-      drop_block (h, b);
-  }
-  unlock (&h->lock);
-
-  delay (flushdelay);
-
-  lock (&h->lock);
-  if (check_open (h) == -1) {
-    unlock (&h->lock);
-    return -1;
-  }
-  for (b = 0; h->cached && b < nr_blocks; ++b) {
-    if (h->state[b] & FLUSHING) {
-      lock (&disk_lock);
-      memcpy (disk + b * BLOCK, h->data + b * BLOCK, BLOCK);
-      unlock (&disk_lock);
-      h->state[b] &= ~FLUSHING;
-      if (!(h->state[b] & DIRTY))
-        drop_block (h, b);
-    }
-    else if (!earlydrop && h->state[b] == CACHED)
-      drop_block (h, b);
-  }
-  unlock (&h->lock);
-  return 0;
+  lock (&h->flush_lock);
+  r = flush_in_turn (h);
+  unlock (&h->flush_lock);
+  return r;
 }
 
 /* Write, or zero if buf is NULL.  A native FUA goes to the disk, to these
@@ -647,6 +963,12 @@ write_range (struct handle *h, const uint8_t *buf, uint32_t count,
       else
         memset (h->data + offset, 0, n);
     }
+    /* As it is, or as if it had data, which is never wrong. */
+    h->map[b] = h->state[b] ? map_block (h, b) : DATA;
+    h->writes[b]++;
+    for (unsigned long t = top; b >= t;)
+      if (atomic_compare_exchange_weak (&top, &t, b + 1))
+        break;
     buf = buf ? buf + n : NULL;
     count -= n;
     offset += n;
@@ -662,7 +984,7 @@ wbcache_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
                uint32_t flags)
 {
   (void) flags;
-  if (enter_logged (handle, "read") == -1)
+  if (enter_logged (handle, "read", offset) == -1)
     return leave (handle, -1);
   atomic_fetch_add (&reads, 1);
   delay (readdelay);
@@ -673,7 +995,7 @@ static int
 wbcache_pwrite (void *handle, const void *buf, uint32_t count,
                 uint64_t offset, uint32_t flags)
 {
-  if (enter_logged (handle, "write") == -1)
+  if (enter_logged (handle, "write", offset) == -1)
     return leave (handle, -1);
   atomic_fetch_add (&writes, 1);
   return leave (handle, write_range (handle, buf, count, offset, flags));
@@ -685,7 +1007,7 @@ wbcache_flush (void *handle, uint32_t flags)
   int r;
 
   (void) flags;
-  r = enter_logged (handle, "flush");
+  r = enter_logged (handle, "flush", -1);
   atomic_fetch_add (&flushes, 1);
   if (r == 0)
     r = flush_handle (handle);
@@ -697,7 +1019,7 @@ wbcache_flush (void *handle, uint32_t flags)
 static int
 wbcache_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  if (enter_logged (handle, "trim") == -1)
+  if (enter_logged (handle, "trim", offset) == -1)
     return leave (handle, -1);
   atomic_fetch_add (&writes, 1);
   return leave (handle, write_range (handle, NULL, count, offset, flags));
@@ -706,41 +1028,91 @@ wbcache_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 static int
 wbcache_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  if (enter_logged (handle, "zero") == -1)
+  if (enter_logged (handle, "zero", offset) == -1)
     return leave (handle, -1);
   atomic_fetch_add (&writes, 1);
   return leave (handle, write_range (handle, NULL, count, offset, flags));
 }
 
-/* The map is of what this handle sees, so it is as old as its cache. */
+/* Bring the blocks of a range into the handle's map, and set HOLES for each
+ * of them.
+ */
+static int
+map_range (struct handle *h, bool *holes, uint32_t count, uint64_t offset)
+{
+  const uint64_t first = offset / BLOCK;
+  const uint64_t end = (offset + count + BLOCK - 1) / BLOCK;
+  uint8_t fetched[MAPPED + 1], writes_seen[MAPPED + 1];
+  bool any = false;
+  uint64_t b;
+  int r = -1;
+
+  lock (&h->lock);
+  if (check_open (h) == -1)
+    goto out;
+  for (b = first; b < end; ++b) {
+    fetched[b - first] = h->map[b] ? h->map[b] : map_block (h, b);
+    writes_seen[b - first] = h->writes[b];
+    any |= h->map[b] == UNKNOWN;
+  }
+  if (any && between_fetch_and_fill (h, offset) == -1)
+    goto out;
+  for (b = first; b < end; ++b) {
+    if (h->map[b] == UNKNOWN && h->writes[b] == writes_seen[b - first])
+      h->map[b] = fetched[b - first];
+    holes[b - first] = h->map[b] == HOLE;
+  }
+  r = 0;
+ out:
+  unlock (&h->lock);
+  return r;
+}
+
+/* The same without a map: it is of what this handle sees, so it is as old
+ * as its cache.
+ */
+static int
+map_what_is_seen (struct handle *h, bool *holes, uint32_t count,
+                  uint64_t offset)
+{
+  static const uint8_t zeroes[BLOCK];
+  uint8_t *view = malloc (count + 1);
+  int r = -1;
+
+  if (!view)
+    nbdkit_error ("malloc: %m");
+  else
+    r = read_range (h, view, count, offset);
+  for (uint32_t i = 0, n; r == 0 && i < count; i += n) {
+    n = MIN (count - i, BLOCK - (offset + i) % BLOCK);
+    holes[(offset + i) / BLOCK - offset / BLOCK] =
+      memcmp (view + i, zeroes, n) == 0;
+  }
+  free (view);
+  return r;
+}
+
 static int
 wbcache_extents (void *handle, uint32_t count, uint64_t offset,
                  uint32_t flags, struct nbdkit_extents *extents)
 {
-  static const uint8_t zeroes[BLOCK];
-  uint8_t *view = NULL;
-  int r = -1;
+  bool holes[MAPPED + 1];
+  int r;
 
   (void) flags;
-  if (enter_logged (handle, "extents") == -1)
-    goto out;
-  count = MIN (count, 1024 * BLOCK);
-  view = malloc (count + 1);
-  if (!view) {
-    nbdkit_error ("malloc: %m");
-    goto out;
-  }
-  if (read_range (handle, view, count, offset) == -1)
-    goto out;
-  r = 0;
+  if (enter_logged (handle, "extents", offset) == -1)
+    return leave (handle, -1);
+  count = MIN (count, MAPPED * BLOCK);
+  if (mapcache)
+    r = map_range (handle, holes, count, offset);
+  else
+    r = map_what_is_seen (handle, holes, count, offset);
   for (uint32_t i = 0, n; r == 0 && i < count; i += n) {
     n = MIN (count - i, BLOCK - (offset + i) % BLOCK);
     r = nbdkit_add_extent (extents, offset + i, n,
-                           memcmp (view + i, zeroes, n) != 0 ? 0 :
-                           NBDKIT_EXTENT_HOLE|NBDKIT_EXTENT_ZERO);
+                           holes[(offset + i) / BLOCK - offset / BLOCK] ?
+                           NBDKIT_EXTENT_HOLE|NBDKIT_EXTENT_ZERO : 0);
   }
- out:
-  free (view);
   return leave (handle, r);
 }
 
@@ -749,7 +1121,7 @@ wbcache_cache (void *handle, uint32_t count, uint64_t offset,
                uint32_t flags)
 {
   (void) flags;
-  if (enter_logged (handle, "cache") == -1)
+  if (enter_logged (handle, "cache", offset) == -1)
     return leave (handle, -1);
   delay (readdelay);
   return leave (handle, read_range (handle, NULL, count, offset));

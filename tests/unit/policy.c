@@ -1,15 +1,10 @@
 /* policy.c without a server: environments in, decisions out. */
 
 #include <limits.h>
-#include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 #include "policy.h"
+#include "unit.h"
 
-static int failures;
 static char complaints[4096];
 static unsigned nr_complaints;
 
@@ -20,16 +15,6 @@ complain (const char *line)
     strcat (strcat (complaints, line), "\n");
   nr_complaints++;
 }
-
-#define CHECK(what, ...)                                                \
-  do {                                                                  \
-    if (!(what)) {                                                      \
-      printf ("%s:%d: %s", __FILE__, __LINE__, #what);                  \
-      printf (": " __VA_ARGS__);                                        \
-      putchar ('\n');                                                   \
-      failures++;                                                       \
-    }                                                                   \
-  } while (0)
 
 /* Load an environment of one or two variables, NULL for none. */
 static int
@@ -128,16 +113,47 @@ test_stats_file (void)
          "%s", p.stats_file);
   policy_free (&p);
 
-  if (getcwd (cwd, sizeof cwd) == NULL) {
-    perror ("getcwd");
-    exit (EXIT_FAILURE);
-  }
+  CHECK (getcwd (cwd, sizeof cwd) != NULL, "%s", strerror (errno));
   snprintf (expected, sizeof expected, "%s/some/where", cwd);
   CHECK (load (&p, "MCSHIM_STATS_FILE=some/where", NULL) == 0, "relative");
   CHECK (p.stats_file && strcmp (p.stats_file, expected) == 0,
          "%s", p.stats_file);
   policy_free (&p);
   CHECK (p.stats_file == NULL, "it can be freed twice");
+  policy_free (&p);
+}
+
+/* A directory that is gone has no path. */
+static void
+test_stats_file_nowhere (void)
+{
+  char dir[] = "/tmp/mcshim-unit-XXXXXX";
+  struct policy p;
+
+  CHECK (mkdtemp (dir) != NULL, "%s", strerror (errno));
+  CHECK (chdir (dir) == 0, "%s", strerror (errno));
+  CHECK (rmdir (dir) == 0, "%s", strerror (errno));
+  CHECK (load (&p, "MCSHIM_STATS_FILE=/some/where",
+               "MCSHIM_STATS_FILE=some/where") == -1);
+  CHECK (strstr (complaints, "'some/where'"), "%s", complaints);
+  CHECK (p.stats_file == NULL);
+  policy_free (&p);
+}
+
+/* An environment may have a name twice. */
+static void
+test_last_one_counts (void)
+{
+  struct policy p;
+
+  CHECK (load (&p, "MCSHIM_FLUSH_THREADS=4", "MCSHIM_FLUSH_THREADS=auto") == 0);
+  CHECK (p.flush_threads == 0);
+  policy_free (&p);
+  CHECK (load (&p, "MCSHIM_EXPORTNAME=1", "MCSHIM_EXPORTNAME=0") == 0);
+  CHECK (!p.exportname);
+  policy_free (&p);
+  CHECK (load (&p, "MCSHIM_STATS_FILE=/one", "MCSHIM_STATS_FILE=/two") == 0);
+  CHECK (strcmp (p.stats_file, "/two") == 0, "%s", p.stats_file);
   policy_free (&p);
 }
 
@@ -226,6 +242,148 @@ test_two_bad_values (void)
   policy_free (&p);
 }
 
+/* Whatever a value has in it, the error is one line of text. */
+static void
+test_control_characters (void)
+{
+  struct policy p;
+
+  CHECK (load (&p, "MCSHIM_MODE=a\nb\033c\177d e\303\251", NULL) == -1);
+  CHECK (strstr (complaints, "'a?b?c?d e\303\251'"), "%s", complaints);
+  policy_free (&p);
+  CHECK (load (&p, "MCSHIM_\n=\t", NULL) == -1);
+  CHECK (strstr (complaints, "MCSHIM_?: no such variable (value '?')"), "%s",
+         complaints);
+  policy_free (&p);
+}
+
+/* Each knob has a line; their names are wanted below. */
+static char names[16][32];
+static unsigned nr_names;
+
+static void
+read_names (void)
+{
+  FILE *all = tmpfile ();
+  int out = dup (STDOUT_FILENO);
+  char line[256];
+
+  CHECK (all != NULL && out != -1);
+  fflush (stdout);
+  CHECK (dup2 (fileno (all), STDOUT_FILENO) != -1);
+  policy_print_knobs ();
+  fflush (stdout);
+  CHECK (dup2 (out, STDOUT_FILENO) != -1);
+
+  rewind (all);
+  while (fgets (line, sizeof line, all) != NULL) {
+    CHECK (nr_names < 16);
+    CHECK (sscanf (line, "MCSHIM_%31[A-Z_]: ", names[nr_names]) == 1, "%s",
+           line);
+    CHECK (strlen (line) > strlen ("MCSHIM_: \n") + strlen (names[nr_names]),
+           "%s", line);
+    nr_names++;
+  }
+  fclose (all);
+  close (out);
+}
+
+static void
+test_print_knobs (void)
+{
+  const char *const some[] = { "MODE", "TRACK_DIRTY", "STATS_FILE" };
+  unsigned i, j;
+
+  read_names ();
+  for (i = 0; i < sizeof some / sizeof some[0]; i++) {
+    for (j = 0; j < nr_names && strcmp (names[j], some[i]) != 0; j++)
+      ;
+    CHECK (j < nr_names, "%s", some[i]);
+  }
+  for (i = 0; i < nr_names; i++) {
+    char env[64];
+    struct policy p;
+
+    snprintf (env, sizeof env, "MCSHIM_%s=", names[i]);
+    CHECK (load (&p, env, NULL) == 0, "%s", env);
+    policy_free (&p);
+  }
+}
+
+/* Letters to insert, delete or replace, by the whole matrix. */
+static unsigned
+distance (const char *a, const char *b)
+{
+  unsigned d[33][33], i, j;
+  const unsigned la = strlen (a), lb = strlen (b);
+
+  for (i = 0; i <= la; i++)
+    for (j = 0; j <= lb; j++) {
+      d[i][j] = i == 0 ? j : j == 0 ? i : UINT_MAX;
+      if (i > 0 && j > 0 && d[i][j] > d[i-1][j-1] + (a[i-1] != b[j-1]))
+        d[i][j] = d[i-1][j-1] + (a[i-1] != b[j-1]);
+      if (i > 0 && d[i][j] > d[i-1][j] + 1)
+        d[i][j] = d[i-1][j] + 1;
+      if (j > 0 && d[i][j] > d[i][j-1] + 1)
+        d[i][j] = d[i][j-1] + 1;
+    }
+  return d[la][lb];
+}
+
+/* TYPED is no variable: the suggestion must be one of which it is the
+ * beginning, else the closest, and the first of several.
+ */
+static void
+check_suggestion (const char *typed)
+{
+  char env[64], says[96];
+  unsigned i, best = 0;
+  struct policy p;
+
+  for (i = 0; i < nr_names; i++)
+    if (typed[0] != '\0' &&
+        strncmp (typed, names[i], strlen (typed)) == 0) {
+      best = i;
+      break;
+    }
+    else if (distance (typed, names[i]) < distance (typed, names[best]))
+      best = i;
+  if (strcmp (typed, names[best]) == 0)
+    return;
+
+  snprintf (env, sizeof env, "MCSHIM_%s=x", typed);
+  CHECK (load (&p, env, NULL) == -1, "%s", env);
+  snprintf (says, sizeof says, "did you mean MCSHIM_%.31s?",
+            names[best]);
+  CHECK (strstr (complaints, says), "%s, not %s", complaints, says);
+  policy_free (&p);
+}
+
+static void
+test_suggestions (void)
+{
+  unsigned a, b;
+  size_t i, j;
+
+  read_names ();
+  check_suggestion ("");
+  check_suggestion ("T");
+  check_suggestion ("FLUSH");
+  check_suggestion ("FLUSH_T");
+
+  /* The beginning of a name with the end of another. */
+  for (a = 0; a < nr_names; a++)
+    for (b = 0; b < nr_names; b++)
+      for (i = 0; i <= strlen (names[a]); i++)
+        for (j = 0; j <= strlen (names[b]); j++) {
+          char typed[64];
+
+          snprintf (typed, sizeof typed, "%.*s%s", (int) i, names[a],
+                    names[b] + j);
+          check_suggestion (typed);
+        }
+}
+
 /* What comes of every mode and every kind of plugin.  Written out from
  * the table of modes, not from the code.
  */
@@ -237,6 +395,7 @@ test_resolve (void)
       { MODE_AUTO, MODE_EMULATE, MODE_PLUGIN, MODE_DISABLE, MODE_UNSAFE };
     const struct policy p = { .mode = modes[i / 16] };
     const struct traits t = {
+      .plugin = "file",
       .connections_serialized = i & 1,
       .multi_conn = i & 2,
       .can_flush = i & 4,
@@ -252,12 +411,14 @@ test_resolve (void)
               t.readonly);
 
     if (p.mode == MODE_AUTO && !t.connections_serialized)
-      emulates = !t.multi_conn && (t.can_flush || !t.readonly);
+      emulates = !t.multi_conn && t.can_flush;
     refused = emulates && !t.can_flush;
 
     if (!t.connections_serialized)
       switch (p.mode) {
       case MODE_AUTO:
+        flag = t.multi_conn || t.can_flush || t.readonly;
+        break;
       case MODE_EMULATE:
       case MODE_UNSAFE:
         flag = true;
@@ -274,22 +435,83 @@ test_resolve (void)
     if (r.refusal) {
       CHECK (strstr (r.refusal, "flush"), "%s: %s", what, r.refusal);
       CHECK (strstr (r.refusal, "MCSHIM_MODE="), "%s: %s", what, r.refusal);
+      /* It does not advise what is there already. */
+      CHECK (!strstr (r.refusal, "auto") == (p.mode == MODE_AUTO), "%s: %s",
+             what, r.refusal);
       continue;
     }
     CHECK (r.advertise == flag, "%s", what);
     CHECK (r.replicate == emulates, "%s", what);
     CHECK ((r.mode == MODE_EMULATE) == emulates, "%s", what);
+
+    /* Told where auto would have emulated, and could not. */
+    CHECK ((r.notice != NULL) == (p.mode == MODE_AUTO && !flag &&
+                                  !t.connections_serialized), "%s", what);
+    CHECK (!r.notice || strstr (r.notice, " -r "), "%s: %s", what, r.notice);
   }
+}
+
+/* The flag of plugins that keep their connections apart is their own, in
+ * auto; not that of plugins with such names.
+ */
+static void
+test_apart (void)
+{
+  static const struct {
+    const char *plugin;
+    bool apart;
+  } table[] = {
+    { "example3", true }, { "info", true }, { "ondemand", true },
+    { "tmpdisk", true }, { "example2", false }, { "tmpdisk2", false },
+    { "tmp", false }, { "Info", false }, { "", false },
+  };
+
+  for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
+    for (int j = 0; j < 5 * 8; j++) {
+      const struct policy p = { .mode = (enum mode) (j / 8) };
+      struct traits t = {
+        .plugin = table[i].plugin, .multi_conn = j & 1, .can_flush = j & 2,
+        .readonly = j & 4,
+      };
+      const struct resolution r = policy_resolve (&p, &t);
+      t.plugin = "file";
+      const struct resolution file = policy_resolve (&p, &t);
+      char what[128];
+
+      snprintf (what, sizeof what, "%s, %s, multi-conn %d, flush %d, "
+                "read-only %d", table[i].plugin, mode_name (p.mode),
+                t.multi_conn, t.can_flush, t.readonly);
+      if (table[i].apart && p.mode == MODE_AUTO) {
+        CHECK (r.advertise == t.multi_conn, "%s", what);
+        CHECK (r.mode == (t.multi_conn ? MODE_PLUGIN : MODE_DISABLE), "%s",
+               what);
+        CHECK (!r.replicate && !r.refusal && !r.notice, "%s", what);
+      }
+      else
+        CHECK (r.mode == file.mode && r.advertise == file.advertise &&
+               r.replicate == file.replicate && r.refusal == file.refusal &&
+               r.notice == file.notice, "%s", what);
+    }
 }
 
 static void
 test_wants (void)
 {
+  for (int i = 0; i < 5; i++) {
+    const struct policy p = { .mode = (enum mode) i };
+
+    CHECK (policy_wants_multi_conn (&p) == (p.mode != MODE_EMULATE), "%s",
+           mode_name (p.mode));
+    CHECK (policy_wants_can_flush (&p) ==
+           (p.mode == MODE_AUTO || p.mode == MODE_EMULATE), "%s",
+           mode_name (p.mode));
+  }
+
   /* A trait that is said not to matter must not. */
   for (int i = 0; i < 5 * 16; i++) {
     const struct policy p = { .mode = (enum mode) (i / 16) };
     struct traits t = {
-      .connections_serialized = i & 1, .multi_conn = i & 2,
+      .plugin = "file", .connections_serialized = i & 1, .multi_conn = i & 2,
       .can_flush = i & 4, .readonly = i & 8,
     };
     const struct resolution a = policy_resolve (&p, &t);
@@ -301,7 +523,8 @@ test_wants (void)
     const struct resolution b = policy_resolve (&p, &t);
 
     CHECK (a.mode == b.mode && a.advertise == b.advertise &&
-           a.replicate == b.replicate && a.refusal == b.refusal,
+           a.replicate == b.replicate && a.refusal == b.refusal &&
+           a.notice == b.notice,
            "%s, %d", mode_name (p.mode), i % 16);
   }
 }
@@ -319,13 +542,24 @@ test_names (void)
 int
 main (void)
 {
-  test_defaults ();
-  test_good_values ();
-  test_stats_file ();
-  test_bad_values ();
-  test_two_bad_values ();
-  test_resolve ();
-  test_wants ();
-  test_names ();
-  return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+  static const struct unit_test tests[] = {
+    { "defaults, and what does not count", test_defaults },
+    { "values that are taken", test_good_values },
+    { "the path of the statistics", test_stats_file },
+    { "no path of the statistics where there is none",
+      test_stats_file_nowhere },
+    { "of two of one name the last one counts", test_last_one_counts },
+    { "values that are refused, in one line each", test_bad_values },
+    { "each wrong variable has a line", test_two_bad_values },
+    { "an error has no control characters", test_control_characters },
+    { "the list of the knobs", test_print_knobs },
+    { "what was meant by a name that is wrong", test_suggestions },
+    { "what each mode makes of each plugin", test_resolve },
+    { "connections that are kept apart have no flag in auto", test_apart },
+    { "a plugin is asked what matters", test_wants },
+    { "names of modes and levels", test_names },
+    { NULL, NULL }
+  };
+
+  return unit_main ("policy", tests);
 }

@@ -1,0 +1,295 @@
+"""A client: runs the Python script on stdin with what is defined here.
+
+script.py FILE LINE: the script stands in FILE, at LINE or near it.  When it
+fails, each of its lines that led there is printed as FILE:LINE: TEXT, and
+what was wrong.  Tests use it by client () of common.bash.
+"""
+
+import errno
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+
+import nbd
+
+SECONDS = 90                  # Then the script fails, and says where it is.
+
+sock = os.environ["sock"]
+log = os.environ["log"]
+
+
+class Unexpected(Exception):
+    pass
+
+
+# Connections ################################################################
+
+def conn(export=None):
+    """Connect."""
+    h = nbd.NBD()
+    h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+    h.set_strict_mode(0)
+    if export is not None:
+        h.set_export_name(export)
+    h.connect_unix(sock)
+    return h
+
+
+def close(h, number):
+    """Disconnect, and wait until the plugin's handle is closed."""
+    h.shutdown()
+    wait_log("%d close" % number)
+
+
+def cut(number):
+    """The same of a client that has written "cut" at 0 and is killed."""
+    r, w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        h = conn()
+        h.pwrite(b"cut", 0)
+        os.write(w, b"x")
+        signal.pause()
+    expect(os.read(r, 1), b"x")
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    wait_log("%d close" % number)
+
+
+def finish(h, cookie):
+    """Wait for one of a connection's requests; others may be held up."""
+    while not h.aio_command_completed(cookie):
+        h.poll(-1)
+
+
+def held(h, cookie):
+    """It has no reply yet, and will have none before something else happens
+    than has already been asked for."""
+    settle()
+    while h.poll(0) > 0:
+        pass
+    return not h.aio_command_completed(cookie)
+
+
+class Call(threading.Thread):
+    """A call on a thread of its own, such as a request, which has the
+    connection for itself till then; finish is another way.  join () returns
+    its result; held () is as the function of that name."""
+
+    def __init__(self, fn, *args):
+        super().__init__(daemon=True)
+        self.fn, self.args, self.error = fn, args, None
+        self.start()
+
+    def run(self):
+        try:
+            self.result = self.fn(*self.args)
+        except nbd.Error as e:
+            self.error = e
+
+    def held(self):
+        settle()
+        return self.is_alive()
+
+    def join(self):
+        super().join(60)
+        if self.is_alive():
+            raise Unexpected("a request has no reply")
+        if self.error:
+            raise self.error
+        return self.result
+
+
+# What is expected ###########################################################
+
+def brief(value):
+    text = repr(value)
+    if len(text) > 500:
+        text = "%s... (%d characters)" % (text[:500], len(text))
+    return text
+
+
+def expect(got, wanted):
+    if got != wanted:
+        raise Unexpected("got %s, expected %s" % (brief(got), brief(wanted)))
+
+
+def fails(err, fn, *args):
+    """The request fails with this errno."""
+    try:
+        fn(*args)
+    except nbd.Error as e:
+        if e.errnum != err:
+            raise Unexpected("failed with %s, expected %s" %
+                             (e, errno.errorcode[err]))
+    else:
+        raise Unexpected("did not fail")
+
+
+def wait_for(what, test):
+    for i in range(30000):
+        if test():
+            return
+        time.sleep(0.002)
+    raise Unexpected("still waiting for " + what)
+
+
+# The server and its plugin ##################################################
+
+def logged(line):
+    """How often the line is in the plugin's log."""
+    with open(log) as f:
+        return f.read().split("\n").count(line)
+
+
+def wait_log(line, times=1):
+    wait_for('"%s" in the plugin\'s log' % line,
+             lambda: logged(line) >= times)
+
+
+def flushes():
+    """The handles that the plugin was told to flush, in order."""
+    with open(log) as f:
+        return [l.split()[0] for l in f if l.endswith(" flush\n")]
+
+
+def control(*lines):
+    """Replace the plugin's control file."""
+    path = os.environ["control"]
+    with open(path + ".new", "w") as f:
+        f.write("".join(l + "\n" for l in lines))
+    os.rename(path + ".new", path)
+
+
+def threads(pid):
+    """For each of the process's threads: its state, and how often it has
+    stopped running."""
+    seen = {}
+    for tid in os.listdir("/proc/%d/task" % pid):
+        try:
+            with open("/proc/%d/task/%s/status" % (pid, tid)) as f:
+                fields = dict(l.split(":", 1) for l in f)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        seen[int(tid)] = (fields["State"].split()[0],
+                          int(fields["voluntary_ctxt_switches"]) +
+                          int(fields["nonvoluntary_ctxt_switches"]))
+    return seen
+
+
+def settle():
+    """Wait until server and client have done all that they can do: every
+    thread but this one sleeps, and none has run since the last look.  So
+    they did all sleep at one moment, and what sleeps can only be woken from
+    outside: by this thread, or by the time that a plugin's delay or the
+    clock of the statistics takes."""
+    server = int(os.environ["server_pid"])
+    last = None
+
+    def asleep():
+        nonlocal last
+        before = last
+        ours = threads(os.getpid())
+        del ours[threading.get_native_id()]
+        last = threads(server), ours
+        return last == before and all(
+            state == "S" for part in last for state, _ in part.values())
+
+    wait_for("the server to settle", asleep)
+
+
+def tick():
+    """Wait until the clock of the statistics has gone off once more; nothing
+    else may go on in the server."""
+    def stops():
+        return sum(n for _, n in threads(int(os.environ["server_pid"])).values())
+
+    settle()
+    before = stops()
+    wait_for("the statistics' clock", lambda: stops() > before)
+    settle()
+
+
+# The script #################################################################
+
+class Script:
+    def __init__(self, file, line, text):
+        self.file, self.line, self.text = file, line, text
+        self.lines = text.split("\n")
+
+    def run(self):
+        threading.excepthook = lambda args: self.give_up(args.exc_value)
+        timer = threading.Timer(SECONDS, self.give_up)
+        timer.daemon = True
+        timer.start()
+        names = {k: v for k, v in globals().items() if k != "__name__"}
+        try:
+            exec(compile(self.text, "<script>", "exec"), names)
+        except SystemExit as e:
+            if isinstance(e.code, str):
+                self.report(e)
+                sys.exit(1)
+            raise
+        except BaseException as e:
+            self.report(e)
+            sys.exit(1)
+
+    def place(self, n):
+        """The name of the file that line N stands in, and its number there.
+        The shell may have altered or joined what it took from the file, or
+        name another line: take where the lines around this one are."""
+        with open(self.file) as f:
+            lines = f.read().split("\n")
+        ours = range(max(n - 8, 0), min(n + 7, len(self.lines)))
+
+        def alike(before):
+            return sum(1 for i in ours
+                       if 0 <= before + i < len(lines) and
+                       self.lines[i].strip() and
+                       self.lines[i].strip() in lines[before + i])
+
+        before = max(range(-n, len(lines)),
+                     key=lambda m: (alike(m), -abs(m - self.line)))
+        if alike(before) == 0:
+            return "script", n
+        return os.path.relpath(self.file, os.environ["BATS_CWD"]), before + n
+
+    def print_lines(self, numbers):
+        for n in numbers:
+            print("%s:%d: %s" % (*self.place(n), self.lines[n - 1].strip()),
+                  file=sys.stderr)
+
+    def report(self, e):
+        numbers = [n for frame, n in traceback.walk_tb(e.__traceback__)
+                   if frame.f_code.co_filename == "<script>"]
+        if isinstance(e, SyntaxError) and e.filename == "<script>":
+            numbers = [e.lineno]
+        self.print_lines(numbers)
+        if not numbers:
+            traceback.print_exception(type(e), e, e.__traceback__)
+        elif isinstance(e, (Unexpected, SystemExit)):
+            print("  %s" % e, file=sys.stderr)
+        else:
+            print("  %s: %s" % (type(e).__name__, e), file=sys.stderr)
+
+    def give_up(self, e=None):
+        """On a thread other than the script's."""
+        if e is not None:
+            self.report(e)
+        else:
+            for frame in sys._current_frames().values():
+                stack = traceback.walk_stack(frame)
+                self.print_lines(reversed(
+                    [n for f, n in stack
+                     if f.f_code.co_filename == "<script>"]))
+            print("  still there after %d seconds" % SECONDS, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    Script(sys.argv[1], int(sys.argv[2]), sys.stdin.read()).run()

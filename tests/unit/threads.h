@@ -1,0 +1,461 @@
+/* Threads that a test has under control.
+ *
+ * What the library calls of libpthread comes here (--wrap in the
+ * Makefile).  Condition variables are made anew, and so it is known at each
+ * moment which threads run and which wait.  settle () returns when all
+ * others wait or have ended: a test goes from one such moment to the next,
+ * and never sleeps.  If all wait, the test's own thread among them, that is
+ * a deadlock and fails at once.
+ *
+ * Each wait returns once for nothing, as it may.  Locks know their owner,
+ * and whatever is made must be destroyed.  The clock stands still unless a
+ * test turns it.
+ *
+ * free_running turns most of this off, for what is left to chance and to
+ * the thread sanitizer.
+ */
+
+#ifndef MCSHIM_UNIT_THREADS_H
+#define MCSHIM_UNIT_THREADS_H
+
+#include <pthread.h>
+#include <stdint.h>
+#include <time.h>
+
+#include "unit.h"
+
+#define WRAP(type, name, ...)           \
+  extern type __real_##name __VA_ARGS__;        \
+  extern type __wrap_##name __VA_ARGS__
+
+WRAP (int, pthread_mutex_lock, (pthread_mutex_t *m));
+WRAP (int, pthread_mutex_unlock, (pthread_mutex_t *m));
+WRAP (int, pthread_cond_init,
+      (pthread_cond_t *c, const pthread_condattr_t *attr));
+WRAP (int, pthread_cond_destroy, (pthread_cond_t *c));
+WRAP (int, pthread_cond_wait, (pthread_cond_t *c, pthread_mutex_t *m));
+WRAP (int, pthread_cond_timedwait,
+      (pthread_cond_t *c, pthread_mutex_t *m, const struct timespec *until));
+WRAP (int, pthread_cond_signal, (pthread_cond_t *c));
+WRAP (int, pthread_cond_broadcast, (pthread_cond_t *c));
+WRAP (int, pthread_create, (pthread_t *t, const pthread_attr_t *attr,
+                            void *(*run) (void *), void *arg));
+WRAP (int, pthread_join, (pthread_t t, void **r));
+WRAP (int, clock_gettime, (clockid_t id, struct timespec *t));
+WRAP (void *, malloc, (size_t size));
+WRAP (void *, calloc, (size_t n, size_t size));
+WRAP (char *, strdup, (const char *s));
+WRAP (void, free, (void *p));
+
+static bool free_running;
+
+/* A thread that waits, for whatever is AT that address. */
+struct parked {
+  struct parked *next;
+  const void *at;
+  pthread_cond_t wake;
+  bool woken, timed, timed_out;
+};
+
+/* "world" guards what follows, and is the last lock that anyone takes. */
+static pthread_mutex_t world = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t quiet = PTHREAD_COND_INITIALIZER;
+static struct parked *parked;   /* the first one came first */
+static unsigned busy = 1;       /* threads that run; one is the test's own */
+static bool settling;
+static uint64_t clock_ns = 1000000000;
+
+static atomic_int conds;        /* made, and not destroyed */
+static atomic_int threads;      /* the same, and not joined */
+static atomic_int allocated;
+static atomic_int threads_made; /* by the library */
+static atomic_int fail_threads; /* so many from now on */
+static atomic_int fail_allocation; /* the next one if 1, and so on */
+
+/* Of this thread. */
+static _Thread_local const pthread_mutex_t *held[4];
+static _Thread_local unsigned nr_held;
+static _Thread_local unsigned locks_taken;
+static _Thread_local bool woke_for_nothing;
+
+static inline void
+world_lock (void)
+{
+  __real_pthread_mutex_lock (&world);
+}
+
+static inline void
+world_unlock (void)
+{
+  __real_pthread_mutex_unlock (&world);
+}
+
+/* One thread less runs.  Needs "world". */
+static void
+rest (void)
+{
+  if (--busy > 0)
+    return;
+  if (!settling)
+    unit_fail (__FILE__, __LINE__, "a deadlock", " all threads wait");
+  __real_pthread_cond_signal (&quiet);
+}
+
+/* Wait AT an address until someone wakes us.  Needs "world".  Returns false
+ * if that was because the time is over.
+ */
+static bool
+park (const void *at, bool timed)
+{
+  struct parked me = { .at = at, .timed = timed,
+                       .wake = PTHREAD_COND_INITIALIZER };
+  struct parked **end = &parked;
+
+  while (*end != NULL)
+    end = &(*end)->next;
+  *end = &me;
+  rest ();
+  while (!me.woken)
+    __real_pthread_cond_wait (&me.wake, &world);
+  __real_pthread_cond_destroy (&me.wake);
+  return !me.timed_out;
+}
+
+/* Wake up to N of those who wait AT an address, or if TIMED all that wait
+ * for a time.  Needs "world".  Returns how many.
+ */
+static unsigned
+wake (const void *at, unsigned n, bool timed)
+{
+  struct parked **p = &parked, *one;
+  unsigned woken = 0;
+
+  while ((one = *p) != NULL && woken < n) {
+    if (timed ? !one->timed : one->at != at) {
+      p = &one->next;
+      continue;
+    }
+    *p = one->next;
+    one->woken = true;
+    one->timed_out = timed;
+    busy++;
+    woken++;
+    __real_pthread_cond_signal (&one->wake);
+  }
+  return woken;
+}
+
+static inline unsigned
+waiting_at (const void *at)
+{
+  unsigned n = 0;
+  struct parked *p;
+
+  world_lock ();
+  for (p = parked; p != NULL; p = p->next)
+    n += p->at == at;
+  world_unlock ();
+  return n;
+}
+
+/* Wait until all other threads wait or have ended. */
+static void
+settle (void)
+{
+  CHECK (nr_held == 0);
+  world_lock ();
+  settling = true;
+  busy--;
+  while (busy > 0)
+    __real_pthread_cond_wait (&quiet, &world);
+  busy++;
+  settling = false;
+  world_unlock ();
+}
+
+/* Turn the clock. */
+static inline void
+elapse (uint64_t ns)
+{
+  world_lock ();
+  clock_ns += ns;
+  world_unlock ();
+}
+
+/* Whoever waits with a time limit has waited too long. */
+static inline void
+expire (void)
+{
+  elapse (UINT64_C (3600) * 1000000000);
+  world_lock ();
+  wake (NULL, -1, true);
+  world_unlock ();
+  settle ();
+}
+
+/* Where threads stop, if it is shut. */
+struct gate {
+  bool shut;
+};
+
+static inline void
+gate_shut (struct gate *g)
+{
+  world_lock ();
+  g->shut = true;
+  world_unlock ();
+}
+
+static inline void
+gate_pass (struct gate *g)
+{
+  CHECK (nr_held == 0);
+  world_lock ();
+  if (g->shut)
+    park (g, false);
+  world_unlock ();
+}
+
+static inline void
+gate_open (struct gate *g)
+{
+  world_lock ();
+  g->shut = false;
+  wake (g, -1, false);
+  world_unlock ();
+  settle ();
+}
+
+/* Let the first one go on, and leave the gate shut. */
+static inline void
+gate_let_one (struct gate *g)
+{
+  world_lock ();
+  CHECK (g->shut && wake (g, 1, false) == 1);
+  world_unlock ();
+  settle ();
+}
+
+/* What the library calls.  Any of it may change errno. */
+
+static inline void
+no_errno (void)
+{
+  errno = EDOM;
+}
+
+int
+__wrap_pthread_mutex_lock (pthread_mutex_t *m)
+{
+  unsigned i;
+
+  for (i = 0; i < nr_held; i++)
+    CHECK (held[i] != m, "a lock is taken twice");
+  CHECK (nr_held < sizeof held / sizeof held[0]);
+  __real_pthread_mutex_lock (m);
+  held[nr_held++] = m;
+  locks_taken++;
+  no_errno ();
+  return 0;
+}
+
+static void
+owned (pthread_mutex_t *m)
+{
+  CHECK (nr_held > 0 && held[nr_held - 1] == m, "a lock is not the thread's");
+}
+
+int
+__wrap_pthread_mutex_unlock (pthread_mutex_t *m)
+{
+  owned (m);
+  nr_held--;
+  no_errno ();
+  return __real_pthread_mutex_unlock (m);
+}
+
+int
+__wrap_pthread_cond_init (pthread_cond_t *c, const pthread_condattr_t *attr)
+{
+  conds++;
+  return __real_pthread_cond_init (c, attr);
+}
+
+int
+__wrap_pthread_cond_destroy (pthread_cond_t *c)
+{
+  CHECK (waiting_at (c) == 0, "a condition variable with waiters is destroyed");
+  conds--;
+  return __real_pthread_cond_destroy (c);
+}
+
+static int
+cond_wait (pthread_cond_t *c, pthread_mutex_t *m, bool timed)
+{
+  bool r;
+
+  owned (m);
+  no_errno ();
+  woke_for_nothing = !woke_for_nothing;
+  if (woke_for_nothing)
+    return 0;
+
+  nr_held--;
+  CHECK (nr_held == 0, "a thread waits with another lock");
+  world_lock ();
+  __real_pthread_mutex_unlock (m);
+  r = park (c, timed);
+  world_unlock ();
+  __real_pthread_mutex_lock (m);
+  held[nr_held++] = m;
+  return r ? 0 : ETIMEDOUT;
+}
+
+int
+__wrap_pthread_cond_wait (pthread_cond_t *c, pthread_mutex_t *m)
+{
+  if (free_running)
+    return __real_pthread_cond_wait (c, m);
+  return cond_wait (c, m, false);
+}
+
+int
+__wrap_pthread_cond_timedwait (pthread_cond_t *c, pthread_mutex_t *m,
+                               const struct timespec *until)
+{
+  if (free_running)
+    return __real_pthread_cond_timedwait (c, m, until);
+  CHECK (until->tv_sec > (time_t) (clock_ns / 1000000000), "no time to wait");
+  return cond_wait (c, m, true);
+}
+
+int
+__wrap_pthread_cond_signal (pthread_cond_t *c)
+{
+  if (free_running)
+    return __real_pthread_cond_signal (c);
+  world_lock ();
+  wake (c, 1, false);
+  world_unlock ();
+  no_errno ();
+  return 0;
+}
+
+int
+__wrap_pthread_cond_broadcast (pthread_cond_t *c)
+{
+  if (free_running)
+    return __real_pthread_cond_broadcast (c);
+  world_lock ();
+  wake (c, -1, false);
+  world_unlock ();
+  no_errno ();
+  return 0;
+}
+
+struct started {
+  void *(*run) (void *);
+  void *arg;
+};
+
+static void *
+started (void *arg)
+{
+  struct started s = *(struct started *) arg;
+  void *r;
+
+  __real_free (arg);
+  r = s.run (s.arg);
+  CHECK (nr_held == 0, "a thread ends with a lock");
+  world_lock ();
+  if (!free_running)
+    rest ();
+  world_unlock ();
+  return r;
+}
+
+/* One of the test's own, too. */
+static void
+start_thread (pthread_t *t, void *(*run) (void *), void *arg)
+{
+  struct started *s = __real_malloc (sizeof *s);
+
+  CHECK (s != NULL);
+  *s = (struct started) { run, arg };
+  world_lock ();
+  busy += !free_running;
+  world_unlock ();
+  threads++;
+  CHECK (__real_pthread_create (t, NULL, started, s) == 0);
+}
+
+int
+__wrap_pthread_create (pthread_t *t, const pthread_attr_t *attr,
+                       void *(*run) (void *), void *arg)
+{
+  CHECK (attr == NULL);
+  if (fail_threads > 0) {
+    fail_threads--;
+    return EAGAIN;
+  }
+  start_thread (t, run, arg);
+  threads_made++;
+  return 0;
+}
+
+int
+__wrap_pthread_join (pthread_t t, void **r)
+{
+  threads--;
+  return __real_pthread_join (t, r);
+}
+
+int
+__wrap_clock_gettime (clockid_t id, struct timespec *t)
+{
+  if (free_running)
+    return __real_clock_gettime (id, t);
+  world_lock ();
+  t->tv_sec = clock_ns / 1000000000;
+  t->tv_nsec = clock_ns % 1000000000;
+  world_unlock ();
+  return 0;
+}
+
+static bool
+no_memory (void)
+{
+  if (fail_allocation == 0 || --fail_allocation > 0) {
+    allocated++;
+    return false;
+  }
+  errno = ENOMEM;
+  return true;
+}
+
+void *
+__wrap_malloc (size_t size)
+{
+  return no_memory () ? NULL : __real_malloc (size);
+}
+
+void *
+__wrap_calloc (size_t n, size_t size)
+{
+  return no_memory () ? NULL : __real_calloc (n, size);
+}
+
+char *
+__wrap_strdup (const char *s)
+{
+  return no_memory () ? NULL : __real_strdup (s);
+}
+
+void
+__wrap_free (void *p)
+{
+  allocated -= p != NULL;
+  __real_free (p);
+}
+
+#endif /* MCSHIM_UNIT_THREADS_H */

@@ -1,0 +1,135 @@
+/* What every unit test has: a table of tests, and CHECK.
+ *
+ * A test is a function.  It runs in a process of its own, so that it
+ * finds the library's variables as they are at start, and so that a
+ * deadlock, a crash or a sanitizer's report is one failed test, and the
+ * others go on.  The first CHECK that fails ends it.
+ *
+ * A program prints one line for each test and returns 1 if one failed.
+ * In the environment:
+ *
+ * UNIT_TIMEOUT    seconds after which a test fails (20)
+ * UNIT_FAIL_FAST  if set, the first test that fails is the last
+ */
+
+#ifndef MCSHIM_UNIT_H
+#define MCSHIM_UNIT_H
+
+#include <errno.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+struct unit_test {
+  const char *name;
+  void (*run) (void);
+};
+
+/* A test that has printed its own line ends with this status, which no
+ * sanitizer uses.
+ */
+#define UNIT_FAILED 99
+
+static const char *unit_program, *unit_name;
+
+/* CHECK (condition) or CHECK (condition, "format", ...) for what else is
+ * good to know.  Any thread may.
+ */
+#define CHECK(condition, ...)                                           \
+  do {                                                                  \
+    if (!(condition))                                                   \
+      unit_fail (__FILE__, __LINE__, #condition, " " __VA_ARGS__);      \
+  } while (0)
+
+static _Noreturn void __attribute__ ((format (printf, 4, 5), unused))
+unit_fail (const char *file, int line, const char *condition,
+           const char *format, ...)
+{
+  static atomic_flag failed = ATOMIC_FLAG_INIT;
+  char text[1024];
+  __builtin_va_list args;
+  size_t i;
+
+  if (atomic_flag_test_and_set (&failed))
+    for (;;)                    /* another thread has */
+      pause ();
+
+  __builtin_va_start (args, format);
+  vsnprintf (text, sizeof text, format, args);
+  __builtin_va_end (args);
+  for (i = 0; text[i] != '\0'; i++)
+    if (text[i] == '\n')
+      text[i] = ' ';
+  printf ("not ok %s: %s: %s:%d: %s%s%s\n", unit_program, unit_name, file,
+          line, condition, text[1] ? ":" : "", text[1] ? text : "");
+  fflush (stdout);
+  _exit (UNIT_FAILED);
+}
+
+static bool
+unit_run (const struct unit_test *test, unsigned timeout)
+{
+  int status;
+  pid_t pid;
+
+  unit_name = test->name;
+  fflush (stdout);
+  pid = fork ();
+  if (pid == -1) {
+    printf ("not ok %s: %s: fork: %s\n", unit_program, test->name,
+            strerror (errno));
+    return false;
+  }
+  if (pid == 0) {
+    /* Nothing in a test waits for time: what is late hangs. */
+    alarm (timeout);
+    test->run ();
+    exit (EXIT_SUCCESS);        /* a sanitizer looks for leaks here */
+  }
+
+  while (waitpid (pid, &status, 0) == -1)
+    if (errno != EINTR)
+      abort ();
+  if (WIFEXITED (status) && WEXITSTATUS (status) == EXIT_SUCCESS)
+    printf ("ok %s: %s\n", unit_program, test->name);
+  else if (WIFSIGNALED (status) && WTERMSIG (status) == SIGALRM)
+    printf ("not ok %s: %s: not over after %u s\n", unit_program, test->name,
+            timeout);
+  else if (WIFSIGNALED (status))
+    printf ("not ok %s: %s: %s\n", unit_program, test->name,
+            strsignal (WTERMSIG (status)));
+  else if (WEXITSTATUS (status) != UNIT_FAILED)
+    printf ("not ok %s: %s: exit status %d\n", unit_program, test->name,
+            WEXITSTATUS (status));
+  return WIFEXITED (status) && WEXITSTATUS (status) == EXIT_SUCCESS;
+}
+
+/* Run TESTS, whose last one has no name. */
+static int
+unit_main (const char *program, const struct unit_test *tests)
+{
+  const char *seconds = getenv ("UNIT_TIMEOUT");
+  int timeout = seconds ? atoi (seconds) : 20;
+  int r = EXIT_SUCCESS;
+
+  if (timeout <= 0) {
+    fprintf (stderr, "%s: UNIT_TIMEOUT must be a number of seconds\n",
+             program);
+    return 2;
+  }
+  unit_program = program;
+  for (; tests->name != NULL; tests++)
+    if (!unit_run (tests, timeout)) {
+      r = EXIT_FAILURE;
+      if (getenv ("UNIT_FAIL_FAST"))
+        break;
+    }
+  return r;
+}
+
+#endif /* MCSHIM_UNIT_H */
