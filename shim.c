@@ -72,10 +72,10 @@ set_thread_model (int model)
  * in a flush.
  */
 static void
-warn_of_context (void (*say) (const char *line))
+warn_of_context (const struct context *c, void (*say) (const char *line))
 {
   static atomic_flag said = ATOMIC_FLAG_INIT;
-  const char *function = context_lacks ();
+  const char *function = context_lacks (c);
   char line[256];
 
   if (function == NULL || atomic_flag_test_and_set (&said))
@@ -282,11 +282,13 @@ shim_open (int readonly)
     context_capture (&c->context);
     if (settle (c, readonly) == 0) {
       if (c->handle.resolution.replicate)
-        warn_of_context (log_warning);
+        warn_of_context (&c->context, log_warning);
       handle_joins (&c->handle);
       nbdkit_debug ("mcshim: connection: mode %s, group %s%s%s",
                     mode_name (c->handle.resolution.mode), group ? "\"" : "",
                     group ? group : "of all", group ? "\"" : "");
+      nbdkit_debug ("mcshim: a flush has %s connection's context",
+                    c->context.whose ? "its own" : "no");
       return c;
     }
     if (plugin.close)
@@ -549,7 +551,7 @@ warn_early (void)
       (t.can_flush || !plugin.can_write) && r.notice && !atomic_flag_test_and_set (&noticed))
     complain (r.notice);
   if (same_for_all && r.replicate && !r.refusal)
-    warn_of_context (complain);
+    warn_of_context (NULL, complain);
 }
 
 static void

@@ -1,5 +1,6 @@
-# A plugin to begin with: each connection works on a copy of the disk, and only
-# its flush brings the two together.  Run it as "nbdkit python docs/disk.py".
+# A plugin to begin with: each connection works on a copy of the disk, which it
+# takes when it needs one and drops when it flushes.  Run it as
+# "nbdkit python docs/disk.py".
 
 import nbdkit
 
@@ -13,7 +14,13 @@ def thread_model():
 
 # What it returns is the h of every later call.
 def open(readonly):
-    return {"copy": bytearray(disk), "unwritten": []}
+    return {"copy": None, "unwritten": []}
+
+
+def copy(h):
+    if h["copy"] is None:
+        h["copy"] = bytearray(disk)
+    return h["copy"]
 
 
 def get_size(h):
@@ -21,16 +28,17 @@ def get_size(h):
 
 
 def pread(h, buf, offset, flags):
-    buf[:] = h["copy"][offset:offset + len(buf)]
+    buf[:] = copy(h)[offset:offset + len(buf)]
 
 
 def pwrite(h, buf, offset, flags):
-    h["copy"][offset:offset + len(buf)] = buf
+    copy(h)[offset:offset + len(buf)] = buf
     h["unwritten"].append((offset, bytes(buf)))
 
 
+# The copy may be old by now: the next request takes another.
 def flush(h, flags):
     for offset, data in h["unwritten"]:
         disk[offset:offset + len(data)] = data
     h["unwritten"].clear()
-    h["copy"][:] = disk
+    h["copy"] = None

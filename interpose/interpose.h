@@ -106,11 +106,11 @@ struct context {
  */
 extern void context_init (void);
 
-/* A function that the plugin uses and that fails in a flush which others
- * wait for, or NULL.  One more may be known to fail after the first
- * context_capture.
+/* A function that the plugin uses and that fails in a flush of C's handle
+ * which other connections wait for, or NULL.  Before there is any handle,
+ * of NULL's, for all that is known.
  */
-extern const char *context_lacks (void);
+extern const char *context_lacks (const struct context *c);
 
 /* Call it on the thread on which the server has just opened the handle. */
 extern void context_capture (struct context *c);

@@ -118,15 +118,22 @@ put_record (pthread_key_t key, const void *record)
 }
 
 static bool
+error_goes_to_errno (void)
+{
+  errno = 0;
+  nbdkit_set_error (ESHUTDOWN);
+  return errno == ESHUTDOWN;
+}
+
+/* On a thread that has a record. */
+static bool
 is_record_key (pthread_key_t key, void *value)
 {
   bool found;
 
   if (pthread_setspecific (key, NULL) != 0)
     return false;
-  errno = 0;
-  nbdkit_set_error (ESHUTDOWN);
-  found = errno == ESHUTDOWN;
+  found = error_goes_to_errno ();
   put_record (key, value);
   return found;
 }
@@ -151,14 +158,14 @@ find_error_offset (const char *record)
   return false;
 }
 
-/* A filter may open the first handle on a thread without a record. */
+/* A filter may open the first handle on a thread that has none. */
 void
 server_error_init (void)
 {
   pthread_key_t key;
   void *value;
 
-  if (atomic_load (&have_record))
+  if (atomic_load (&have_record) || error_goes_to_errno ())
     return;
   lock (&probe_lock);
   for (key = 0; !atomic_load (&have_record) && key < PTHREAD_KEYS_MAX; key++) {
@@ -226,13 +233,13 @@ may_be_lent (void)
 }
 
 const char *
-context_lacks (void)
+context_lacks (const struct context *c)
 {
   if (!nbdkit_export_name)
     return NULL;                /* the others came with it, or later */
   if (may_ask_peer)
     return may_ask_peer;
-  if (atomic_load (&whose_is_settled) && atomic_load (&whose_offset) == 0)
+  if (c != NULL && c->whose == NULL)
     return may_ask_name;
   return has_contexts () || may_be_lent () ? NULL : may_ask_name;
 }
@@ -303,12 +310,8 @@ context_capture (struct context *c)
 
   if (!atomic_load (&whose_is_settled)) {
     lock (&probe_lock);
-    if (!atomic_load (&whose_is_settled)) {
+    if (!atomic_load (&whose_is_settled))
       find_whose (record);
-      if (atomic_load (&whose_is_settled))
-        nbdkit_debug ("mcshim: a flush has its own connection's context: %s",
-                      atomic_load (&whose_offset) ? "yes" : "no");
-    }
     unlock (&probe_lock);
   }
 

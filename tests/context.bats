@@ -68,9 +68,6 @@ def expect_answers(*lines):
               for l in lines]
     expect(answers(words), wanted if words else [])
 
-def start_flush(h):
-    return h.aio_flush()
-
 def reset():
     os.truncate(log, 0)
 EOT
@@ -151,6 +148,21 @@ expect_answers("0 name=a peer=a")
 reset()
 h[0].pwrite(b"x", 0)
 h[1].flush()
+expect_answers("0 name=%s peer=-" % ("a" if minor >= 26 else "-"))
+EOT
+}
+
+@test "at close: not the client that has got the socket's number" {
+  start peer
+  ask <<'EOT'
+h = [bound(n) for n in "ab"]
+h[0].pwrite(b"x", 0)
+control("wait")
+h[0].shutdown()
+wait_log("0 flush")
+c = bound("c")
+control()
+wait_log("0 close")
 expect_answers("0 name=%s peer=-" % ("a" if minor >= 26 else "-"))
 EOT
 }

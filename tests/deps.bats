@@ -21,10 +21,10 @@ setup ()
     done < "$top/packages"'
   stub apt-get 'case "$*" in
       indextargets*) test ! -e "$top/lists" || echo lists ;;
-      *" update") echo update >> "$top/done"; : > "$top/lists" ;;
+      *" update") echo update >> "$top/ran"; : > "$top/lists" ;;
       *" install "*)
         while ! test "$1" = --no-install-recommends; do shift; done; shift
-        echo "install $*" >> "$top/done"
+        echo "install $*" >> "$top/ran"
         while read -r p; do case " $* " in *" $p "*) exit 100 ;; esac
         done < "$top/broken"
         printf "%s\n" "$@" >> "$top/installed" ;;
@@ -33,7 +33,7 @@ setup ()
   stub id 'echo 0'
   stub bats 'echo Bats 1.7.0'
   : > installed
-  : > done
+  : > ran
   : > broken
   printf '%s\n' clang gcc libc6-dev make nbdkit-plugin-dev nbdkit libnbd-bin \
     nbdkit-plugin-python python3-libnbd > packages
@@ -58,11 +58,11 @@ offer_tests ()
   echo make > installed
   run -0 deps demo
   assert_output "deps: \"demo\" needs packages that are not here: apt-get install --no-install-recommends gcc libc6-dev nbdkit-plugin-dev nbdkit libnbd-bin nbdkit-plugin-python python3-libnbd"
-  assert_equal "$(<done)" "update
+  assert_equal "$(<ran)" "update
 install gcc libc6-dev nbdkit-plugin-dev nbdkit libnbd-bin nbdkit-plugin-python python3-libnbd"
   run -0 deps demo
   assert_output 'deps: nothing to install for "demo"'
-  assert_equal "$(wc -l < done)" 2
+  assert_equal "$(wc -l < ran)" 2
 }
 
 @test "nothing is missing: neither root nor an update is wanted" {
@@ -70,7 +70,7 @@ install gcc libc6-dev nbdkit-plugin-dev nbdkit libnbd-bin nbdkit-plugin-python p
   stub id 'echo 1000'
   run -0 deps demo
   assert_output 'deps: nothing to install for "demo"'
-  assert_equal "$(<done)" ""
+  assert_equal "$(<ran)" ""
 }
 
 @test "what few tests use and nobody packages: a word, and no update again" {
@@ -81,7 +81,7 @@ install gcc libc6-dev nbdkit-plugin-dev nbdkit libnbd-bin nbdkit-plugin-python p
   assert_line --regexp 'install .* valgrind zsh$'
   run -0 deps check
   assert_line 'deps: nothing to install for "check"'
-  assert_equal "$(grep -c update done)" 1
+  assert_equal "$(grep -c update ran)" 1
 }
 
 @test "what few tests use and can't be installed keeps nothing else out" {
@@ -111,15 +111,15 @@ install gcc libc6-dev nbdkit-plugin-dev nbdkit libnbd-bin nbdkit-plugin-python p
   grep -vx zsh packages > installed
   run -0 deps check
   assert_line "deps: tests are skipped: not root and no sudo; as root: apt-get install --no-install-recommends zsh"
-  assert_equal "$(<done)" ""
+  assert_equal "$(<ran)" ""
 }
 
 @test "sudo, where that is how to be root" {
   stub id 'echo 1000'
-  stub sudo 'echo "sudo $1" >> "$top/done"; exec "$@"'
+  stub sudo 'echo "sudo $1" >> "$top/ran"; exec "$@"'
   run -0 deps demo
   assert_line --partial "not here: sudo apt-get install"
-  assert_equal "$(grep -c sudo done)" 2
+  assert_equal "$(grep -c sudo ran)" 2
 }
 
 @test "CC: that compiler" {

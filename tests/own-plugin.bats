@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# README.md, "A plugin of your own": its commands do what stands there.
+# docs/plugin.md: its commands do what stands there.
 
 load common
 
@@ -10,10 +10,9 @@ setup ()
   source=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
   PATH=$source/scripts:$PATH
   # On a socket of the test's own, and with files of its own.
-  commands=$(sed -n '/^## A plugin of your own/,/^## /s/^    //p' \
-      "$source/README.md" |
+  commands=$(sed -n 's/^    //p' "$source/docs/plugin.md" |
     sed "s|nbd://localhost|$uri|g; s|docs/disk.py|$source/&|
-         s|build/stats|$stats|; s|nbdkit -f|& -U $sock|")
+         s|build/stats|$stats|; s|nbdkit -f -i localhost|nbdkit -f -U $sock|")
   [ "$(grep -c "$source/docs/disk.py" <<<"$commands")" -eq 2 ]
   server=
 }
