@@ -167,14 +167,28 @@ check-compat:
 	$(MAKE) --no-print-directory all test-programs
 	tests/compat/run $(SERVERS)
 
-# The same on aarch64: cross-built, in an nbdkit that qemu runs.
+# The same on other architectures: cross-built, in an nbdkit that qemu runs.
+triple_arm64    := aarch64-linux-gnu
+triple_armel    := arm-linux-gnueabi
+triple_armhf    := arm-linux-gnueabihf
+triple_i386     := i686-linux-gnu
+triple_mips64el := mips64el-linux-gnuabi64
+triple_ppc64el  := powerpc64le-linux-gnu
+triple_riscv64  := riscv64-linux-gnu
+triple_s390x    := s390x-linux-gnu
+ARCH ?= arm64 armel armhf i386 mips64el ppc64el riscv64 s390x
 check-cross:
 	scripts/deps cross
 	$(MAKE) --no-print-directory $(clients)
-	$(MAKE) --no-print-directory CC=aarch64-linux-gnu-gcc \
-	  build=build-aarch64 lib=build-aarch64/libmcshim.so \
-	  plugin_dir=build-aarch64/plugins all test-plugins
-	MCSHIM_SO=$(CURDIR)/build-aarch64/libmcshim.so tests/compat/run arm64
+	@status=0; for arch in $(ARCH); do \
+	  $(MAKE) --no-print-directory check-cross-$$arch || status=1; \
+	done; exit $$status
+check-cross-%:
+	$(MAKE) --no-print-directory \
+	  CC=$(or $(triple_$*),$(error ARCH is of $(subst triple_,,$(filter \
+	    triple_%,$(.VARIABLES))), not "$*"))-gcc build=build-$* \
+	  lib=build-$*/libmcshim.so plugin_dir=build-$*/plugins all test-plugins
+	MCSHIM_SO=$(CURDIR)/build-$*/libmcshim.so tests/compat/run $*
 
 # The protocol, checked exhaustively: it holds, and does not without any of
 # its guards.

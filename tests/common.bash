@@ -27,11 +27,11 @@ export SHIM_TEST_ROOT=${MCSHIM_TEST_ROOT:-${SHIM_TEST_ROOT:-}}
 
 plugins=$BATS_TEST_DIRNAME/plugins
 # A library of another architecture has plugins of its own beside it, and is
-# preloaded inside qemu only.
-in_qemu=
+# preloaded into the server alone, by compat/nbdkit.
+foreign=
 if [ -d "${shim_so%/*}/plugins" ]; then
   plugins=${shim_so%/*}/plugins
-  in_qemu=QEMU_SET_ENV=
+  foreign=SHIM_TEST_
 fi
 wbcache=$plugins/wbcache.so
 
@@ -171,7 +171,7 @@ under_shim ()
   entries="${test_preload:+$test_preload:}$entries"
   entries="$entries${PRELOAD_AFTER:+:$PRELOAD_AFTER}"
   # shellcheck disable=SC2086 # the wrapper is words
-  env "${vars[@]}" "${in_qemu}LD_PRELOAD=$entries" $test_wrapper "$@"
+  env "${vars[@]}" "${foreign}LD_PRELOAD=$entries" $test_wrapper "$@"
 }
 
 no_shim () { env "$@"; }
@@ -196,7 +196,7 @@ has_plugin ()
   nbdkit --dump-plugin "$1" >/dev/null 2>&1 ||
     skip "nbdkit's $1 plugin is not installed"
   if [ "$1" = cc ]; then
-    { test -z "$in_qemu" && nbdkit -U - null --run 'command -v gcc' >/dev/null; } ||
+    { test -z "$foreign" && nbdkit -U - null --run 'command -v gcc' >/dev/null; } ||
       skip "there is no compiler for this nbdkit"
   fi
 }

@@ -3,6 +3,11 @@
 
 load common
 
+host_programs ()
+{
+  [ -z "$foreign" ] || skip "the host's programs are of another architecture"
+}
+
 multi_conn ()
 {
   run -0 under_shim nbdkit -U - "$wbcache" --run "$flag"
@@ -30,6 +35,7 @@ next_found ()
 }
 
 @test "RTLD_NEXT in a program that is no nbdkit" {
+  host_programs
   export NEXT_LOG=$BATS_TEST_TMPDIR/next.log PRELOAD_AFTER=$plugins/next.so
   under_shim cat /dev/null
   assert_equal "$(next_found cat)" libc.so.6
@@ -108,6 +114,7 @@ EOT
 }
 
 @test "GCC loads a plugin of its own under the preload" {
+  host_programs
   needs gcc
   echo 'int x;' > x.c
   run -0 under_shim gcc -fplugin="$plugins/gccplugin.so" -c x.c -o x.o
@@ -117,6 +124,7 @@ EOT
 }
 
 @test "a plugin of GCC's that fails to start: GCC's own message" {
+  host_programs
   needs gcc
   echo 'int x;' > x.c
   export GCCPLUGIN_FAIL=1

@@ -315,7 +315,7 @@ __attribute__((constructor)) static void hang (void)
   open ("$PWD/fifo", O_RDONLY);
 }
 EOT
-  [ -n "$SHIM_TEST_ROOT$in_qemu" ] || {
+  [ -n "$SHIM_TEST_ROOT$foreign" ] || {
     cc -shared -fPIC -o hangs.so hangs.c
     complains "hangs in load" --probe --seconds=2 nbdkit ./hangs.so
   }
