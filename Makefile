@@ -19,8 +19,10 @@ launcher := scripts/mcshim
 launcher_parts := $(addprefix scripts/mcshim-,captive probe top try)
 
 # Warnings are errors in CI only: a user's compiler may know more of them.
+# musl-gcc looks for musl's headers alone, and nbdkit's stand beside glibc's.
 common := -std=gnu11 -pthread -Wall -Wextra -Wshadow -Wstrict-prototypes \
-          -Wno-psabi $(if $(CI),-Werror)
+          -Wno-psabi $(if $(CI),-Werror) \
+          $(if $(findstring musl-gcc,$(CC)),-idirafter /usr/include)
 
 # libatomic where the processor has no 64-bit atomics (armel).
 atomic = $(if $(filter 1,$(shell echo __GCC_ATOMIC_LLONG_LOCK_FREE | \

@@ -585,6 +585,7 @@ run_round (struct group *g)
 {
   struct waiter *batch = g->waiters, *w;
   struct handle *h;
+  bool unflushed;
   unsigned first;
 
   g->waiters = NULL;
@@ -605,7 +606,8 @@ run_round (struct group *g)
   }
   /* What a handle that is gone has left in the plugin, any flush covers. */
   h = batch->handle;
-  if (g->unflushed && h->flushable) {
+  unflushed = g->unflushed && h->flushable;
+  if (unflushed) {
     g->unflushed = false;
     if (h->replica == NO_REPLICA)
       queue_replica (g, h);
@@ -613,6 +615,8 @@ run_round (struct group *g)
   if (policy.level == LEVEL_OFF)
     g->written++;               /* so that nobody has seen it */
   run_phase (g);
+  if (unflushed && h->failed == g->round)
+    g->unflushed = true;
 
   first = g->replicas;
   g->phase = 2;

@@ -48,8 +48,7 @@ same_dump ()
 }
 
 @test "with a parameter" {
-  printf '#!/bin/sh\ncase $1 in dump_plugin) echo of=script;; *) exit 2;; esac\n' > script
-  chmod +x script
+  disk dump_plugin='echo of=script'
   run -0 under_shim nbdkit --dump-plugin sh ./script
   assert_line of=script
   assert_line --regexp '^mcshim_version='

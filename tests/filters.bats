@@ -20,13 +20,7 @@ above ()
   client <<EOT
 h = [conn() for i in range(4)]
 expect([c.can_multi_conn() for c in h], [$flag] * 4)
-for i in range(4):
-    for c in h:
-        c.pread(4096, 0)
-    h[i].pwrite(bytes([65 + i]) * 4096, 0)
-    h[(i + 1) % 4].flush()
-    expect([bytes(c.pread(4096, 0)) for c in h],
-           [bytes([65 + i]) * 4096] * 4)
+all_see(h)
 h[0].pwrite(b"x" * 4096, 8192, nbd.CMD_FLAG_FUA)
 expect([bytes(c.pread(4096, 8192)) for c in h], [b"x" * 4096] * 4)
 EOT

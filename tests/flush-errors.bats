@@ -159,18 +159,7 @@ EOT
 
 @test "of a script: the errno comes through" {
   not_under_tsan
-  cat > script <<'EOT'
-#!/bin/sh
-case $1 in
-  get_size) echo 1M ;;
-  can_write|can_flush) exit 0 ;;
-  pread) head -c "$3" /dev/zero ;;
-  pwrite) cat >/dev/null ;;
-  flush) if test -f fail; then echo ENOSPC no space >&2; exit 1; fi ;;
-  *) exit 2 ;;
-esac
-EOT
-  chmod +x script
+  disk flush='if test -f fail; then echo ENOSPC no space >&2; exit 1; fi'
   touch fail
   serve sh ./script
   client <<'EOT'

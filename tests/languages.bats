@@ -6,23 +6,14 @@
 
 load common
 
-# Any connection's write and any other's flush are seen on all of them,
-# whatever they had cached; what is not flushed is not.
+# What any connection writes and any other flushes all see; what is not flushed
+# they do not.
 consistent ()
 {
   client <<'EOT'
 h = [conn() for i in range(4)]
 expect([c.can_multi_conn() for c in h], [True] * 4)
-for i in range(8):
-    for c in h:
-        c.pread(4096, 0)
-    h[i % 4].pwrite(bytes([65 + i]) * 4096, 0)
-    h[(i + 1) % 4].flush()
-    expect([bytes(c.pread(4096, 0)) for c in h],
-           [bytes([65 + i]) * 4096] * 4)
-h[0].zero(4096, 0)
-h[1].flush()
-expect([bytes(c.pread(4096, 0)) for c in h], [bytes(4096)] * 4)
+all_see(h)
 h[3].pwrite(b"own", 0)
 expect([bytes(c.pread(3, 0)) for c in h], [bytes(3)] * 3 + [b"own"])
 EOT
@@ -187,33 +178,23 @@ EOT
   done
 }
 
-# methods MODEL: the sh and eval plugins' methods, a file for each.  A handle
-# is a directory.  A flush lasts until another one is under way; then there is
-# a file "two".
-methods ()
+# caching_disk MODEL: a disk () for the sh and eval plugins, whose handles are
+# directories.  A flush lasts until another one is under way; then there is a
+# file "two".
+caching_disk ()
 {
-  mkdir m flushing
-  truncate -s 64K disk
-  cat > m/prelude <<EOT
-cd '$BATS_TEST_TMPDIR' || exit
-view () { test -e "\$1/cache" || cp disk "\$1/cache"; }
-dd () { command dd bs=4096 conv=notrunc status=none "\$@"; }
-EOT
-  echo "echo $1" > m/thread_model
-  echo 'mktemp -d handle.XXXXXX' > m/open
-  echo 'rm -r "$2"' > m/close
-  echo 'echo 64K' > m/get_size
-  echo 'exit 0' | tee m/can_write > m/can_flush
-  cat > m/pread <<'EOT'
-view "$2"
-dd if="$2/cache" iflag=skip_bytes,count_bytes skip="$4" count="$3"
-EOT
-  cat > m/pwrite <<'EOT'
-view "$2"
+  truncate -s 64K image
+  mkdir flushing
+  local view='test -e "$2/cache" || cp image "$2/cache"
+dd () { command dd bs=4096 conv=notrunc status=none "$@"; }'
+  disk get_size='echo 64K' thread_model="echo $1" \
+    open='mktemp -d handle.XXXXXX' close='rm -r "$2"' \
+    pread="$view"'
+dd if="$2/cache" iflag=skip_bytes,count_bytes skip="$4" count="$3"' \
+    pwrite="$view"'
 dd of="$2/cache" oflag=seek_bytes seek="$4"
-echo "skip=$4 seek=$4 count=$3" >> "$2/dirty"
-EOT
-  cat > m/flush <<'EOT'
+echo "skip=$4 seek=$4 count=$3" >> "$2/dirty"' \
+    flush="$view"'
 : > "flushing/$2"
 tries=0
 until test -e go; do
@@ -224,35 +205,22 @@ until test -e go; do
 done
 test ! -e "$2/dirty" ||
   while read -r range; do
-    dd if="$2/cache" iflag=skip_bytes,count_bytes of=disk oflag=seek_bytes \
+    dd if="$2/cache" iflag=skip_bytes,count_bytes of=image oflag=seek_bytes \
       $range
   done < "$2/dirty"
-rm -f "$2/dirty" "$2/cache" "flushing/$2"
-EOT
+rm -f "$2/dirty" "$2/cache" "flushing/$2"'
 }
 
 @test "sh, parallel: replicas run beside each other" {
-  methods parallel
-  cat > script <<'EOT'
-#!/bin/sh
-dir=${0%/*}/m
-test -e "$dir/$1" || exit 2
-. "$dir/prelude"
-. "$dir/$1"
-EOT
-  chmod +x script
-  serve sh "$BATS_TEST_TMPDIR/script"
+  caching_disk parallel
+  serve sh ./script
   replicated
   [ -e two ]
 }
 
 @test "eval, requests serialized: replicas run beside each other" {
-  methods serialize_requests
-  local arguments=() method
-  for method in m/[!p]* m/p[!r]* m/pread; do
-    arguments+=("${method#m/}=. '$PWD/m/prelude'; . '$PWD/$method'")
-  done
-  serve eval "${arguments[@]}"
+  caching_disk serialize_requests
+  serve eval "${disk[@]}"
   replicated
   [ -e two ]
 }

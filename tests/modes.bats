@@ -80,8 +80,8 @@ EOT
 
 @test "auto is disable for a plugin that serializes connections" {
   # It would be told otherwise that it has no flush.
-  serve MCSHIM_MODE=auto eval get_size='echo 1M' thread_model='echo serialize_connections' \
-    pread='head -c "$3" /dev/zero' pwrite='cat >/dev/null'
+  disk "${no_flush[@]}" thread_model='echo serialize_connections'
+  serve MCSHIM_MODE=auto eval "${disk[@]}"
   client <<'EOT'
 expect(conn().can_multi_conn(), False)
 EOT
@@ -117,11 +117,11 @@ said ()
 }
 
 @test "auto: no flush, and the struct does not tell: said in the log, once" {
-  local flush
-  for flush in "" "can_flush=exit 3"; do
+  local can
+  for can in "" "exit 3"; do
     : > "$server_err"
-    serve MCSHIM_MODE=auto eval get_size='echo 1M' pread='head -c "$3" /dev/zero' \
-      pwrite='cat >/dev/null' ${flush:+"$flush" flush='exit 0'}
+    disk can_flush="$can" flush="${can:+exit 0}"
+    serve MCSHIM_MODE=auto eval "${disk[@]}"
     assert_equal "$(<"$server_err")" ""
     no_flag
     stop_server
@@ -197,9 +197,7 @@ apart ()
   has_plugin ondemand
   has_plugin example3
   mkdir exports
-  # shellcheck disable=SC2016 # the plugin's
   apart tmpdisk size=1M command='truncate -s $size $disk'
-  # shellcheck disable=SC2016
   apart ondemand dir="$PWD/exports" size=1M command='truncate -s $size $disk'
   apart example3
 }
@@ -217,7 +215,6 @@ apart ()
 @test "auto: nbdcopy can copy an export that one connection has locked" {
   has_plugin ondemand
   mkdir exports
-  # shellcheck disable=SC2016
   serve ondemand dir="$PWD/exports" size=300M \
     command='truncate -s $size $disk'
   nbdcopy --connections=4 --threads=4 "$uri" null:
@@ -243,8 +240,8 @@ EOT
 }
 
 @test "a flush that can_flush denies counts as none" {
-  serve MCSHIM_MODE=emulate eval get_size='echo 1M' can_flush='exit 3' \
-    pread='head -c "$3" /dev/zero' pwrite='cat >/dev/null' flush='exit 0'
+  disk can_flush='exit 3'
+  serve MCSHIM_MODE=emulate eval "${disk[@]}"
   refused "MCSHIM_MODE="
 }
 
@@ -266,14 +263,14 @@ EOT
 }
 
 @test "auto: a plugin that can't write and has no flush: the flag" {
-  serve MCSHIM_MODE=auto eval get_size='echo 1M' \
-    pread='head -c "$3" /dev/zero'
+  disk "${no_write[@]}"
+  serve MCSHIM_MODE=auto eval "${disk[@]}"
   flag True
 }
 
 @test "auto: can_write false and no flush: the flag" {
-  serve MCSHIM_MODE=auto eval get_size='echo 1M' can_write='exit 3' \
-    pread='head -c "$3" /dev/zero' pwrite='cat >/dev/null'
+  disk "${no_flush[@]}" can_write='exit 3'
+  serve MCSHIM_MODE=auto eval "${disk[@]}"
   flag True
 }
 
@@ -283,9 +280,8 @@ EOT
 }
 
 @test "the server goes on after a connection that was refused" {
-  serve MCSHIM_MODE=emulate eval get_size='echo 1M' \
-    can_flush="test -f $BATS_TEST_TMPDIR/can-flush || exit 3" \
-    pread='head -c "$3" /dev/zero' pwrite='cat >/dev/null' flush='exit 0'
+  disk can_flush="test -f $BATS_TEST_TMPDIR/can-flush || exit 3"
+  serve MCSHIM_MODE=emulate eval "${disk[@]}"
   refused
   touch can-flush
   flag True

@@ -153,27 +153,17 @@ EOT
 
 @test "the rest of the struct goes through" {
   not_under_tsan
-  cat > script <<'EOT'
-#!/bin/sh
-case $1 in
-  get_size) echo 1M ;;
-  list_exports) printf 'NAMES+DESCRIPTIONS\none\nfirst\ntwo\nsecond\n' ;;
-  default_export) echo one ;;
-  open) echo "$3" ;;
-  export_description) echo "described $2" ;;
-  block_size) echo 1 4K 1M ;;
-  is_rotational|can_fast_zero|can_zero|can_trim|can_extents) exit 0 ;;
-  can_cache) echo native ;;
-  can_flush|can_write) exit 0 ;;
-  pread) head -c "$3" /dev/zero ;;
-  extents) echo 0 512K hole,zero; echo 512K 512K ;;
-  pwrite) cat >/dev/null ;;
-  flush|zero|trim|cache|close) exit 0 ;;
-  preconnect|load|unload|config_complete|get_ready|after_fork|cleanup) exit 0 ;;
-  *) exit 2 ;;
-esac
-EOT
-  chmod +x script
+  local method methods=()
+  for method in can_{fast_zero,zero,trim,extents} is_rotational zero trim \
+    cache close preconnect {,un}load config_complete get_ready after_fork \
+    cleanup; do
+    methods+=("$method=exit 0")
+  done
+  disk list_exports="printf '%s\n' NAMES+DESCRIPTIONS one first two second" \
+    default_export='echo one' open='echo "$3"' \
+    export_description='echo "described $2"' block_size='echo 1 4K 1M' \
+    can_cache='echo native' extents='echo 0 512K hole,zero; echo 512K 512K' \
+    "${methods[@]}"
   info ()
   {
     "$@" nbdkit -U - sh script \

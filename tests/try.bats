@@ -15,7 +15,7 @@ setup ()
 # try OPTION... nbdkit ARGUMENT...: leaves the answer in the file "told".
 try ()
 {
-  timeout 120 "$mcshim" --try --json "$@" > told
+  timeout 280 "$mcshim" --try --json "$@" > told
   python3 -m json.tool < told > /dev/null
   nothing_left
 }
@@ -34,77 +34,212 @@ nothing_runs () { ! pgrep -f "$TMPDIR/tmp[.]" >/dev/null; }
 # written: a count of requests that change something
 written () { grep -c ' write$\| zero$\| trim$\| flush$' "$log" || true; }
 
-# Two milliseconds a read, one at a time on each connection, whatever the
-# machine does besides.  nbdcopy gives a connection 128 MiB at a time; beyond
-# the plugin's own end the filter makes zeros.
-slow=(--filter=delay --filter=truncate "$wbcache" model=requests
-  truncate=256M rdelay=2ms)
+# nbdcopy is tests/clients/paced.c, which is as fast as the file "figures" says,
+# by the clock that date prints: a run takes a second of it.  What waits longer
+# than the launcher itself does waits for the file "over", which that client
+# makes: the clock of the machine has no part in it.
+paced=$BATS_TEST_DIRNAME/clients/paced
+disk=("$wbcache" size=1G)
+pace ()
+{
+  mkdir bin
+  echo 1000000000000000000 > clock
+  ln -s "$paced" bin/nbdcopy
+  printf '%s\n' '#!/bin/sh' 'exec cat clock' > bin/date
+  # shellcheck disable=SC2016 # for that script
+  printf '%s\n' '#!/bin/sh' \
+    'case $1 in 0.*) exec /bin/sleep "$1" ;; esac' \
+    'until test -e over; do /bin/sleep 0.2; done' > bin/sleep
+  chmod +x bin/*
+  PATH=$PWD/bin:$PATH
+}
 
-@test "several connections are faster, and without the shim there is one" {
-  try --connections=1,2 nbdkit "${slow[@]}" log="$log"
-  assert_equal "$(told .operation)" '"read"'
-  assert_equal "$(told .bytes)" 268435456
-  assert_equal "$(told '.today | [.multi_conn, (.results[] | .used)]')" \
-    "[false,1,1]"
-  assert_equal "$(told '.mcshim | [.multi_conn, (.results[] | .used)]')" \
-    '[true,1,2]'
-  assert_equal "$(told .mcshim.mode)" '"auto"'
-  assert_equal "$(told '.mcshim.results | .[1].gain > .[0].gain')" true
-  assert_equal "$(told '.today.results | .[0].bytes_per_second ==
-    .[1].bytes_per_second')" true
-  assert_equal "$(told .advice)" '"use auto"'
+# The steps of a round are: without the shim, with it over one connection, and
+# over the others.  Every other round goes the other way.
+@test "several connections are faster" {
+  pace
+  echo "8 8 32  36 12 8  8 8 32" > figures
+  try --connections=4 nbdkit "${disk[@]}" log="$log"
+  assert_equal "$(told '[.operation, .client, .mode]')" \
+    '["read","nbdcopy","auto"]'
+  assert_equal "$(told .bytes)" 536870912
+  assert_equal "$(told '.servers[] | [.name, .shim, .multi_conn]' |
+    paste -sd' ')" '["today",false,false] ["mcshim, auto",true,true]'
+  assert_equal "$(told '.results[] | [.name, .used, .bytes_per_second / 1048576,
+    .gain]' | paste -sd' ')" '["today",1,8,1] ["mcshim, auto",1,8,1]'\
+' ["mcshim, auto",4,32,4]'
+  assert_equal "$(told '.results[2].rounds | map(. / 1048576)')" "[32,36,32]"
+  assert_equal "$(told '[.rounds, .finished, .advice, .why]')" \
+    '[3,true,"use auto","4 connections read 4.0 times as fast"]'
   assert_equal "$(written)" 0
 }
 
 @test "the table" {
-  run -0 --separate-stderr "$mcshim" --try --connections=1,4 --size=192M \
-    nbdkit "${slow[@]}"
-  assert_line --regexp '^Reading 192 MiB, read-only'
-  assert_line --regexp '^today +1 \* +[0-9]+ +#+$'
-  assert_line --regexp '^mcshim, auto +1 +[0-9]+ +[0-9.]+ +#+$'
-  assert_line --regexp '^ +4 \(2\) +[0-9]+ +[0-9.]+ +#{30}$'
+  pace
+  echo "8 8 32  36 12 8  8 8 32" > figures
+  run -0 --separate-stderr "$mcshim" --try --seconds=100 --connections=4 \
+    nbdkit "${disk[@]}"
+  assert_line --index 0 \
+    "Reading 512 MiB, read-only (-r), for 300 seconds at most:"
+  assert_line --index 1 "3 steps in 3 rounds, 100 seconds each"
+  assert_line --index 2 --regexp \
+    '^ +connections  MiB/s   rounds       gain$'
+  assert_line --index 3 --regexp \
+    '^today +1 \* +8\.00 +8\.00-8\.00 +#{6}$'
+  assert_line --index 4 --regexp \
+    '^mcshim, auto +1 +8\.00 +8\.00-12\.0 +1\.00 +#{6}$'
+  assert_line --index 5 --regexp '^ +4 +32\.0 +32\.0-36\.0 +4\.00 +#{24}$'
   assert_line --partial "* the multi-conn flag is off"
-  assert_line --partial "nbdcopy gives a connection 128 MiB"
-  assert_line --regexp '^use auto: 4 connections read [0-9.]+ times as fast$'
+  assert_equal "${lines[-1]}" "use auto: 4 connections read 4.0 times as fast"
   assert_equal "$stderr" ""
 }
 
-@test "advice: not needed" {
-  try --size=64K --connections=2 nbdkit memory 1M
-  assert_equal "$(told .advice)" '"not needed"'
-  assert_equal "$(told '.today | .multi_conn, .results[0].used')" \
-    $'true\n1'
+# concludes ADVICE WHY FIGURES OPTION...
+concludes ()
+{
+  echo "$3" > figures
+  try "${@:4}" nbdkit "${disk[@]}"
+  assert_equal "$(told .advice)" "\"$1\""
+  [[ $(told .why) == *"$2"* ]] || fail "$(told .why)"
 }
 
-@test "advice: cannot help" {
-  try --size=64K --connections=2 nbdkit "$wbcache" model=connections
-  assert_equal "$(told .advice)" '"cannot help"'
-  assert_equal "$(told .mcshim.results[0].used)" 1
+@test "no verdict: one round differs from the next as much" {
+  pace
+  concludes "no verdict" "differs from the next" \
+    "8 8 20  24 8 20  8 8 24" --connections=4
 }
 
-@test "advice: no gain" {
-  try --size=1M --connections=1,2 nbdkit "${slow[@]}"
+@test "no verdict: one connection with the shim differs as much" {
+  pace
+  concludes "no verdict" "differs from the next" \
+    "8 8 24  24 28 8  8 8 24" --connections=4
+}
+
+@test "no gain" {
+  pace
+  concludes "no gain" "no faster than one" "8 8 8  8 8 8  8 8 8" \
+    --connections=2
+}
+
+@test "nothing is measured where nothing can be gained" {
+  pace
+  concludes "too small" "128 MiB at a time" "" --size=128M --connections=2
+  disk=(memory 1G)
+  concludes "not needed" "without the shim" ""
+  disk=("$wbcache" size=1G model=connections)
+  concludes "cannot help" "the flag stays off" ""
+  disk=("$wbcache" size=1G model=all)
+  concludes "no gain" "one request at a time" ""
+  assert_equal "$(told .results)" "[]"
+  run -0 "$mcshim" --try nbdkit "${disk[@]}"
+  assert_output "no gain: one request at a time"
+}
+
+@test "as many connections as nbdcopy uses, not as it was told" {
+  pace
+  echo "8 8 8 9  9 8 8 8  8 8 8 9" > figures
+  try --size=300M --connections=2,8,64 nbdkit "${disk[@]}"
+  assert_equal "$(told '[.results[] | .asked]')" "[1,1,2,3]"
+  assert_equal "$(told '[.results[] | .used]')" "[1,1,2,3]"
+}
+
+@test "a copy that takes longer than its time is cut" {
+  pace
+  echo "8 8 1  1 8 8  8 8 1" > figures
+  try --connections=2 nbdkit "${disk[@]}"
+  assert_equal "$(told '.results[2].rounds | map(. / 1048576)')" '[1,1,1]'
   assert_equal "$(told .advice)" '"no gain"'
-  # One request at a time in all: the second connection has to wait.
-  try --connections=2 nbdkit --filter=noparallel "${slow[@]}" \
-    serialize=all-requests
-  assert_equal "$(told .advice)" '"no gain"'
-  [[ $(told .why) == *"no faster than one"* ]]
 }
 
-@test "the mode that was asked for" {
-  try --mode=unsafe --size=64K --connections=1 nbdkit "$wbcache"
-  assert_equal "$(told '[.mcshim | .mode, .multi_conn]')" '["unsafe",true]'
-  try --mode=disable --size=64K --connections=1 nbdkit "$wbcache"
-  assert_equal "$(told .mcshim.multi_conn)" false
+@test "a plugin that hangs while it is read" {
+  pace
+  echo "block-read *" > control
+  printf '%s\n' '#!/bin/sh' "exec $(PATH=/usr/bin command -v nbdcopy) \"\$@\"" \
+    > bin/nbdcopy
+  "$mcshim" --try nbdkit "${disk[@]}" log="$log" control="$PWD/control" \
+    > told 2>&1 &
+  wait_until grep -q ' read$' "$log"
+  touch over
+  wait $! && fail "it went on"
+  grep "nothing was read in time: the plugin hangs" told
+  nothing_left
 }
+
+@test "--vary: each value of a knob" {
+  pace
+  echo "8 8 32 8 64  64 8 36 8 8  8 8 32 8 60" > figures
+  try --vary=track-dirty=connection,fast --connections=1,4 nbdkit \
+    "${disk[@]}"
+  assert_equal "$(told '.results[] | [.name, .used, .gain]' | paste -sd' ')" \
+    '["today",1,1] ["track-dirty=connection",1,1]'\
+' ["track-dirty=connection",4,4] ["track-dirty=fast",1,1]'\
+' ["track-dirty=fast",4,8]'
+  assert_equal "$(told '[.advice, .why]')" '["use --track-dirty=fast",'\
+'"4 connections read 2.0 times as fast as with track-dirty=connection"]'
+}
+
+@test "--vary: no verdict within what one round differs from the next" {
+  pace
+  concludes "no verdict" "the values differ no more" \
+    "8 16 20  16 20 8  8 16 20" --vary=flush-threads=1,2 --connections=1
+}
+
+@test "--vary: what is to be compared is compared, and the first may be best" {
+  pace
+  disk=(memory 1G)
+  concludes "use --mode=auto" "2.0 times as fast as with mode=disable" \
+    "8 16 8  8 16 8  8 16 8" --vary=mode=auto,disable --connections=1
+}
+
+@test "--vary: the library knows which knobs and values there are" {
+  run -1 "$mcshim" --try --vary=track-dirt=1,2 nbdkit memory 1M
+  assert_output --partial "did you mean MCSHIM_TRACK_DIRTY?"
+  run -1 "$mcshim" --try --vary=track-dirty=fast,slow nbdkit memory 1M
+  assert_output --partial "invalid value 'slow'"
+}
+
+@test "--client: another client" {
+  pace
+  echo "8 16  16 8  8 16" > figures
+  try --client='exec nbdcopy' nbdkit "${disk[@]}"
+  assert_equal "$(told '.results[] | [.name, .asked, .used, .gain]' |
+    paste -sd' ')" '["today",null,2,1] ["mcshim, auto",null,2,2]'
+  assert_equal "$(told '[.client, .advice, .why]')" \
+    '["exec nbdcopy","use auto","the client is 2.0 times as fast"]'
+}
+
+@test "--client: it may be told how many connections, and is never cut" {
+  pace
+  # No round begins when the time is over.
+  echo "8 8 8 32" > figures
+  try --client='exec nbdcopy' --seconds=1 --connections=1,4 nbdkit \
+    "${disk[@]}"
+  assert_equal "$(told '.results[] | [.name, .asked, .used, .gain]' |
+    paste -sd' ')" '["today",1,1,1] ["today",4,4,1]'\
+' ["mcshim, auto",1,1,1] ["mcshim, auto",4,4,4]'
+  assert_equal "$(told '[.rounds, .finished, .advice]')" \
+    '[1,true,"no verdict"]'
+}
+
+@test "--client: it fails, or has nothing to do with the server" {
+  run -1 "$mcshim" --try --client='echo bad luck >&2; exit 3' nbdkit \
+    "$wbcache" size=1G
+  assert_output --partial "bad luck"
+  assert_output --partial "the client failed"
+  run -1 "$mcshim" --try --client=: nbdkit "$wbcache" size=1G
+  assert_output --partial "the client neither read nor wrote"
+  nothing_left
+}
+
+# What needs no time: a client of the tests' own.
+copy='nbdcopy --no-extents "$uri" null:'
 
 # read_of SIZE-OF-DISK [FILTER PARAMETER]: the furthest byte that is read of
 # it, with --size=64K
 read_of ()
 {
-  try --size=64K --connections=2 nbdkit ${2:+"--filter=$2"} \
-    eval get_size="echo $1" ${3:+"$3"} \
+  try --size=64K --seconds=1 --client="$copy" nbdkit ${2:+"--filter=$2"} \
+    eval get_size="echo $1" ${3:+"$3"} thread_model='echo parallel' \
     pread='echo $(($3 + $4)) >> '"$PWD"'/ends; head -c "$3" /dev/zero'
   sort -n ends | tail -1
   rm ends
@@ -119,26 +254,23 @@ read_of ()
   assert_equal "$(read_of 10M truncate truncate=8M)" 65536
 }
 
-@test "--size: a filter of the same name keeps its parameter" {
-  try --size=64K --connections=1 nbdkit --filter=log --filter=truncate \
-    memory 10M truncate=8M logfile="$PWD/log"
-  assert_equal "$(grep -c ' Connect .*size=0x800000 ' "$log")" \
-    "$(grep -c ' Connect ' "$log")"
+@test "the mode that was asked for" {
+  pace
+  concludes "use unsafe" "2 connections" "8 8 16  16 8 8  8 8 16" \
+    --mode=unsafe --connections=2
+  concludes "cannot help" "the flag stays off" "" --mode=disable
 }
 
-@test "holes are read too" {
-  truncate -s 1M disk
-  try --size=1M --connections=1 nbdkit --filter=log file disk \
-    logfile="$PWD/log"
-  # The server reads the last quarter, which is a hole as all else.
-  grep -q ' Read .*offset=0xc0000 ' "$log"
-}
-
-@test "without --write the plugin is opened read-only" {
-  try --size=4K --connections=1 nbdkit eval get_size='echo 4K' \
+@test "without --write the plugin is opened read-only, and holes are read" {
+  run -0 "$mcshim" --try --size=4K --connections=1 --seconds=1 \
+    --client='nbdcopy "$uri" null:' nbdkit eval get_size='echo 4K' \
     open="echo \"\$2\" >> $PWD/opened" pread='head -c "$3" /dev/zero' \
     pwrite='cat >/dev/null'
   assert_equal "$(sort -u opened)" true
+  # With nbdcopy as it is run here, a hole is as all else.
+  truncate -s 1M disk
+  try --connections=1 --seconds=300 nbdkit file disk
+  assert_equal "$(told '[.results[].bytes_per_second > 0] | all')" true
 }
 
 @test "--write: only where it is meant" {
@@ -157,13 +289,14 @@ read_of ()
 @test "--write --yes: as many bytes, and a flush" {
   head -c 1M /dev/urandom > disk
   cp disk before
-  try --write --yes --size=256K --connections=1,2 nbdkit file disk
+  # In this mode there is no flush but the client's.
+  try --mode=disable --vary=track-dirty=off --write --yes --size=256K \
+    --connections=1 nbdkit --filter=noparallel file disk serialize=connections
   assert_equal "$(told .operation)" '"write"'
   cmp -n 262144 disk /dev/zero
   cmp -i 262144 disk before
-  # In this mode there is no flush but the client's.
-  try --mode=disable --write --yes --connections=2 nbdkit "$wbcache" size=1M \
-    log="$log"
+  try --vary=mode=disable --write --yes --connections=1 nbdkit "$wbcache" \
+    size=1M log="$log"
   grep -q ' write$' "$log"
   grep -q ' flush$' "$log"
   refute grep -q ' zero$\| trim$' "$log"
@@ -208,23 +341,41 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
   printf 'go on: \tyes\\n\n' > "type"
   run -0 in_terminal "$mcshim" --try --write --connections=1 nbdkit \
     "$wbcache" size=1M log="$log"
-  assert_output --partial "Writing 1 MiB"
-  assert_output --partial "round 3 of 3, mcshim, connections: 1"
+  assert_output --partial "Writing 1 MiB and a flush:"
+  assert_output --partial "round 1 of 3, mcshim, auto, connections: 1"
 }
 
-@test "^C: nothing is left" {
-  printf 'round 1 of 3, mcshim, connections: 4\t\\x03\n' > "type"
-  run -130 in_terminal "$mcshim" --try --connections=1,4 --size=4M nbdkit \
-    "${slow[@]}"
+@test "^C: what there is so far, and nothing is left" {
+  pace
+  # Nothing is over before the ^C.
+  sed -i 's/^until.*/exec tail -f clock/' bin/sleep
+  echo "8 8 32  1" > figures
+  printf 'round 2 of 3, mcshim\t\\x03\n' > "type"
+  run -130 in_terminal "$mcshim" --try --connections=4 nbdkit "${disk[@]}"
+  assert_line --regexp '^ +4 +32\.0 +4\.00 +#{24}.?$'
+  assert_line --partial "Stopped in round 2 of 3."
+  assert_line --partial "no verdict: one round says little"
   nothing_left
+  echo 1 > figures
+  printf 'round 1 of 3, today\t\\x03\n' > "type"
+  run -130 in_terminal "$mcshim" --try --connections=4 nbdkit "${disk[@]}"
+  refute_output --partial "connections  MiB/s"
+  nothing_left
+}
+
+@test "messages start on a line of their own on a terminal" {
+  : > "type"
+  run -1 in_terminal "$mcshim" --try nbdkit memory
+  assert_output --partial $'\r\e[Knbdkit: error: you must specify size='
+  assert_line --regexp "^mcshim: --try: this server does not start"
 }
 
 # ended_by SIGNAL: to the launcher alone, while the plugin hangs
 ended_by ()
 {
   echo "block-read *" > "$control"
-  env --default-signal=INT "$mcshim" --try nbdkit "$wbcache" log="$log" \
-    control="$control" >/dev/null 2>&1 3>&- &
+  env --default-signal=INT "$mcshim" --try nbdkit "$wbcache" size=1G \
+    log="$log" control="$control" >/dev/null 2>&1 3>&- &
   local pid=$! status=0
   wait_until grep -q ' read$' "$log"
   kill "-$1" $pid
@@ -246,19 +397,29 @@ ended_by ()
 }
 
 @test "errors" {
-  local size connections
-  for size in 0 12x 1.5M 100 99999999999999T -1; do
-    run -2 "$mcshim" --try --size=$size nbdkit memory 1M
-    assert_output --partial "--size: '$size'"
+  local wrong
+  for wrong in 0 12x 1.5M 100 99999999999999T -1; do
+    run -2 "$mcshim" --try --size=$wrong nbdkit memory 1M
+    assert_output --partial "--size: '$wrong'"
   done
-  for connections in 0 1,,2 65 100 a '1,' 01 '1 2'; do
-    run -2 "$mcshim" --try --connections="$connections" nbdkit memory 1M
-    assert_output --partial "--connections: '$connections'"
+  for wrong in 0 1,,2 65 100 a "1," 01 '1 2'; do
+    run -2 "$mcshim" --try --connections="$wrong" nbdkit memory 1M
+    assert_output --partial "--connections: '$wrong'"
+  done
+  for wrong in mode =auto mode= "mode=auto," "mode=,auto" --mode=auto m1=1; do
+    run -2 "$mcshim" --try --vary="$wrong" nbdkit memory 1M
+    assert_output --partial "--vary: '$wrong'"
+  done
+  for wrong in 0 x 1.5 99999; do
+    run -2 "$mcshim" --try --seconds="$wrong" nbdkit memory 1M
+    assert_output --partial "--seconds: '$wrong'"
   done
   run -2 "$mcshim" --try memory 1M
   assert_output --partial "'memory' is not nbdkit"
   run -2 "$mcshim" --try nbdkit memory 0
   assert_output --partial "size is 0"
+  run -2 "$mcshim" --try nbdkit --filter=log memory 1M logfile=/dev/null
+  assert_output --partial "leave out your own"
   run -1 "$mcshim" --try nbdkit nosuch
   assert_output --partial "cannot open plugin"
   run -1 "$mcshim" --try --mode=emulate nbdkit eval get_size='echo 1M' \
@@ -266,20 +427,58 @@ ended_by ()
   assert_output --partial "needs a plugin with a working flush"
   run -1 "$mcshim" --mode=bogus --try nbdkit memory 1M
   assert_output --partial "MCSHIM_MODE"
-  run -1 "$mcshim" --try --size=64K nbdkit eval get_size='echo 1M' \
+  run -1 "$mcshim" --try --client="$copy" nbdkit eval get_size='echo 1M' \
     pread='echo EIO bad luck >&2; exit 1'
   assert_output --partial "bad luck"
   nothing_left
 }
 
+# tools NAME...: a directory "only" with these
+tools ()
+{
+  local tool
+  rm -rf only
+  mkdir only
+  for tool in "$@"; do
+    ln -s "$(command -v "$tool")" only/
+  done
+}
+
+posix="awk cat cut dd dirname date head mktemp mv nbdinfo nbdkit od printf
+  readlink rm sed setsid sh sleep sort tail tr"
+
+# With each awk that there is, a decimal comma in the locale, and a busybox.
+@test "it needs no more than a POSIX shell, awk and setsid" {
+  [ -z "$SHIM_TEST_ROOT" ] || skip "the nbdkit of another root needs more"
+  pace
+  mv bin fake
+  localedef -i de_DE -f UTF-8 "$PWD/de_DE.UTF-8" || true
+  local awk tool applet
+  for awk in mawk gawk original-awk busybox; do
+    command -v $awk || continue
+    # shellcheck disable=SC2086 # words
+    tools $posix
+    ln -sf "$(command -v $awk)" only/awk
+    ln -sf "$PWD"/fake/* only/
+    if [ $awk = busybox ]; then
+      for tool in $posix; do
+        busybox "$tool" --help >/dev/null 2>&1 && [ "$tool" != date ] &&
+          [ "$tool" != sleep ] || continue
+        ln -sf "$(command -v busybox)" "only/$tool"
+      done
+    fi
+    echo "8 36" > figures
+    PATH=$PWD/only LOCPATH=$PWD LC_ALL=de_DE.UTF-8 "$mcshim" --try --json \
+      --client='exec nbdcopy' --seconds=1 nbdkit "${disk[@]}" > told
+    assert_equal "$awk: $(told '[.results[] | .gain, .bytes_per_second]')" \
+      "$awk: [1,8388608,4.5,37748736]"
+  done
+}
+
 @test "errors: no nbdcopy, no nbdinfo" {
   [ -z "$SHIM_TEST_ROOT" ] || skip "the nbdkit of another root needs more"
-  mkdir only
-  local tool
-  for tool in awk cat dirname dd grep mktemp nbdinfo nbdkit od printf \
-    readlink rm sed sh sleep tail tr true; do
-    ln -s "$(command -v $tool)" only/
-  done
+  # shellcheck disable=SC2086 # words
+  tools $posix
   PATH=$PWD/only run -2 "$mcshim" --try nbdkit memory 1M
   assert_output --partial "needs nbdcopy"
   rm only/nbdinfo

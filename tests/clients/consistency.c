@@ -137,7 +137,7 @@ struct thread {
 static uint64_t nr_threads = 8, nr_connections = 4, seconds, max_operations;
 static uint64_t seed, nr_ahead, block_size = 512, stride, stripe;
 static uint64_t one_at_a_time, churn, hard_cuts, reads_first, allow_errors;
-static uint64_t mixed, hang_writes, patience = 15, own_order;
+static uint64_t mixed, hang_writes, patience = 25, own_order;
 static const char *hang, *uri;
 
 static struct thread *threads;
@@ -210,7 +210,7 @@ static const char usage[] =
   "                                 through wbcache's control file\n"
   "  --hang-writes                  which may have written before: not if\n"
   "                                 the server lets its flush wait for them\n"
-  "  --patience=15                  seconds for others' flushes meanwhile\n"
+  "  --patience=25                  seconds for others' flushes meanwhile\n"
   "  --own-order                    what one connection sees of its own\n"
   "  --stripe=BYTES                 with it: requests lie across multiples\n";
 
@@ -973,28 +973,42 @@ tell (const char *format, ...)
   }
 }
 
+/* Wait until so many of a thread's flushes have their reply.  Returns false
+ * if there is none for too long.  CONN is polled meanwhile.
+ */
+static bool
+gets_on (struct thread *other, unsigned wanted, struct connection *conn)
+{
+  unsigned flushed, before = other->flushed;
+  double since = elapsed ();
+
+  while (!other->ended && !stop &&
+         (int) (wanted - (flushed = other->flushed)) > 0) {
+    if (flushed != before)
+      since = elapsed ();
+    before = flushed;
+    if (elapsed () - since > patience)
+      return false;
+    if (nbd_poll (conn->nbd, 1) == -1)
+      usleep (1000);
+  }
+  return true;
+}
+
 /* Something hangs on CONN.  Let every thread get some flushes done. */
 static void
 wait_for_flushes (struct connection *conn, const char *what)
 {
-  const double start = elapsed ();
   unsigned wanted[nr_threads];
 
   for (unsigned i = 0; i < nr_threads; ++i)
     wanted[i] = threads[i].flushed + FLUSHES_BESIDE;
-  for (unsigned i = 0; i < nr_threads && !stop; ++i)
-    while (!threads[i].ended && !stop &&
-           (int) (threads[i].flushed - wanted[i]) < 0) {
-      if (elapsed () - start > patience) {
-        printf ("violation: held up: thread %u got %u of %u flushes done in "
-                "%u s, beside %s that hangs\n", i,
-                threads[i].flushed + FLUSHES_BESIDE - wanted[i],
-                FLUSHES_BESIDE, (unsigned) patience, what);
-        held_up++;
-        stop = true;
-      }
-      else if (nbd_poll (conn->nbd, 1) == -1)
-        usleep (1000);
+  for (unsigned i = 0; i < nr_threads && !held_up; ++i)
+    if (!gets_on (&threads[i], wanted[i], conn)) {
+      printf ("violation: held up: no reply to a flush of thread %u for %u s, "
+              "beside %s that hangs\n", i, (unsigned) patience, what);
+      held_up++;
+      stop = true;
     }
 }
 

@@ -8,6 +8,7 @@
  * A program prints one line for each test and returns 1 if one failed.
  * In the environment:
  *
+ * UNIT_TEST       only the tests with this in their names
  * UNIT_TIMEOUT    seconds after which a test fails (20)
  * UNIT_FAIL_FAST  if set, the first test that fails is the last
  */
@@ -113,6 +114,7 @@ unit_run (const struct unit_test *test, unsigned timeout)
 static int
 unit_main (const char *program, const struct unit_test *tests)
 {
+  const char *only = getenv ("UNIT_TEST");
   const char *seconds = getenv ("UNIT_TIMEOUT");
   int timeout = seconds ? atoi (seconds) : 20;
   int r = EXIT_SUCCESS;
@@ -124,7 +126,8 @@ unit_main (const char *program, const struct unit_test *tests)
   }
   unit_program = program;
   for (; tests->name != NULL; tests++)
-    if (!unit_run (tests, timeout)) {
+    if ((only == NULL || strstr (tests->name, only) != NULL) &&
+        !unit_run (tests, timeout)) {
       r = EXIT_FAILURE;
       if (getenv ("UNIT_FAIL_FAST"))
         break;
