@@ -147,7 +147,21 @@ shim_config_complete (void)
   return r;
 }
 
-/* The server (since 1.20) calls it once the thread model is settled and the
+/* Once the thread model is settled. */
+static void
+describe (void)
+{
+  static atomic_flag described = ATOMIC_FLAG_INIT;
+
+  if (atomic_flag_test_and_set (&described))
+    return;
+  nbdkit_debug ("mcshim %s: plugin %s: API version %d, %s, mode %s, "
+                "level %s", MCSHIM_VERSION, plugin.name, plugin._api_version,
+                thread_model_name (), mode_name (policy.mode),
+                level_name (policy.level));
+}
+
+/* The server (since 1.18) calls it once the thread model is settled and the
  * filters are there as well.
  */
 static int
@@ -156,21 +170,23 @@ shim_get_ready (void)
   if (filter_loaded ("multi-conn"))
     complain ("warning: the multi-conn filter is loaded too: what it does "
               "is done twice, or wrong where requests overlap; leave it out");
-  nbdkit_debug ("mcshim %s: plugin %s: API version %d, %s, mode %s, "
-                "level %s", MCSHIM_VERSION, plugin.name, plugin._api_version,
-                thread_model_name (), mode_name (policy.mode),
-                level_name (policy.level));
+  describe ();
   return plugin.get_ready ? plugin.get_ready () : 0;
 }
 
-/* It may run a script, and is asked once: remember the answer. */
+/* nbdkit 1.14 to 1.18 ask again for each connection, and it may run a
+ * script: remember the answer.  The first time there is no other thread.
+ */
 static int
 shim_thread_model (void)
 {
-  int model = plugin.thread_model ();
+  static int model = -1;
 
-  if (model != -1 && model < thread_model)
-    set_thread_model (model);
+  if (model == -1) {
+    model = plugin.thread_model ();
+    if (model != -1 && model < thread_model)
+      set_thread_model (model);
+  }
   return model;
 }
 
@@ -266,6 +282,7 @@ shim_open (int readonly)
   const char *group = NULL;
   struct connection *c;
 
+  describe ();                  /* a server without get_ready */
   server_error_init ();
   statsfile_start (&policy, thread_model_name ());
   if (policy.exportname) {
@@ -516,10 +533,6 @@ load_policy (void)
   }
   if (!ok)
     exit (EXIT_FAILURE);
-
-  if (policy.mode != MODE_DISABLE && !nbdkit_add_extent)
-    complain ("this nbdkit is older than 1.12: before 1.10 it cannot "
-              "advertise multi-conn, and clients will not use it");
 }
 
 /* Our own lines come after those about the plugin. */
@@ -544,6 +557,9 @@ warn_early (void)
   const struct resolution r = policy_resolve (&policy, &t);
   const bool same_for_all = plugin.name && !plugin.can_multi_conn;
 
+  if (policy.mode != MODE_DISABLE && handle_single_connection)
+    complain ("this nbdkit is older than 1.10 and cannot advertise "
+              "multi-conn: clients will not use it");
   if (policy.mode == MODE_UNSAFE)
     complain ("warning: MCSHIM_MODE=unsafe: clients are told that a flush "
               "counts for all connections, and nothing makes that true");

@@ -25,10 +25,8 @@ extern void nbdkit_error (const char *fmt, ...) WEAK;
 extern void nbdkit_debug (const char *fmt, ...) WEAK;
 extern void nbdkit_set_error (int err) WEAK;
 extern int64_t nbdkit_parse_size (const char *str) WEAK;
-struct nbdkit_extents;
-extern int nbdkit_add_extent (struct nbdkit_extents *, uint64_t offset,
-                              uint64_t length, uint32_t type)
-  WEAK;                                            /* since 1.12 */
+/* Not meant for plugins, but servers before 1.10 export all they have. */
+extern void handle_single_connection (void) WEAK;
 extern const char *nbdkit_export_name (void) WEAK; /* since 1.16 */
 extern void *nbdkit_next_context_open (void *backend, int readonly,
                                        const char *exportname, int shared)

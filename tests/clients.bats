@@ -72,12 +72,14 @@ EOT
 }
 
 @test "qemu-img convert" {
+  needs qemu-img
   copies_in qemu-img convert -n -m 4 -W -f raw -O raw image "$uri"
   copies_out qemu-img convert -m 4 -W -f raw -O raw "$uri" copy
   nothing_lost
 }
 
 @test "qemu-io" {
+  needs qemu-io
   copies_in qemu-io -f raw -c "write -s image 0 16M" -c flush "$uri"
   head -c 16M /dev/urandom > image
   copies_in qemu-io -f raw -c "write -f -s image 0 16M" "$uri"
@@ -89,6 +91,7 @@ EOT
 }
 
 @test "fio: four jobs that write and verify" {
+  needs fio
   cat > "jobs" <<EOT
 [global]
 ioengine=nbd
@@ -143,7 +146,7 @@ teardown ()
 }
 
 @test "nbdfuse" {
-  command -v nbdfuse >/dev/null || skip "there is no nbdfuse"
+  needs nbdfuse fusermount3
   # Not a file of that name that opening it would make.
   { [ -c /dev/fuse ] && (: <> /dev/fuse) 2>/dev/null; } ||
     skip "no FUSE: /dev/fuse can't be opened"

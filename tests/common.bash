@@ -180,6 +180,15 @@ no_shim () { env "$@"; }
 # shellcheck disable=SC2016 # for the server's shell
 flag='nbdinfo "$uri" 2>&1 | sed -n "s/.*can_multi_conn: //p"'
 
+# needs PROGRAM...: or the test is skipped.
+needs ()
+{
+  local program
+  for program; do
+    command -v "$program" >/dev/null || skip "there is no $program"
+  done
+}
+
 # has_plugin NAME: or the test is skipped.  The cc plugin is no use without a
 # compiler beside it.
 has_plugin ()

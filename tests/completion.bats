@@ -72,6 +72,7 @@ completes ()
 }
 
 @test "zsh" {
+  needs zsh
   run -0 zsh -n "$source/completion/_mcshim"
   cat > script <<'EOT'
 zmodload zsh/zpty

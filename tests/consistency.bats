@@ -101,23 +101,23 @@ demanding="refresh=1 opencopy=1 opendelay=500 readahead=300 mapcache=1"
   refute_line "hung: 0"
 }
 
-# in_order MODEL CLIENT-OPTION...
+# in_order "PLUGIN-PARAMETER..." CLIENT-OPTION...
 in_order ()
 {
-  consistent "model=$1 mapcache=1" --own-order --mixed --threads=12 \
+  consistent "$1 mapcache=1" --own-order --mixed --threads=12 \
     --commands-in-flight "${@:2}"
 }
 
 @test "one connection's own order, without the shim" {
   export SERVE_WITH=no_shim
   for model in parallel requests all connections; do
-    in_order $model --connections=1
+    in_order "model=$model ownorder=1" --connections=1
   done
 }
 
 @test "one connection's own order" {
-  in_order parallel --connections=1 --block=1024 --stripe=4096
-  in_order requests --connections=3 --stripe=65536
+  in_order model=parallel --connections=1 --block=1024 --stripe=4096
+  in_order model=requests --connections=3 --stripe=65536
 }
 
 # sees "PATTERN" CHECKER-OPTION...: the checker finds that, and says so.

@@ -51,7 +51,7 @@ deps () { env -i "PATH=$PWD/bin" ${cc:+"CC=$cc"} bin/sh "$deps" "$@" 2>&1; }
 offer_tests ()
 {
   printf '%s\n' bats bats-assert bats-support binutils file jq libnbd-dev \
-    parallel perl pkg-config procps zsh valgrind "$@" >> packages
+    perl pkg-config procps zsh valgrind "$@" >> packages
 }
 
 @test "what is missing is installed, after an update" {

@@ -33,6 +33,7 @@ section ()
 }
 
 @test "man renders the pages without a warning" {
+  needs man
   for page in "${pages[@]}"; do
     LC_ALL=C.UTF-8 MANROFFSEQ='' MANWIDTH=80 run -0 --separate-stderr \
       man --warnings -E UTF-8 -l -Tutf8 -Z "$page"
@@ -41,6 +42,7 @@ section ()
 }
 
 @test "mandoc finds nothing" {
+  needs mandoc
   run -0 mandoc -T lint -W warning "${pages[@]}"
   assert_output ""
 }

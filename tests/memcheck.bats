@@ -8,6 +8,7 @@ setup ()
   common_setup
   [ -z "$test_wrapper$test_preload" ] ||
     skip "the server already runs under another checker"
+  needs valgrind
 }
 
 # check_memory: no error at all, and no leak of what the library allocated.

@@ -51,3 +51,11 @@ EOT
   stop_server
   assert_equal "$(<"$server_err")" ""
 }
+
+@test "what prints about the plugin says nothing of the server" {
+  local option
+  for option in --version --help --dump-plugin; do
+    under_shim nbdkit "$wbcache" $option >/dev/null 2>err
+    assert_equal "$(<err)" ""
+  done
+}

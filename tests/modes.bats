@@ -78,6 +78,14 @@ EOT
   done
 }
 
+@test "the thread model is asked for once, however many connections" {
+  serve "$wbcache" model=requests log="$log"
+  client <<<'h = [conn() for i in range(3)]'
+  stop_server
+  # Servers before 1.14 do not ask.
+  [ "$(grep -c 'thread_model$' "$log")" -le 1 ]
+}
+
 @test "auto is disable for a plugin that serializes connections" {
   # It would be told otherwise that it has no flush.
   disk "${no_flush[@]}" thread_model='echo serialize_connections'

@@ -108,6 +108,7 @@ EOT
 }
 
 @test "GCC loads a plugin of its own under the preload" {
+  needs gcc
   echo 'int x;' > x.c
   run -0 under_shim gcc -fplugin="$plugins/gccplugin.so" -c x.c -o x.o
   assert_output "gccplugin: loaded"
@@ -116,6 +117,7 @@ EOT
 }
 
 @test "a plugin of GCC's that fails to start: GCC's own message" {
+  needs gcc
   echo 'int x;' > x.c
   export GCCPLUGIN_FAIL=1
   run no_shim gcc -fplugin="$plugins/gccplugin.so" -c x.c -o x.o

@@ -56,6 +56,7 @@ flag ()
 
 @test "The server runs as if nothing were preloaded: a file capability" {
   [ "$(id -u)" -eq 0 ] || skip "needs root to make such a file"
+  needs setcap
   # The user nobody may not look into the test's own directory.
   local dir
   dir=$(mktemp -d)
@@ -79,6 +80,7 @@ flag ()
 }
 
 @test "The server runs as if nothing were preloaded: a static program is no obstacle" {
+  needs gcc
   cat > run.c <<'EOT'
 #include <unistd.h>
 int main (int argc, char **argv) { (void) argc; execvp (argv[1], argv + 1); return 1; }
@@ -130,6 +132,7 @@ EOT
 }
 
 @test "The flag is set, and there is still one connection" {
+  needs qemu-img
   # most COMMAND: how many connections it opened.
   most ()
   {

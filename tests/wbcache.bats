@@ -245,9 +245,12 @@ expect(held(h[1], flush), True)
 EOT
 }
 
-@test "a handle sees its own writes, whatever was read beside them" {
-  start mapcache=1
-  { echo "$map_of"; cat; } <<'EOT' | client
+@test "an old copy that comes after a write and its flush, or does not" {
+  for own_order in 1 0; do
+    : > "$log"
+    start mapcache=1 ownorder=$own_order
+    { echo "$map_of"; cat; } <<'EOT' | own_order=$own_order client
+own_order = os.environ["own_order"] == "1"
 h = conn()
 def read(offset):
     return h.aio_pread(nbd.Buffer(512), offset)
@@ -263,9 +266,16 @@ for i, late in enumerate([read, ask]):
     expect(held(h, cookie), True)
     control()
     finish(h, cookie)
-    expect(bytes(h.pread(3, offset)), b"new")
-    expect(status(h, offset), 0)
+    if own_order:
+        expect(bytes(h.pread(3, offset)), b"new")
+        expect(status(h, offset), 0)
+    elif late == read:
+        expect(bytes(h.pread(3, offset)), bytes(3))
+    else:
+        expect(status(h, offset), nbd.STATE_HOLE | nbd.STATE_ZERO)
 EOT
+    stop_server
+  done
 }
 
 @test "it loads on servers from 1.10 on" {

@@ -15,7 +15,7 @@ import traceback
 
 import nbd
 
-SECONDS = 90                  # Then the script fails, and says where it is.
+SECONDS = 240                   # Then the script fails, and says where it is.
 
 sock = os.environ["sock"]
 log = os.environ["log"]
@@ -95,7 +95,7 @@ class Call(threading.Thread):
         return self.is_alive()
 
     def join(self):
-        super().join(60)
+        super().join(120)
         if self.is_alive():
             raise Unexpected("a request has no reply")
         if self.error:
@@ -130,7 +130,7 @@ def fails(err, fn, *args):
 
 
 def wait_for(what, test):
-    for i in range(30000):
+    for i in range(60000):
         if test():
             return
         time.sleep(0.002)

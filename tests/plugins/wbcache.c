@@ -8,7 +8,7 @@
  * cache, clean blocks too.  A close drops what is still dirty; it never
  * writes back.  A read that misses fetches under the handle's lock, and
  * fills the cache after it has let go of it, so that it can put back a
- * copy which another handle has made old meanwhile.
+ * copy which has become old meanwhile.
  *
  * These make it worse:
  *
@@ -25,6 +25,12 @@
  *   opencopy=1      an open begins with a copy of the whole disk
  *   readahead=US    a thread of each handle's fetches blocks that nobody
  *                   asked for, every so many microseconds
+ *
+ * This makes it better:
+ *
+ *   ownorder=1      no copy is put back that the handle's own write has made
+ *                   old: without a shim, a connection that flushes beside
+ *                   its reads sees its own writes only so
  *
  * What is promised all the same: a flush that begins after other handles
  * have written back lets its own handle see that.
@@ -114,7 +120,7 @@ static char *initial;
 static int model = NBDKIT_THREAD_MODEL_PARALLEL;
 static int multiconn;
 static int fua = NBDKIT_FUA_NONE;
-static int fuaflush, earlydrop, mapcache, refresh, opencopy;
+static int fuaflush, earlydrop, mapcache, refresh, opencopy, ownorder;
 static unsigned flushdelay, writebackdelay, readdelay, filldelay, writedelay,
   opendelay, closedelay, readahead, failflush, seed;
 static char *summary_file, *control_file;
@@ -385,6 +391,7 @@ wbcache_config (const char *key, const char *value)
     { "multiconn", &multiconn }, { "fuaflush", &fuaflush },
     { "earlydrop", &earlydrop }, { "mapcache", &mapcache },
     { "refresh", &refresh }, { "opencopy", &opencopy },
+    { "ownorder", &ownorder },
   };
 
   for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; ++i)
@@ -428,7 +435,7 @@ wbcache_config (const char *key, const char *value)
   "multiconn=BOOL fua=none|emulate|native fuaflush=BOOL\n"              \
   "earlydrop=BOOL (flush drops clean blocks when it begins)\n"          \
   "mapcache=BOOL failflush=OF-1000 seed=NUMBER\n"                       \
-  "refresh=BOOL opencopy=BOOL readahead=US\n"                           \
+  "refresh=BOOL opencopy=BOOL readahead=US ownorder=BOOL\n"             \
   "flushdelay=US writebackdelay=US (if there is something to write)\n"  \
   "readdelay=US filldelay=US writedelay=US opendelay=US closedelay=US\n" \
   "log=FILE summary=FILE control=FILE"
@@ -799,11 +806,10 @@ read_range (struct handle *h, uint8_t *buf, uint32_t count, uint64_t offset)
   for (b = first; b < end; ++b) {
     const uint8_t *from = h->data + b * BLOCK;
 
-    if (missed[b - first]) {
-      if (h->writes[b] == writes_seen[b - first])
-        fill_block (h, b, fetched + (b - first) * BLOCK);
-      else if (h->state[b] == 0)
-        from = fetched + (b - first) * BLOCK;
+    if (missed[b - first] && !(h->state[b] & (DIRTY|FLUSHING))) {
+      from = fetched + (b - first) * BLOCK;
+      if (!ownorder || h->writes[b] == writes_seen[b - first])
+        fill_block (h, b, from);
     }
     if (buf) {
       uint64_t lo = b * BLOCK < offset ? offset - b * BLOCK : 0;
@@ -1058,7 +1064,8 @@ map_range (struct handle *h, bool *holes, uint32_t count, uint64_t offset)
   if (any && between_fetch_and_fill (h, offset) == -1)
     goto out;
   for (b = first; b < end; ++b) {
-    if (h->map[b] == UNKNOWN && h->writes[b] == writes_seen[b - first])
+    if (h->map[b] == UNKNOWN &&
+        (!ownorder || h->writes[b] == writes_seen[b - first]))
       h->map[b] = fetched[b - first];
     holes[b - first] = h->map[b] == HOLE;
   }
