@@ -1,16 +1,12 @@
 /* interpose/record.c, on servers that are like nbdkit's of each age as far
  * as it can see, and on some that are not.
- *
- * Each server is tried in a process of its own, as its record is found
- * once.
  */
 
+#include <pthread.h>
 #include <stdarg.h>
-#include <stdio.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "interpose/interpose.h"
+#include "unit.h"
 
 /* The server has these, or lacks them. */
 static const char *(*export_name) (void);
@@ -36,70 +32,58 @@ struct server_context {
   const char *name;
 };
 
+#define W sizeof (void *)
+
 static const struct server {
   const char *name;
-  int error;                    /* offsets in the record */
-  int text;                     /* of the last error, or 0 */
-  int connection, context;      /* or 0 */
-  int beyond;                   /* a word that is set and no one knows */
   bool export_name, contexts;   /* it has the functions */
   bool name_in_context;
   bool known;                   /* record.c can find its way */
-  int size;
+  /* Offsets in the record; 0 for what it lacks.  The error is always
+   * there, or nothing is.
+   */
+  size_t size, error, last_error, connection, context;
+  size_t other;                 /* a word that is set, and nobody knows */
 } servers[] = {
-  { "1.10", 28, .size = 32 },
-  { "1.14", 28, .connection = 48, .size = 56 },
-  { "1.16", 16, .connection = 40, .export_name = true,
-    .known = true, .size = 48 },
-  { "1.26", 16, .connection = 40, .context = 48, .export_name = true,
-    .contexts = true, .known = true, .size = 56 },
-  { "1.34", 16, .text = 24, .connection = 48, .context = 56,
-    .export_name = true, .contexts = true, .known = true, .size = 64 },
-  { "1.48", 16, .text = 24, .connection = 56, .context = 64,
-    .export_name = true, .contexts = true, .name_in_context = true,
-    .known = true, .size = 72 },
-  { "a word after the context", 16, .connection = 40, .context = 48,
-    .beyond = 56, .export_name = true, .contexts = true, .size = 64 },
-  { "a word after the connection", 16, .connection = 40, .beyond = 48,
-    .export_name = true, .size = 64 },
-  { "a word between them", 16, .connection = 40, .context = 56,
-    .beyond = 48, .export_name = true, .contexts = true, .size = 64 },
-  { "the context before the connection", 16, .connection = 48,
-    .context = 40, .export_name = true, .contexts = true, .size = 64 },
-  { "no record", .error = -1, .export_name = true },
+  { "1.10", false, false, false, false, 4 * W, 3 * W + 4, 0, 0, 0, 0 },
+  { "1.14", false, false, false, false, 7 * W, 3 * W + 4, 0, 6 * W, 0, 0 },
+  { "1.16", true, false, false, true, 6 * W, 2 * W, 0, 5 * W, 0, 0 },
+  { "1.26", true, true, false, true, 7 * W, 2 * W, 0, 5 * W, 6 * W, 0 },
+  { "1.34", true, true, false, true, 8 * W, 2 * W, 3 * W, 6 * W, 7 * W, 0 },
+  { "1.48", true, true, true, true, 9 * W, 2 * W, 3 * W, 7 * W, 8 * W, 0 },
+  { "like 1.16, a word after the connection",
+    true, false, false, false, 8 * W, 2 * W, 0, 5 * W, 0, 6 * W },
+  { "like 1.26, a word after the context",
+    true, true, false, false, 8 * W, 2 * W, 0, 5 * W, 6 * W, 7 * W },
+  { "like 1.26, a word between the two",
+    true, true, false, false, 8 * W, 2 * W, 0, 5 * W, 7 * W, 6 * W },
+  { "like 1.26, the context first",
+    true, true, false, false, 8 * W, 2 * W, 0, 6 * W, 5 * W, 0 },
+  { "without records", true, false, false, false, 0, 0, 0, 0, 0, 0 },
+  { NULL, false, false, false, false, 0, 0, 0, 0, 0, 0 }
 };
 
 static const struct server *server;
 static pthread_key_t key, other_key;
-static int errors;              /* that were logged */
-static const char *imports[8];
-static int failures;
-
-#define CHECK(condition)                                                \
-  do {                                                                  \
-    if (!(condition)) {                                                 \
-      printf ("%s: line %d: %s\n", server->name, __LINE__, #condition); \
-      failures++;                                                       \
-    }                                                                   \
-  } while (0)
+static const char *imports[8];  /* of the plugin */
+static size_t test;             /* which one, below */
 
 static char *
 current (void)
 {
-  return server->error == -1 ? NULL : pthread_getspecific (key);
+  return server->size ? pthread_getspecific (key) : NULL;
 }
 
+/* The newer ones keep the text. */
 void
 nbdkit_error (const char *fmt, ...)
 {
-  char *record = current (), *text;
+  char *record = current ();
 
   (void) fmt;
-  errors++;
-  if (record != NULL && server->text != 0) {
-    free (get_word (record, server->text));
-    text = strdup ("the last error");
-    put_word (record, server->text, text);
+  if (record != NULL && server->last_error) {
+    free (get_word (record, server->last_error));
+    put_word (record, server->last_error, strdup ("an error"));
   }
 }
 
@@ -127,11 +111,10 @@ static const char *
 server_export_name (void)
 {
   struct server_connection *connection = server_connection ();
-  struct server_context *context = NULL;
+  struct server_context *context;
 
   if (server->contexts) {
-    if (current () != NULL)
-      context = get_word (current (), server->context);
+    context = current () ? get_word (current (), server->context) : NULL;
     if (context && server->name_in_context)
       return context->name;
     connection = context ? context->connection : NULL;
@@ -179,8 +162,8 @@ struct client {
 static void
 free_record (void *record)
 {
-  if (server->text != 0)
-    free (get_word (record, server->text));
+  if (server->last_error)
+    free (get_word (record, server->last_error));
   free (record);
 }
 
@@ -193,23 +176,23 @@ connect_client (struct client *c)
   c->connection->peer = c->peer;
   c->context->connection = c->connection;
   c->context->name = c->name;
-  if (server->error == -1)
+  CHECK (c->record == NULL);
+  if (server->size == 0)
     return;
   c->record = calloc (1, server->size);
-  if (server->connection != 0)
+  if (server->connection)
     put_word (c->record, server->connection, c->connection);
-  if (server->context != 0)
+  if (server->context)
     put_word (c->record, server->context, c->context);
-  if (server->beyond != 0)
-    put_word (c->record, server->beyond, &failures);
+  if (server->other)
+    put_word (c->record, server->other, &test);
 }
 
 /* The server goes on in that client's thread. */
 static void
 switch_to (const struct client *c)
 {
-  if (server->error != -1)
-    pthread_setspecific (key, c->record);
+  CHECK (pthread_setspecific (key, c->record) == 0);
 }
 
 static void
@@ -223,11 +206,9 @@ open_handle (struct client *c)
 static void
 disconnect_client (struct client *c)
 {
-  switch_to (c);
+  CHECK (pthread_setspecific (key, NULL) == 0);
   if (c->record != NULL)
     free_record (c->record);
-  if (server->error != -1)
-    pthread_setspecific (key, NULL);
   free (c->context);
   free (c->connection);
 }
@@ -261,7 +242,7 @@ wanted (const struct client *c, const struct client *d, bool others)
     name = { c->name, 0 };
   const bool own = c == d && !c->captured.closing;
 
-  if (server->error == -1 || server->connection == 0)
+  if (!server->connection)
     return nothing;
   if (own && !others)
     return all;
@@ -286,6 +267,7 @@ check_flush (const struct client *c, const struct client *d, bool others)
   struct visit v;
   bool locked;
 
+  nbdkit_set_error (EPERM);
   context_enter (&c->captured, others, &v);
   heard = hear ();
   CHECK (equal (heard, wanted (c, d, others)));
@@ -306,6 +288,8 @@ check_flush (const struct client *c, const struct client *d, bool others)
 
   context_leave (&v);
   CHECK (equal (hear (), before));
+  if (current () != NULL)
+    CHECK (server_error (false) == EPERM);
 }
 
 static void *
@@ -440,61 +424,67 @@ no_record (void)
   connect_client (&a);
   open_handle (&a);
   pthread_setspecific (key, NULL);
-  if (server->error != -1)
+  if (server->size)
     check_flush (&(struct client) { .name = "-", .captured = a.captured }, NULL,
                  true);
   disconnect_client (&a);
 }
 
+/* What is tried on each server, with a plugin that uses what. */
+static const struct {
+  const char *name;
+  void (*run) (void);
+  bool peer, sleep;
+} tests[] = {
+  { "two clients", two_clients, false, false },
+  { "two clients, who is asked for", two_clients, true, false },
+  { "two clients, a sleep", two_clients, false, true },
+  { "two clients, who is asked for, a sleep", two_clients, true, true },
+  { "a filter's handle first", shared_first, false, false },
+  { "a nameless client first", nameless_first, false, false },
+  { "a plugin that asks nothing", asks_nothing, false, false },
+  { "a thread without a record", no_record, false, false },
+  { NULL, NULL, false, false }
+};
+
 static void
-try (const struct server *s, bool peer, bool sleep, void (*test) (void))
+run (void)
 {
   const char **import = imports;
-  int status;
-  pid_t pid;
 
-  server = s;
-  use_peer = peer;
-  use_sleep = sleep;
-  fflush (stdout);
-  pid = fork ();
-  if (pid == 0) {
-    failures = 0;
-    pthread_key_create (&other_key, NULL);
-    pthread_setspecific (other_key, &key);
-    pthread_key_create (&key, free_record);
-    export_name = server->export_name ? server_export_name : NULL;
-    next_context_open = server->contexts ? server_next_context_open : NULL;
-    *import++ = "nbdkit_error";
-    *import++ = "nbdkit_export_name";
-    *import++ = "nbdkit_strdup_intern";
-    if (peer)
-      *import++ = "nbdkit_peer_name";
-    if (sleep)
-      *import++ = "nbdkit_nanosleep";
-    context_init ();
-    test ();
-    exit (failures != 0);
-  }
-  if (pid == -1 || waitpid (pid, &status, 0) == -1 || status != 0) {
-    printf ("nbdkit %s: failed\n", s->name);
-    failures++;
-  }
+  /* Another key is there too, and has no record. */
+  CHECK (pthread_key_create (&other_key, NULL) == 0);
+  CHECK (pthread_setspecific (other_key, &servers) == 0);
+  CHECK (pthread_key_create (&key, free_record) == 0);
+  export_name = server->export_name ? server_export_name : NULL;
+  next_context_open = server->contexts ? server_next_context_open : NULL;
+  use_peer = tests[test].peer;
+  use_sleep = tests[test].sleep;
+  *import++ = "nbdkit_error";
+  *import++ = "nbdkit_export_name";
+  *import++ = "nbdkit_strdup_intern";
+  if (use_peer)
+    *import++ = "nbdkit_peer_name";
+  if (use_sleep)
+    *import++ = "nbdkit_nanosleep";
+  context_init ();
+  tests[test].run ();
 }
 
 int
 main (void)
 {
-  const struct server *s;
-  int i;
+  int r = EXIT_SUCCESS;
+  char name[128];
 
-  for (s = servers; s < servers + sizeof servers / sizeof servers[0]; s++)
-    for (i = 0; i < 4; i++) {
-      try (s, i & 1, i & 2, two_clients);
-      try (s, i & 1, i & 2, shared_first);
-      try (s, i & 1, i & 2, nameless_first);
-      try (s, i & 1, i & 2, asks_nothing);
-      try (s, i & 1, i & 2, no_record);
+  for (server = servers; server->name != NULL; server++)
+    for (test = 0; tests[test].name != NULL; test++) {
+      const struct unit_test list[] = { { name, run }, { NULL, NULL } };
+
+      snprintf (name, sizeof name, "a server %s: %s", server->name,
+                tests[test].name);
+      if (unit_main ("record", list) != EXIT_SUCCESS)
+        r = EXIT_FAILURE;
     }
-  return failures != 0;
+  return r;
 }
