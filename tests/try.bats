@@ -453,7 +453,7 @@ posix="awk cat cut dd dirname date head mktemp mv nbdinfo nbdkit od printf
   pace
   mv bin fake
   localedef -i de_DE -f UTF-8 "$PWD/de_DE.UTF-8" || true
-  local awk tool applet
+  local awk tool
   for awk in mawk gawk original-awk busybox; do
     command -v $awk || continue
     # shellcheck disable=SC2086 # words

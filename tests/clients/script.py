@@ -117,6 +117,21 @@ def expect(got, wanted):
         raise Unexpected("got %s, expected %s" % (brief(got), brief(wanted)))
 
 
+def all_see(h):
+    """What any of four connections writes and the next one flushes all see,
+    whatever they had cached.  Block 0 is zeroes then."""
+    for i in range(8):
+        for c in h:
+            c.pread(4096, 0)
+        new = bytes([65 + i]) * 4096
+        h[i % 4].pwrite(new, 0)
+        h[(i + 1) % 4].flush()
+        expect([bytes(c.pread(4096, 0)) for c in h], [new] * 4)
+    h[0].zero(4096, 0)
+    h[1].flush()
+    expect([bytes(c.pread(4096, 0)) for c in h], [bytes(4096)] * 4)
+
+
 def fails(err, fn, *args):
     """The request fails with this errno."""
     try:
