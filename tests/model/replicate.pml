@@ -3,18 +3,17 @@
  * head comment explains the protocol; here is what stands for what.
  *
  * Steps.  What the library does while it holds "lock" is one atomic step,
- * and so is each operation on a connection's state word.  A connection's
- * own lock is taken together with the step that follows it and let go of
- * together with the one before, which hides nothing: nobody can tell.
- * Whoever waits on a condition variable goes on when it is signalled and
- * not otherwise, so that a signal which is missing is a deadlock here.
- * The thread that helps with replicas may be gone at any time.
+ * and so is each operation on a handle's state word.  Whoever waits on a
+ * condition variable goes on when it is signalled and not otherwise, so
+ * that a signal which is missing is a deadlock here.  The thread that helps
+ * with replicas may be gone at any time.
  *
  * Server.  Clients send requests on any connection and in any order until
- * the budgets below are used up.  At SERIALIZE_REQUESTS a connection has
- * one request at a time, flushes and the close included.  A close comes
- * when the requests of its connection are out.  Flushes may also come in
- * on a connection that carries nothing else; it has no number.
+ * the budgets below are used up.  A connection has one handle.  At
+ * SERIALIZE_REQUESTS it has one request at a time, flushes and the close
+ * included.  A close comes when the requests of its connection are out.
+ * Flushes may also come in on a connection that carries nothing else; it
+ * has no number.
  *
  * Plugin.  One block, of which one cell is followed: on the disk, and in
  * a cache per handle.  A write dirties the cell.  A read that misses
@@ -23,7 +22,12 @@
  * A write to the rest of the block ("neighbour") has to fetch what
  * surrounds it, and so fills the cell in the same way.  A flush writes
  * back what was dirty when it began, and drops what is clean when it
- * begins or when it ends.  A close drops everything.
+ * begins or when it ends; with REFRESH it renews it instead, at its end.
+ * With OPEN_COPY an open fetches the cell.  A close drops everything.
+ *
+ * With MIXED the last connection is one whose mode is plugin, and the
+ * plugin has multi-conn on it: what it writes is everybody's at once, the
+ * flush of any handle takes it to the disk, and its close does not flush.
  *
  * Values.  The cell only grows.  There is one write of it at a time, and
  * one to another connection only after the last has been flushed: their
@@ -33,17 +37,21 @@
  *   Durable      when a flush returns success, the disk has every value
  *                whose write had returned before the flush was entered
  *   Visible      a read that begins from then on returns no older value;
- *                asked of reads, and of every cache that one could begin
- *                to use at that moment
+ *                asked of reads, and of every cache that a request could
+ *                begin to use at that moment without a flush before
  *   Overlap      at SERIALIZE_REQUESTS no two callbacks of a handle run
  *                at the same time
  *   After_close  no callback of a handle runs when its close begins, nor
  *                later
- *   Errors       each failed flush of the plugin makes one round fail
- * Deadlocks spin finds by itself; with ENDLESS it also looks for a round
- * that does not end although everybody goes on.
+ *   Errors       each failed flush of the plugin makes one round fail, or
+ *                the request that it was for
+ *   Prompt       a round does not wait for a request on a handle that has
+ *                nothing to write back
+ * Deadlocks spin finds by itself; with ENDLESS it also looks for a round,
+ * or with TURNS for a request, that does not end although everybody goes
+ * on.
  *
- * Words like NO_DRAIN take one guard of the protocol away; "run" has the
+ * Words like NO_OWED take one guard of the protocol away; "run" has the
  * list.  Each must make an assertion fail: else the model is blind.
  */
 
@@ -57,9 +65,9 @@
 #endif
 
 #ifdef SERIALIZE_REQUESTS
-#define exclusive true
+#define serialize true
 #else
-#define exclusive false
+#define serialize false
 #endif
 
 #define LEVEL_CONNECTION 0
@@ -71,7 +79,7 @@
 
 /* Budgets, each for all clients together. */
 #ifndef WRITES
-#define WRITES 2
+#define WRITES 1
 #endif
 #ifndef NEIGHBOURS
 #define NEIGHBOURS 1
@@ -88,7 +96,7 @@
 #ifndef OPENS                   /* in the place of one that has closed */
 #define OPENS 0
 #endif
-#ifndef FAULTS                  /* failing flushes of the plugin: 0 or 1 */
+#ifndef FAULTS                  /* failing flushes of the plugin */
 #define FAULTS 0
 #endif
 
@@ -114,23 +122,22 @@ byte flushes = FLUSHES, closes = CLOSES, opens = OPENS, faults = FAULTS;
 
 /* The protocol. */
 
-mtype = { NO_REPLICA, REPLICA_DRAINING, REPLICA_QUEUED, REPLICA_RUNNING };
+mtype = { NO_REPLICA, REPLICA_QUEUED, REPLICA_PENDING, REPLICA_RUNNING };
 
-typedef connection {
+typedef handle {
   /* The state word. */
-  bool write_dirty, read_marked, touched, draining, epoch;
-  byte requests[2];
+  bool write_dirty, read_marked, owes, pending;
+  byte count;                   /* inside */
 
-  bool locked;                  /* its own lock, at SERIALIZE_REQUESTS */
-
-  bool joined;                  /* on its group's list of all */
+  bool joined;                  /* on its group's list */
   mtype replica = NO_REPLICA;
-  bool flushed;                 /* its "round" is that of the group */
-  bool failed;
   bool closing;
-  bool solo;                    /* one of those that the group counts ... */
+  bool requests_turn;
+  byte waiting;
+  byte seen, owed;
+  bool flushed, failed;         /* in this round */
+  bool outside;                 /* a write-back outside rounds runs ... */
   bool counted;                 /* ... so when the last round began */
-  bool left_sleeps;             /* its close waits for "left" */
 
   /* The server's. */
   bool open;
@@ -142,22 +149,24 @@ typedef connection {
   byte inside;                  /* callbacks that run */
 };
 
-connection conn[CONNECTIONS];
+handle conn[CONNECTIONS];
 
 /* The group. */
 #ifdef ENDLESS
-bool stale = true;
+byte written = 1;
 #else
-bool stale;
+byte written;
 #endif
-bool running, phase_two, err, close_err;
+byte writing_back;
+bool running, phase_two, err, close_err, unflushed;
 byte outstanding;
-bool phase_sleeps;              /* the thread of the round waits for "phase" */
+bool phase_sleeps;              /* the thread of the round waits for it */
 
 /* The client flushes.  IN_BATCH: the running round is for them too. */
 mtype = { NO_FLUSH, WAITING, IN_BATCH };
 mtype waiter[CLIENTS] = NO_FLUSH;
-bool finished_sleeps[CLIENTS];  /* the client waits for "finished" */
+bool finished_sleeps[CLIENTS];  /* the client waits for "round_over" */
+byte sleeps_on[CLIENTS];        /* for "changed" of this handle, from 1 */
 
 /* What is remembered for the assertions. */
 
@@ -170,10 +179,11 @@ byte must;                      /* what each read from now on returns */
 byte gone;                      /* a close lost the values up to this ... */
 bool told;                      /* ... and a flush has failed since */
 bool unreported;                /* a flush failed, but no round has yet */
-bool owed[CLIENTS];             /* the same when its flush was entered */
+bool told_owed[CLIENTS];        /* the same when its flush was entered */
+byte limbo;                     /* of a handle in mode plugin, not on disk */
 
 /* Never true.  Spin reports the text of an assertion that fails. */
-hidden byte Durable, Visible, Overlap, After_close, Errors;
+hidden byte Durable, Visible, Overlap, After_close, Errors, Prompt;
 
 /* The plugin.  The client's "op" is what a request is. */
 
@@ -182,7 +192,7 @@ mtype = { WRITE, NEIGHBOUR, READ };
 inline enter (i)
 {
   assert (After_close || !conn[i].closed);
-  assert (Overlap || !exclusive || conn[i].inside == 0);
+  assert (Overlap || !serialize || conn[i].inside == 0);
   conn[i].inside++
 }
 
@@ -198,11 +208,19 @@ inline drop (i)
   conn[i].value = 0
 }
 
-/* To a read that begins now. */
+#define fetched (disk > limbo -> disk : limbo)
+
+#ifdef MIXED
+#define is_plain(i) (i == CONNECTIONS - 1)
+#else
+#define is_plain(i) false
+#endif
+
+/* To a request that begins now. */
 inline up_to_date (i)
 {
-  assert (Visible ||
-          !conn[i].open || !conn[i].valid || conn[i].value >= must)
+  assert (Visible || !conn[i].open || !conn[i].valid || is_plain (i) ||
+          conn[i].owes || conn[i].value >= must)
 }
 
 inline request_enters (i)
@@ -211,21 +229,21 @@ inline request_enters (i)
   if
   :: op == WRITE
   :: op != WRITE && conn[i].valid -> seen = conn[i].value
-  :: op != WRITE && !conn[i].valid -> seen = disk; miss = true
+  :: op != WRITE && !conn[i].valid -> seen = fetched; miss = true
   fi
 }
 
 inline request_leaves (i)
 {
   if
-  :: op == WRITE ->
+  :: op == WRITE && is_plain (i) -> limbo = returned + 1
+  :: op == WRITE && !is_plain (i) ->
      conn[i].valid = true;
      conn[i].dirty = true;
      conn[i].value = returned + 1
-  :: op != WRITE && miss && !conn[i].valid ->
+  :: op != WRITE && miss && !conn[i].valid && !is_plain (i) ->
      conn[i].valid = true;
-     conn[i].value = seen;
-     up_to_date (i)
+     conn[i].value = seen
   :: else
   fi;
   miss = false;
@@ -236,13 +254,16 @@ inline flush_enters (i)
 {
   printf ("plugin: flush of connection %d begins\n", i);
   enter (i);
-  snapped = conn[i].dirty;
-  snap = (snapped -> conn[i].value : 0);
+  snapped = conn[i].dirty || limbo > disk;
+  snap = (conn[i].dirty && conn[i].value > limbo -> conn[i].value : limbo);
+  snap = (snapped -> snap : 0);
   if
   :: true
-  :: !exclusive && conn[i].valid && !conn[i].dirty ->
+#ifndef REFRESH
+  :: !serialize && conn[i].valid && !conn[i].dirty ->
      drop (i);
      early = true
+#endif
   fi
 }
 
@@ -255,19 +276,27 @@ inline flush_leaves (i)
   :: faults > 0 && snapped -> failed = true; disk = snap
   fi;
   if
-  :: failed ->
-     faults--;
-     unreported = true
-  :: !failed && snapped ->
-     disk = snap;
+  :: failed -> faults--
+  :: !failed ->
      if
-     :: conn[i].dirty && conn[i].value == snap ->
+     :: snapped && disk < snap -> disk = snap
+     :: else
+     fi;
+     if
+     :: conn[i].dirty && snapped && conn[i].value <= snap ->
         conn[i].dirty = false;
+#ifdef REFRESH
+        conn[i].value = fetched
+#else
         drop (i)
+#endif
+#ifdef REFRESH
+     :: conn[i].valid && !conn[i].dirty -> conn[i].value = fetched
+#else
+     :: !conn[i].dirty && !early && !snapped -> drop (i)
+#endif
      :: else
      fi
-  :: !failed && !snapped && !conn[i].dirty && !early -> drop (i)
-  :: else
   fi;
   printf ("plugin: flush of connection %d ends, failed %d, disk %d\n",
           i, failed, disk);
@@ -286,58 +315,153 @@ inline plugin_close (i)
   drop (i)
 }
 
-/* Marks and counts. */
+/* Who waits. */
 
-#define in_flight(i) (conn[i].requests[0] + conn[i].requests[1] > 0)
-#define marked(i) (conn[i].write_dirty || conn[i].read_marked)
-
-inline mark (i)
+inline signal_phase ()
 {
-  if
-  :: op == READ -> conn[i].read_marked = true
-  :: else -> conn[i].write_dirty = true
-  fi
-}
-
-inline take_marks (i)
-{
-  taken_write = conn[i].write_dirty;
-  taken_read = conn[i].read_marked;
-  conn[i].write_dirty = false;
-  conn[i].read_marked = false
-}
-
-inline put_back_marks (i)
-{
-  conn[i].write_dirty = conn[i].write_dirty || taken_write;
-  conn[i].read_marked = conn[i].read_marked || taken_read
-}
-
-inline untouch (i)
-{
-  if
-#ifdef UNTOUCH_IN_FLIGHT
-  :: !marked (i) -> conn[i].touched = false
-#else
-  :: !marked (i) && !in_flight (i) -> conn[i].touched = false
+#ifndef NO_SIGNAL_PHASE
+  phase_sleeps = false
 #endif
+}
+
+inline outstanding_one_less ()
+{
+  outstanding--;
+  if
+  :: outstanding == 0 -> signal_phase ()
   :: else
   fi
+}
+
+inline wake (n, i)
+{
+  if
+  :: sleeps_on[n] == i + 1 -> sleeps_on[n] = 0
+  :: else
+  fi
+}
+
+inline broadcast_changed (i)
+{
+  wake (0, i);
+  wake (1, i);
+#if CLIENTS > 2
+  wake (2, i)
+#endif
+}
+
+/* Flushes.  flush_handle, to where it lets go of "lock"; MINE is 1 or 0. */
+inline flush_starts (i, mine, write_back)
+{
+  covers = conn[i].count == mine;
+#ifdef ALWAYS_COVERS
+  covers = true;
+#endif
+#ifndef TAKE_AFTER
+  taken_write = conn[i].write_dirty;
+  conn[i].write_dirty = false;
+#endif
+#ifdef TAKE_IN_FLIGHT
+  taken_read = conn[i].read_marked;
+  conn[i].read_marked = false;
+#else
+  taken_read = conn[i].read_marked && covers;
+  conn[i].read_marked = conn[i].read_marked && !covers;
+#endif
+#ifdef OWED_CLEARED_EARLY
+  conn[i].owes = conn[i].owes && !covers;
+#endif
+  began = written;
+  before = conn[i].seen;
+  is_write = write_back || taken_write;
+  if
+  :: is_write -> writing_back++
+  :: else
+  fi
+}
+
+/* And from there on.  It ends with "failed" set or not. */
+inline flush_runs (i)
+{
+  atomic { flush_enters (i) }
+  atomic { flush_leaves (i) }
+}
+
+inline flush_ends (i)
+{
+#ifdef TAKE_AFTER
+  taken_write = conn[i].write_dirty;
+  conn[i].write_dirty = false;
+#endif
+  if
+  :: failed ->
+#ifndef NO_PUT_BACK
+     conn[i].write_dirty = conn[i].write_dirty || taken_write;
+     conn[i].read_marked = conn[i].read_marked || taken_read;
+#endif
+     unflushed = unflushed || (is_write && !taken_write);
+     conn[i].seen = before
+  :: !failed && covers ->
+     conn[i].seen = (conn[i].seen < began -> began : conn[i].seen);
+     conn[i].owes = conn[i].owes && conn[i].seen < conn[i].owed
+  :: else
+  fi;
+  if
+  :: is_write ->
+     writing_back--;
+#ifdef NO_OWN
+     written++
+#else
+#ifdef OWN_IN_FLIGHT
+     conn[i].seen = conn[i].seen +
+       (!failed && conn[i].seen == written -> 1 : 0);
+#else
+     conn[i].seen = conn[i].seen +
+       (!failed && covers && conn[i].seen == written -> 1 : 0);
+#endif
+#ifdef NO_NUMBER_AFTER_FAILURE
+     written = written + (failed -> 0 : 1)
+#else
+     written++
+#endif
+#endif
+  :: else
+  fi;
+  taken_write = false;
+  taken_read = false;
+  covers = false;
+  began = 0;
+  before = 0
+}
+
+/* The same for one outside rounds, which the last round may count. */
+inline outside_starts (i, mine, write_back)
+{
+  flush_starts (i, mine, write_back);
+  conn[i].outside = is_write
+}
+
+inline outside_ends (i)
+{
+  flush_ends (i);
+  in_round = conn[i].counted;
+  if
+  :: conn[i].counted ->
+     conn[i].counted = false;
+#ifndef NO_OUTSIDE_ERR
+     err = err || failed;
+#endif
+     unreported = unreported || failed;
+     outstanding_one_less ()
+  :: else
+  fi;
+  conn[i].outside = false;
+  is_write = false
 }
 
 /* Replicas. */
 
 #define queued(i) (conn[i].replica == REPLICA_QUEUED)
-
-inline queue_replica (i)
-{
-  conn[i].replica = REPLICA_QUEUED
-}
-
-inline signal_phase ()
-{
-  phase_sleeps = false
-}
 
 /* Lets C be one that is queued. */
 inline pick ()
@@ -351,89 +475,88 @@ inline pick ()
   fi
 }
 
-inline outstanding_one_less ()
+inline replica_done (i)
 {
-  outstanding--;
+  conn[i].replica = NO_REPLICA;
+  outstanding_one_less ()
+}
+
+#ifdef NO_TURNS
+#define requests_first(i) false
+#else
+#define requests_first(i) \
+  (serialize && conn[i].requests_turn && conn[i].waiting > 0)
+#endif
+
+#ifdef NO_EXCLUSION
+#define busy(i) false
+#else
+#define busy(i) (conn[i].count > 0)
+#endif
+
+/* run_replica, to where it lets go of "lock" for the first time; if it does
+ * so for a flush, "runs" is set.
+ */
+inline replica_starts (i)
+{
   if
-  :: outstanding == 0 -> signal_phase ()
+#if !defined (NO_OWED) && !defined (WAIT_IN_SECOND_PHASE)
+  :: phase_two && (requests_first (i) || busy (i)) ->
+     conn[i].owed = written;
+     conn[i].owes = true;
+     replica_done (i)
+#endif
+#ifndef WAIT_IN_SECOND_PHASE
+  :: !phase_two && serialize && (requests_first (i) || busy (i)) ->
+#else
+  :: serialize && (requests_first (i) || busy (i)) ->
+#endif
+     assert (Prompt || !phase_two);
+     conn[i].replica = REPLICA_PENDING;
+#ifndef NO_PENDING_BIT
+     conn[i].pending = true
+#endif
+  :: else ->
+     conn[i].replica = REPLICA_RUNNING;
+     conn[i].pending = false;
+     mine = !busy (i);
+     conn[i].count = conn[i].count + mine;
+     runs = true;
+     flush_starts (i, mine, !phase_two)
+  fi
+}
+
+inline replica_goes_on (i)
+{
+  if
+  :: runs ->
+     flush_runs (i);
+     d_step {
+       flush_ends (i);
+       is_write = false;
+       conn[i].flushed = true;
+       conn[i].failed = failed;
+       err = err || failed;
+       unreported = unreported || failed;
+       failed = false;
+       replica_done (i);
+       conn[i].requests_turn = true;
+       conn[i].count = conn[i].count - mine;
+       mine = 0;
+       runs = false;
+#ifndef NO_SIGNAL_CHANGED
+       broadcast_changed (i)
+#endif
+     }
   :: else
   fi
 }
 
-#if defined (SERIALIZE_REQUESTS) && !defined (NO_EXCLUSION)
-#define TAKE_LOCK 1
-#else
-#define TAKE_LOCK 0
-#endif
-
-/* run_replica, to where it lets go of "lock" for the first time. */
-inline replica_starts (i)
-{
-  conn[i].replica = REPLICA_RUNNING;
-#if !TAKE_LOCK && !defined (TAKE_AFTER)
-  take_marks (i)
-#endif
-}
-
-/* And from there on. */
-inline replica_goes_on (i)
-{
-  atomic {
-#if TAKE_LOCK
-    !conn[i].locked;
-    conn[i].locked = true;
-#ifndef TAKE_AFTER
-    take_marks (i);
-#endif
-#endif
-    flush_enters (i)
-  }
-  atomic {
-    flush_leaves (i);
-#if TAKE_LOCK
-    conn[i].locked = false
-#endif
-  }
-  d_step {
-#ifdef TAKE_AFTER
-    take_marks (i);
-#endif
-    if
-#ifndef NO_PUT_BACK
-    :: failed -> put_back_marks (i)
-#endif
-    :: else
-    fi;
-    if
-#ifndef NO_STALE_AFTER_FAILURE
-    :: failed -> stale = true
-#endif
-#ifdef NO_STALE_IN_SECOND_PHASE
-    :: !failed && taken_write && !phase_two -> stale = true
-#else
-    :: !failed && taken_write -> stale = true
-#endif
-    :: else
-    fi;
-    untouch (i);
-    conn[i].replica = NO_REPLICA;
-    conn[i].flushed = true;
-    conn[i].failed = failed;
-    err = err || failed;
-    outstanding_one_less ();
-#ifndef NO_SIGNAL_LEFT
-    conn[i].left_sleeps = false;
-#endif
-    taken_write = false;
-    taken_read = false;
-    failed = false
-  }
-}
-
 active proctype helper ()
 {
-  byte c, snap;
-  bool taken_write, taken_read, snapped, early, failed;
+  byte c, snap, began, before, mine;
+  bool taken_write, taken_read, snapped, early, failed, covers, is_write;
+  bool runs;
 
 end_idle:
   do
@@ -458,17 +581,37 @@ inline first_phase (i)
 {
   conn[i].flushed = false;
   conn[i].failed = false;
-#ifndef NO_SOLO_WAIT
-  conn[i].counted = conn[i].solo;
+#ifndef NO_WRITING_WAIT
+  conn[i].counted = conn[i].outside;
 #endif
   if
   :: conn[i].counted -> outstanding++
   :: else
   fi;
   if
-  :: conn[i].touched && conn[i].write_dirty ->
-     queue_replica (i);
+  :: conn[i].joined && conn[i].write_dirty ->
+     conn[i].replica = REPLICA_QUEUED;
      outstanding++
+  :: else
+  fi
+}
+
+/* What a handle that is gone has left: any flush covers it.  The model's
+ * clients flush on a connection without a number, so the first stands in.
+ */
+inline what_is_unflushed ()
+{
+  if
+#ifndef NO_UNFLUSHED
+  :: unflushed && conn[0].joined ->
+     unflushed = false;
+     if
+     :: conn[0].replica == NO_REPLICA ->
+        conn[0].replica = REPLICA_QUEUED;
+        outstanding++
+     :: else
+     fi
+#endif
   :: else
   fi
 }
@@ -476,45 +619,27 @@ inline first_phase (i)
 inline second_phase (i)
 {
   if
-  :: !conn[i].joined || (LEVEL == LEVEL_CONNECTION && !conn[i].touched) ||
-     (conn[i].flushed && conn[i].failed)
+  :: !conn[i].joined || conn[i].failed || conn[i].seen == written ||
+     is_plain (i) ||
+     (LEVEL == LEVEL_CONNECTION && !conn[i].write_dirty &&
+      !conn[i].read_marked && !conn[i].owes)
 #ifndef NO_CLOSING
   :: conn[i].joined && conn[i].closing
-#endif
-#ifdef NO_RECHECK
-  :: conn[i].joined && conn[i].flushed
 #endif
 #ifdef ONE_PHASE
   :: conn[i].joined && conn[i].replica != NO_REPLICA
 #endif
-  :: else ->
-     if
-#if !defined (NO_IN_FLIGHT) && !defined (NO_DRAIN)
-     :: in_flight (i) ->
-        conn[i].epoch = !conn[i].epoch;
-        conn[i].draining = true;
-        conn[i].replica = REPLICA_DRAINING;
-        outstanding++
-     :: !in_flight (i) &&
-#elif defined (NO_DRAIN)
-     :: in_flight (i) ||
-#else
-     ::
+#ifdef NO_REFLUSH
+  :: conn[i].joined && conn[i].flushed
 #endif
-        (marked (i) || (LEVEL != LEVEL_CONNECTION && !conn[i].flushed)) ->
-        queue_replica (i);
-        outstanding++
-     :: else
-     fi
+  :: else ->
+     conn[i].replica = REPLICA_QUEUED;
+     outstanding++
   fi
 }
 
-#define need_second_phase \
-  (!phase_two && (stale || LEVEL == LEVEL_OFF))
-
 inline begin_second_phase ()
 {
-  stale = false;
   phase_two = true;
   each_connection (second_phase)
 }
@@ -529,11 +654,13 @@ inline round_begins ()
   close_err = false;
 #endif
   each_connection (first_phase);
-#ifdef ONE_PHASE
+  what_is_unflushed ();
   if
-  :: stale || outstanding > 0 -> begin_second_phase ()
+  :: LEVEL == LEVEL_OFF -> written++
   :: else
-  fi
+  fi;
+#ifdef ONE_PHASE
+  begin_second_phase ()
 #endif
 }
 
@@ -550,14 +677,14 @@ inline flush_returns (n)
      :: err -> told = true
      :: else ->
         assert (Durable || disk >= want[n] || (told && gone >= want[n]));
-        assert (Errors || !(owed[n] && unreported));
+        assert (Errors || !(told_owed[n] && unreported));
         if
         :: disk >= want[n] && must < want[n] -> must = want[n]
         :: else
         fi
      fi;
      want[n] = 0;
-     owed[n] = false
+     told_owed[n] = false
   :: else
   fi;
   finished_sleeps[n] = false
@@ -615,7 +742,7 @@ bool begun, used;
 #endif
 #define usable(i)                                               \
   (may_begin && may_use (i) &&                                  \
-   conn[i].open && (!exclusive || conn[i].users == 0))
+   conn[i].open && (!serialize || conn[i].users == 0))
 
 inline begin_on (i)
 {
@@ -652,8 +779,8 @@ inline begin_on (i)
      goto close                                                 \
   :: may_begin && conn[i].closed && opens > 0 ->                \
      opens--;                                                   \
-     begun = true; joins (i);                                   \
-     goto idle
+     begun = true; c = i; conn[i].closed = false;               \
+     goto open
 
 inline request_returns (i)
 {
@@ -664,7 +791,11 @@ inline request_returns (i)
   :: op == READ -> assert (Visible || seen >= floor)
   :: else
   fi;
-  conn[i].locked = false;
+  request_is_over (i)
+}
+
+inline request_is_over (i)
+{
   conn[i].users--;
   seen = 0;
   floor = 0;
@@ -683,7 +814,6 @@ inline flush_is_over ()
 
 inline joins (i)
 {
-  conn[i].closed = false;
   conn[i].joined = true;
   conn[i].open = true
 }
@@ -691,22 +821,52 @@ inline joins (i)
 inline leaves (i)
 {
   conn[i].joined = false;
-  conn[i].touched = false;
   conn[i].write_dirty = false;
   conn[i].read_marked = false;
-  conn[i].epoch = false;
+  conn[i].owes = false;
   conn[i].flushed = false;
   conn[i].failed = false;
   conn[i].closing = false;
-  conn[i].counted = false
+  conn[i].requests_turn = false;
+  conn[i].seen = 0;
+  conn[i].owed = 0
 }
+
+/* left, to where it lets go of "lock" for the first time. */
+inline something_left (i)
+{
+  if
+  :: conn[i].replica == REPLICA_PENDING && !requests_first (i) ->
+     replica_starts (i)
+  :: else -> broadcast_changed (i)
+  fi
+}
+
+inline enter_marked (i)
+{
+  if
+#ifndef NO_SEEN_AT_MARK
+  :: !conn[i].read_marked && LEVEL == LEVEL_CONNECTION && !conn[i].owes ->
+     conn[i].seen = written
+#endif
+  :: else
+  fi;
+  conn[i].read_marked = true
+}
+
+#ifdef NO_GATE
+#define gate(i) conn[i].read_marked
+#else
+#define gate(i) (conn[i].read_marked && !conn[i].owes)
+#endif
 
 active [CLIENTS] proctype client ()
 {
   byte self;                    /* what its flush came in on */
-  byte c, seen, floor, snap;
+  byte c, seen, floor, snap, began, before, mine, target;
   mtype op;
   bool one, miss, taken_write, taken_read, snapped, early, failed;
+  bool covers, is_write, runs, in_round, refused;
 
 idle:
 end_idle:
@@ -726,55 +886,117 @@ end_idle:
   }
 
 request:
-#if defined (NO_MARK_AFTER) || defined (FILTER)
+#ifdef FILTER
   atomic {
     !filter_locked;
-    mark (c);
-    conn[c].touched = true
+    if
+    :: op == READ -> conn[c].read_marked = true
+    :: else -> conn[c].write_dirty = true
+    fi;
+    goto inside
   }
 #endif
+#ifdef NO_MARK_AFTER
+  conn[c].write_dirty = conn[c].write_dirty || op != READ;
+#endif
   atomic {
-    !conn[c].locked;
-    conn[c].locked = exclusive;
     printf ("client %d: %e on connection %d begins\n", me, op, c);
-    one = conn[c].epoch;
-    conn[c].requests[one]++;
     if
-    :: conn[c].touched -> goto touched
+    :: gate (c) &&
+       (!serialize || (!conn[c].pending && !busy (c))) ->
+       conn[c].count++;
+       goto inside
     :: else
     fi
   }
-  conn[c].touched = true;
-touched:
+  /* handle_enter */
+  atomic { conn[c].waiting++; target = conn[c].owed }
+admit:
+  atomic {
+    if
+    :: conn[c].replica == REPLICA_PENDING && !conn[c].requests_turn
+    :: else ->
+       if
+       :: conn[c].seen < target && !busy (c) ->
+          conn[c].count++;
+          outside_starts (c, 1, false);
+          goto owed
+       :: conn[c].seen >= target && (!serialize || !busy (c)) ->
+          conn[c].count++;
+          conn[c].requests_turn = false;
+          conn[c].waiting--;
+          enter_marked (c);
+          target = 0;
+          goto inside
+       :: else
+       fi
+    fi;
+    sleeps_on[me] = c + 1
+  }
+  atomic { sleeps_on[me] == 0; goto admit }
+owed:
+  flush_runs (c);
+  atomic {
+    outside_ends (c);
+    in_round = false;
+    refused = failed;
+    failed = false;
+    conn[c].count--;
+    something_left (c)
+  }
+  replica_goes_on (c);
+  atomic {
+    broadcast_changed (c);
+    if
+    :: !refused -> goto admit
+    :: else ->
+       conn[c].requests_turn = false;
+       conn[c].waiting--;
+       target = 0;
+#ifndef NO_LEFT_AFTER_ERROR
+       something_left (c)
+#endif
+    fi
+  }
+  replica_goes_on (c);
+  atomic {
+    printf ("client %d: %e on connection %d fails\n", me, op, c);
+    broadcast_changed (c);
+    refused = false;
+    if
+    :: op == WRITE -> writing = false; last = (returned > must -> last : c)
+    :: else
+    fi;
+    request_is_over (c);
+    goto idle
+  }
+
+inside:
   atomic { request_enters (c) }
   atomic { request_leaves (c) }
-  atomic {
-#if !defined (NO_MARK_AFTER) && !defined (FILTER)
-    mark (c);
+#ifdef FILTER
+  atomic { request_returns (c); goto idle }
 #endif
-    conn[c].requests[one]--;
-    one = false;
+#ifndef NO_MARK_AFTER
+  conn[c].write_dirty = conn[c].write_dirty || op != READ;
+#endif
+  atomic {
+    conn[c].count--;
     if
-    :: conn[c].draining -> goto drained
+#ifdef NO_SLOW_END
+    :: conn[c].pending ->
+#else
+    :: conn[c].pending || conn[c].waiting > 0 ->
+#endif
+       goto slow_end
     :: else -> request_returns (c); goto idle
     fi
   }
-drained:
+slow_end:
+  atomic { something_left (c) }
+  replica_goes_on (c);
   atomic {
-    if
-    :: conn[c].replica == REPLICA_DRAINING &&
-#ifdef NO_EPOCH
-       !in_flight (c) ->
-#else
-       conn[c].requests[1 - conn[c].epoch] == 0 ->
-#endif
-       conn[c].draining = false;
-       queue_replica (c)
-#ifndef NO_SIGNAL_DRAINED
-       ; signal_phase ()
-#endif
-    :: else
-    fi;
+    broadcast_changed (c);
     request_returns (c);
     goto idle
   }
@@ -801,7 +1023,7 @@ flush:
   atomic {
     printf ("client %d: flush begins\n", me);
     want[me] = returned;
-    owed[me] = unreported;
+    told_owed[me] = unreported;
 #ifdef SHARE_RUNNING
     waiter[me] = (running -> IN_BATCH : WAITING);
 #else
@@ -832,18 +1054,60 @@ round:
        !phase_sleeps
      }
   :: atomic {
-       outstanding == 0 && need_second_phase ->
+       outstanding == 0 && !phase_two ->
        printf ("client %d: the second phase begins\n", me);
        begin_second_phase ()
      }
   :: atomic {
-       outstanding == 0 && !need_second_phase ->
+       outstanding == 0 && phase_two ->
        round_ends ();
        flush_is_over ();
        goto idle
      }
   od;
 #endif
+
+open:
+  conn[c].seen = written;
+#ifdef OPEN_COPY
+  atomic { conn[c].valid = true; conn[c].value = fetched }
+#endif
+  atomic {
+    conn[c].joined = true;
+    if
+#ifndef NO_OPEN_FLUSH
+    :: written > conn[c].seen ->
+       conn[c].read_marked = true;
+       conn[c].owed = written;
+       conn[c].owes = true;
+       conn[c].count++;
+       outside_starts (c, 1, false);
+       goto open_flush
+    :: written == conn[c].seen && writing_back > 0 ->
+#ifndef NO_OPEN_MARK
+       conn[c].read_marked = true;
+#endif
+       goto opened
+#endif
+    :: else -> conn[c].seen = written; goto opened
+    fi
+  }
+open_flush:
+  flush_runs (c);
+  atomic {
+    outside_ends (c);
+    in_round = false;
+    failed = false;
+    conn[c].count--;
+    something_left (c)
+  }
+opened:
+  atomic {
+    conn[c].open = true;
+    up_to_date (c);
+    c = 0;
+    goto idle
+  }
 
 close:
 #ifdef FILTER
@@ -853,6 +1117,7 @@ close:
     goto left
   }
 #endif
+  conn[c].closing = true;
   do
   :: atomic { queued (c) -> replica_starts (c) }
      replica_goes_on (c)
@@ -862,61 +1127,54 @@ close:
 #else
   :: atomic {
        conn[c].replica == REPLICA_RUNNING ||
-       conn[c].replica == REPLICA_DRAINING ->
-       conn[c].left_sleeps = true;
-       !conn[c].left_sleeps
+       conn[c].replica == REPLICA_PENDING ->
+       sleeps_on[me] = c + 1;
+       sleeps_on[me] == 0
      }
   :: atomic {
        conn[c].replica == NO_REPLICA ->
 #endif
-       conn[c].closing = true;
        if
 #ifndef NO_CLOSE_FLUSH
-       :: conn[c].write_dirty ->
-          take_marks (c);
-          taken_write = false;
-          taken_read = false;
-          conn[c].solo = true;
+       :: conn[c].write_dirty && !is_plain (c) ->
+          conn[c].count++;
+          outside_starts (c, 1, true);
           goto solo
 #endif
        :: else ->
-          stale = stale || conn[c].write_dirty;
+          if
+          :: conn[c].write_dirty ->
+             written++;
+             unflushed = unflushed || is_plain (c)
+          :: else
+          fi;
           leaves (c);
           goto left
        fi
      }
   od;
 solo:
-  atomic {
-    !conn[c].locked;
-    conn[c].locked = exclusive;
-    flush_enters (c)
-  }
+  atomic { flush_enters (c) }
   atomic {
     flush_leaves (c);
-    conn[c].locked = false;
     if
     :: failed && conn[c].dirty -> gone = conn[c].value; told = false
     :: else
     fi
   }
   d_step {
-    conn[c].solo = false;
+    outside_ends (c);
     if
-    :: conn[c].counted ->
-#ifndef NO_SOLO_ERR
-       err = err || failed;
-#endif
-       outstanding_one_less ()
+    :: failed && !in_round ->
 #ifndef NO_CLOSE_ERR
-    :: !conn[c].counted && failed -> close_err = true
+       close_err = true;
 #endif
+       unreported = true
     :: else
     fi;
+    in_round = false;
     failed = false;
-#ifndef NO_STALE_AFTER_CLOSE
-    stale = true;
-#endif
+    conn[c].count--;
     leaves (c)
   }
 left:
