@@ -319,9 +319,7 @@ inline plugin_close (i)
 
 inline signal_phase ()
 {
-#ifndef NO_SIGNAL_PHASE
   phase_sleeps = false
-#endif
 }
 
 inline outstanding_one_less ()
