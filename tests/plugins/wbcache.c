@@ -76,6 +76,11 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "oldglibc.h"
+
+OLD (pthread_create);
+OLD (pthread_join);
+
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
 /* New in 1.12, where extents are. */
