@@ -710,41 +710,54 @@ end_alone (struct connection *c, int r)
   return r;
 }
 
-/* The same callbacks where there may be several handles: COUNT bytes become
- * pieces of LEN bytes.  The arguments are those of a piece, and STEP goes to
- * the next one.
+/* The same callbacks where there may be several handles: most requests are
+ * for one of them, and the others become pieces of LEN bytes.  The arguments
+ * are those of a piece, and STEP goes to the next one.
  */
 #define PIECES(callback, may_be_long, step, parameters, ...)    \
-  static int                                            \
-  spread_##callback parameters                          \
+  static __attribute__ ((noinline)) int                 \
+  split_##callback parameters                           \
   {                                                     \
     struct connection *c = handle;                      \
-    struct spread *s = c->spread;                       \
-    struct handle *h;                                   \
     uint32_t len = count;                               \
+    struct handle *h;                                   \
     int r;                                              \
                                                         \
-    if (s == NULL)                                      \
-      return shim_##callback (handle, __VA_ARGS__);     \
     if (may_be_long && c->handle.flushable &&           \
-        spread_is_long (s, count)) {                    \
+        spread_is_long (c->spread, count)) {            \
       r = begin_alone (c);                              \
       if (r != -1)                                      \
         r = shim_##callback (handle, __VA_ARGS__);      \
       return end_alone (c, r);                          \
     }                                                   \
-                                                        \
-    spread_begin (s);                                   \
     do {                                                \
-      len = spread_length (s, offset, count);           \
-      h = spread_get (s, offset);                       \
+      len = spread_length (c->spread, offset, count);   \
+      h = spread_enter (c->spread, offset);             \
       r = shim_##callback (h, __VA_ARGS__);             \
-      spread_put (s, h);                                \
+      spread_leave (c->spread, h);                      \
       count -= len;                                     \
       offset += len;                                    \
       step;                                             \
     } while (count > 0 && r != -1);                     \
-    spread_end (s);                                     \
+    return r;                                           \
+  }                                                     \
+                                                        \
+  static int                                            \
+  spread_##callback parameters                          \
+  {                                                     \
+    struct connection *c = handle;                      \
+    struct spread *s = c->spread;                       \
+    const uint32_t len = count;                         \
+    struct handle *h;                                   \
+    int r;                                              \
+                                                        \
+    if (s == NULL)                                      \
+      return shim_##callback (handle, __VA_ARGS__);     \
+    if (spread_length (s, offset, len) < len)           \
+      return split_##callback (handle, __VA_ARGS__);    \
+    h = spread_enter (s, offset);                       \
+    r = shim_##callback (h, __VA_ARGS__);               \
+    spread_leave (s, h);                                \
     return r;                                           \
   }
 
@@ -819,7 +832,12 @@ spread_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
 
   if (s == NULL)
     return shim_extents (handle, count, offset, flags, extents);
-  spread_begin (s);
+  if (spread_length (s, offset, count) == count) {
+    h = spread_enter (s, offset);
+    r = shim_extents (h, count, offset, flags, extents);
+    spread_leave (s, h);
+    return r;
+  }
   do {
     len = spread_length (s, offset, count);
     piece = nbdkit_extents_new (offset, offset + len);
@@ -827,16 +845,15 @@ spread_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
       r = result (ENOMEM);
       break;
     }
-    h = spread_get (s, offset);
+    h = spread_enter (s, offset);
     r = shim_extents (h, len, offset, flags, piece);
-    spread_put (s, h);
+    spread_leave (s, h);
     on = add_extents (extents, piece, offset + len,
                       !(flags & NBDKIT_FLAG_REQ_ONE), &r);
     nbdkit_extents_free (piece);
     count -= len;
     offset += len;
   } while (on && count > 0 && ++pieces < EXTENTS_PIECES);
-  spread_end (s);
   return r;
 }
 

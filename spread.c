@@ -23,6 +23,7 @@ spread_new (const struct spread_ops *ops, struct handle *first, unsigned most,
   s->ops = ops;
   s->connection = first->connection;
   s->most = most;
+  s->stripe = stripe;
   s->shift = __builtin_ctzll (stripe);
   s->any = any;
   s->shared = shared;
@@ -125,7 +126,7 @@ spread_take_any (struct spread *s, uint64_t offset)
   uint64_t idle;
 
   must (pthread_mutex_lock (&s->lock));
-  /* Before another look at who is idle: spread_put does it the other way
+  /* Before another look at who is idle: spread_leave does it the other way
    * round.
    */
   s->waiting++;
@@ -169,11 +170,11 @@ void
 spread_wait (struct spread *s)
 {
   must (pthread_mutex_lock (&s->lock));
-  s->requests--;
+  s->inside--;
   announce_change (s);
-  while (s->requests & ALONE)
+  while (s->inside & ALONE)
     wait_for_change (s);
-  s->requests++;
+  s->inside++;
   must (pthread_mutex_unlock (&s->lock));
 }
 
@@ -181,10 +182,10 @@ void
 spread_alone_begin (struct spread *s)
 {
   must (pthread_mutex_lock (&s->lock));
-  while (s->requests & ALONE)
+  while (s->inside & ALONE)
     wait_for_change (s);
-  s->requests |= ALONE;
-  while (s->requests != ALONE)
+  s->inside |= ALONE;
+  while (s->inside != ALONE)
     wait_for_change (s);
   must (pthread_mutex_unlock (&s->lock));
 }
@@ -193,7 +194,7 @@ void
 spread_alone_end (struct spread *s)
 {
   must (pthread_mutex_lock (&s->lock));
-  s->requests &= ~ALONE;
+  s->inside &= ~ALONE;
   announce_change (s);
   must (pthread_mutex_unlock (&s->lock));
 }

@@ -37,7 +37,7 @@ struct spread_ops {
   void (*gives_up) (struct connection *c, unsigned nr, const char *why);
 };
 
-/* In "requests", beside their number. */
+/* In "inside", beside the number. */
 #define ALONE ((uint64_t) 1 << 63)
 
 /* In "class". */
@@ -50,11 +50,12 @@ struct spread {
   struct connection *connection;
   unsigned most;                /* handles */
   unsigned shift;               /* log2 of the stripe */
+  uint64_t stripe;
   bool any;                     /* any handle for any request */
   bool shared;                  /* if none is idle, a busy one will do */
 
   _Atomic uint64_t idle;        /* a bit for each handle, if any will do */
-  _Atomic uint64_t requests;    /* inside, otherwise */
+  _Atomic uint64_t inside;      /* pieces, otherwise */
   _Atomic unsigned waiting;     /* for an idle handle */
   _Atomic uint8_t class[HANDLES_MAX];
 
@@ -76,9 +77,8 @@ extern struct spread *spread_new (const struct spread_ops *ops,
                                   uint64_t stripe, bool any, bool shared);
 extern void spread_free (struct spread *s);
 
-/* Wait for all requests to end, and keep others out until the second.  The
- * caller has the connection to itself, and may use the handles without the
- * functions below.
+/* Between the two the caller, who is not inside, has the connection to
+ * himself: what is inside has come out, and nothing comes in.
  */
 extern void spread_alone_begin (struct spread *s);
 extern void spread_alone_end (struct spread *s);
@@ -96,29 +96,11 @@ extern void spread_signal (struct spread *s);
 extern struct handle *spread_take_any (struct spread *s, uint64_t offset);
 extern struct handle *spread_assign (struct spread *s, unsigned class);
 
-/* Around each request. */
-static inline void
-spread_begin (struct spread *s)
-{
-  if (!s->any && __builtin_expect (atomic_fetch_add (&s->requests, 1) & ALONE,
-                                   0))
-    spread_wait (s);
-}
-
-static inline void
-spread_end (struct spread *s)
-{
-  if (!s->any && __builtin_expect (atomic_fetch_sub (&s->requests, 1) & ALONE,
-                                   0))
-    spread_signal (s);
-}
-
 /* How many of the LEN bytes at OFFSET one handle serves. */
 static inline uint32_t
 spread_length (const struct spread *s, uint64_t offset, uint32_t len)
 {
-  const uint64_t stripe = (uint64_t) 1 << s->shift;
-  const uint64_t left = stripe - (offset & (stripe - 1));
+  const uint64_t left = s->stripe - (offset & (s->stripe - 1));
 
   return s->any || len <= left ? len : left;
 }
@@ -130,14 +112,16 @@ spread_is_long (const struct spread *s, uint32_t len)
   return !s->any && len >> s->shift > s->most;
 }
 
-/* The handle for a piece that begins at OFFSET, until spread_put. */
+/* Around each piece of a request.  Returns the handle for it. */
 static inline struct handle *
-spread_get (struct spread *s, uint64_t offset)
+spread_enter (struct spread *s, uint64_t offset)
 {
-  uint64_t idle;
   unsigned class, number;
+  uint64_t idle;
 
   if (!s->any) {
+    if (__builtin_expect (atomic_fetch_add (&s->inside, 1) & ALONE, 0))
+      spread_wait (s);
     class = (offset >> s->shift) % s->most;
     number = atomic_load_explicit (&s->class[class], memory_order_acquire);
     if (__builtin_expect (number == NO_HANDLE || number == OPENING, 0))
@@ -152,13 +136,19 @@ spread_get (struct spread *s, uint64_t offset)
   return spread_take_any (s, offset);
 }
 
+/* Leaves errno alone. */
 static inline void
-spread_put (struct spread *s, const struct handle *h)
+spread_leave (struct spread *s, const struct handle *h)
 {
+  bool waited_for;
+
   if (!s->any)
-    return;
-  atomic_fetch_or (&s->idle, (uint64_t) 1 << h->number);
-  if (__builtin_expect (atomic_load (&s->waiting) > 0, 0))
+    waited_for = atomic_fetch_sub (&s->inside, 1) & ALONE;
+  else {
+    atomic_fetch_or (&s->idle, (uint64_t) 1 << h->number);
+    waited_for = atomic_load (&s->waiting) > 0;
+  }
+  if (__builtin_expect (waited_for, 0))
     spread_signal (s);
 }
 
