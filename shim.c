@@ -29,6 +29,7 @@ static struct nbdkit_plugin plugin;  /* as the plugin made it */
 static struct nbdkit_plugin wrapped; /* as the server gets it */
 static struct policy policy;
 static int thread_model;
+static unsigned nr_handles = 1; /* of a connection, at most */
 
 /* What the server asks of a handle, in its order. */
 #define QUESTIONS(each)                                 \
@@ -62,15 +63,6 @@ struct connection {
 
 #define UNASKED (-2)
 
-/* Of a connection, unless the plugin's thread model is too low. */
-static unsigned
-handles (void)
-{
-  return policy_handles (&policy, plugin.name,
-                         thread_model >=
-                         NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS);
-}
-
 /* Before the server has forked: what is printed is seen. */
 static void
 complain (const char *line)
@@ -97,6 +89,9 @@ static void
 set_thread_model (int model)
 {
   thread_model = model;
+  nr_handles =
+    policy_handles (&policy, plugin.name,
+                    model >= NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS);
   replicate_set_thread_model
     (model >= NBDKIT_THREAD_MODEL_PARALLEL ? PARALLEL :
      model == NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS ? SERIALIZE_HANDLE :
@@ -194,8 +189,8 @@ describe (void)
                 thread_model_name (), mode_name (policy.mode),
                 level_name (policy.level));
   if (policy.handles > 1)
-    nbdkit_debug ("mcshim: handles of a connection: %u%s", handles (),
-                  handles () > 1 ? "" : ": MCSHIM_HANDLES has no effect with "
+    nbdkit_debug ("mcshim: handles of a connection: %u%s", nr_handles,
+                  nr_handles > 1 ? "" : ": MCSHIM_HANDLES has no effect with "
                   "this plugin, or its thread model");
 }
 
@@ -218,7 +213,7 @@ shim_get_ready (void)
 static int
 model_for_server (void)
 {
-  return handles () > 1 && server_purpose () == SERVE ?
+  return nr_handles > 1 && server_purpose () == SERVE ?
     NBDKIT_THREAD_MODEL_PARALLEL : thread_model;
 }
 
@@ -252,7 +247,7 @@ struct_traits (bool readonly)
       thread_model <= NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS,
     .can_flush = plugin.flush || plugin._flush_v1,
     .readonly = readonly || (!plugin.pwrite && !plugin._pwrite_v1),
-    .handles = handles (),
+    .handles = nr_handles,
   };
 }
 
@@ -263,7 +258,7 @@ static atomic_flag noticed;
 static int64_t
 answered (struct connection *c, enum question question, int64_t r)
 {
-  if (handles () > 1)
+  if (nr_handles > 1)
     c->answers[question] = r;
   return r;
 }
@@ -340,7 +335,7 @@ gives_up (struct connection *c, unsigned nr, const char *why)
 {
   (void) c;
   nbdkit_error ("mcshim: a connection goes on with %u handles of up to %u: "
-                "%s", nr, handles (), why);
+                "%s", nr, nr_handles, why);
 }
 
 static const struct spread_ops spread_ops = {
@@ -361,7 +356,7 @@ prepare_spread (struct connection *c, bool only_reads)
                          &maximum) == -1)
     return -1;
 #endif
-  c->spread = spread_new (&spread_ops, &c->handle, handles (),
+  c->spread = spread_new (&spread_ops, &c->handle, nr_handles,
                           policy_stripe (&policy, preferred), only_reads,
                           thread_model >= NBDKIT_THREAD_MODEL_PARALLEL);
   if (c->spread == NULL)
@@ -421,7 +416,7 @@ log_warning (const char *line)
 static struct connection *
 new_connection (const char *group, int readonly)
 {
-  const bool several = handles () > 1;
+  const bool several = nr_handles > 1;
   struct connection *c;
   unsigned i;
   int err;
@@ -909,7 +904,7 @@ print_last (void)
     printf ("mcshim_version=%s\nmcshim_mode=%s\n",
             MCSHIM_VERSION, mode_name (policy.mode));
     if (policy.handles > 1)
-      printf ("mcshim_handles=%u\n", handles ());
+      printf ("mcshim_handles=%u\n", nr_handles);
   }
   else if (server_purpose () == HELP) {
     printf ("\nmcshim %s is preloaded (see libmcshim(7)), "
