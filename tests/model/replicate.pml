@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* The replication protocol of replicate.c, for spin, which tries every
  * interleaving of a few requests.  Names are those of replicate.c, whose
  * head comment explains the protocol; here is what stands for what.
