@@ -155,6 +155,12 @@ check:
 	$(MAKE) --no-print-directory all test-programs
 	tests/run
 
+# What starts servers to measure them: it takes as long again.
+check-tools:
+	scripts/deps check
+	$(MAKE) --no-print-directory all test-programs
+	tests/run --tools
+
 # The demo and the tests where nothing is installed yet, in bare roots.
 check-fresh:
 	scripts/deps fresh
@@ -249,7 +255,7 @@ check-kernel:
 	tests/kernel-client
 
 # What must pass before a release, the quick ones first.
-release_checks := check check-compat check-cross check-deb check-rpm \
+release_checks := check check-tools check-compat check-cross check-deb check-rpm \
   check-kernel check-asan check-tsan model mutants bench-quick soak
 release-check:
 	@test -z "$$(git status --porcelain)" || { \
@@ -307,7 +313,7 @@ clean:
 	rm -f $(plugins) $(clients)
 
 .PHONY: all man test-programs test-plugins units unit mutants demo check \
-	check-fresh check-compat check-cross \
+	check-tools check-fresh check-compat check-cross \
 	model soak check-asan check-tsan check-deb check-rpm check-kernel deb rpm \
 	bench bench-quick bench-headline release-check deps install dist uninstall clean
 .DELETE_ON_ERROR:
