@@ -235,7 +235,7 @@ bench-quick:
 # The README's table of what it brings.
 bench-headline:
 	scripts/deps compat
-	$(MAKE) --no-print-directory all
+	$(MAKE) --no-print-directory all tests/clients/relay
 	scripts/bench --only=headline
 
 # Packages, in build/deb and build/rpm, and what becomes of them in a clean
