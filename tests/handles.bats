@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # Several handles of the plugin behind one connection: MCSHIM_HANDLES and
 # MCSHIM_STRIPE.
 
