@@ -501,6 +501,31 @@ test_resolve (void)
   }
 }
 
+/* At "fast" a flush that is not replicated may be skipped although another
+ * connection needs it: who can't have that is told.
+ */
+static void
+test_fast (void)
+{
+  static const enum level levels[] =
+    { LEVEL_CONNECTION, LEVEL_FAST, LEVEL_OFF };
+
+  for (int i = 0; i < 3 * 5 * 8; i++) {
+    const struct policy p =
+      { .mode = (enum mode) (i / 8 % 5), .level = levels[i / 40] };
+    const struct traits t = {
+      .plugin = "file", .connections_serialized = i & 1, .multi_conn = i & 2,
+      .can_flush = i & 4,
+    };
+    const struct resolution r = policy_resolve (&p, &t);
+    const bool told = r.notice && strstr (r.notice, "=fast: ");
+
+    CHECK (told == (p.level == LEVEL_FAST && !t.connections_serialized &&
+                    !t.multi_conn && t.can_flush && !r.replicate),
+           "%d: %s", i, r.notice ? r.notice : "");
+  }
+}
+
 /* The flag of plugins that keep their connections apart is their own, in
  * auto; not that of plugins with such names.
  */
@@ -657,6 +682,7 @@ main (void)
     { "the list of the knobs", test_print_knobs },
     { "what was meant by a name that is wrong", test_suggestions },
     { "what each mode makes of each plugin", test_resolve },
+    { "a level of fast that skips flushes is warned of", test_fast },
     { "connections that are kept apart have no flag in auto", test_apart },
     { "a plugin is asked what matters", test_wants },
     { "what several handles make of it", test_several },
