@@ -140,9 +140,7 @@ statsfile_take (const struct policy *policy)
 
   start = now_ns ();
   clock_gettime (CLOCK_REALTIME, &start_time);
-  mode = umask (0);
-  umask (mode);
-  mode = 0644 & ~mode;
+  mode = 0644;
   file = expand (policy->stats_file);
   if (file == NULL)
     return -1;
@@ -219,7 +217,7 @@ static const struct {
 #define NUMBER(field) offsetof (struct statistics, field)
   { "connections", "gauge", "Connections that are open.",
     NUMBER (connections_open) },
-  { "connections_most", "gauge", "The most that were open at once.",
+  { "connections_most_at_once", "gauge", "The most that were open at once.",
     NUMBER (connections_most_at_once) },
   { "reads_total", "counter", "Reads, extents and cache requests.",
     NUMBER (reads) },

@@ -51,7 +51,7 @@ h[1].flush()
 expect(bytes(h[0].pread(4, 0)), b"next")
 EOT
   stop_server
-  counted connections_opened 2
+  counted connections_opened_total 2
 }
 
 @test "captive: the command's status, and the statistics, are there after it" {
@@ -72,7 +72,7 @@ h.flush()
 assert h.pread(4, 0) == b"next"
 h.shutdown()
 EOT
-  wait_until counts plugin_flushes 1
+  wait_until counts plugin_flush_seconds_count 1
 }
 
 @test "--exit-with-parent: the server ends in good order" {
