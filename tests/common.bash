@@ -134,6 +134,9 @@ lacks () { looks 1 -q "$1" "$2"; }
 has_line () { looks 0 -qx "$1" "$2"; }
 lacks_line () { looks 1 -qx "$1" "$2"; }
 
+# normal FILE: no line in it but those that tell the mode.
+normal () { looks 1 -qv '^mcshim [0-9.]*: [a-z0-9]*: [a-z]*[:;,] .*$' "$1"; }
+
 # value NAME: of the statistics, the sum where there are labels, without the
 # mcshim_ at its beginning; counts NAME VALUE: is it that?
 value ()

@@ -118,5 +118,5 @@ EOT
 expect(conn().can_multi_conn(), False)
 expect(bytes(conn().pread(5, 0)), b"first")
 EOT
-  has 'mcshim.*flush.* -r ' "$server_err"
+  has 'mcshim .*: disable: no flush, start with -r; ' "$server_err"
 }
