@@ -41,8 +41,8 @@ EOT
 }
 
 @test "each mode that a connection ends up in is told once" {
-  disk can_flush='test ! -e cut' "${no_write[@]}" flush='exit 0'
-  sed -i "s|test ! -e cut|test ! -e $PWD/cut; exit \$((\$? * 3))|" script
+  disk "${no_write[@]}" can_flush="test ! -e '$PWD/cut' || exit 3" \
+    flush='exit 0'
   serve MCSHIM_TRACK_DIRTY=off sh ./script
   client <<<'h = [conn() for i in range(3)]'
   touch cut
