@@ -250,8 +250,7 @@ print_statistics (FILE *f, const struct statistics *s, bool running)
   describe (f, "info", "gauge", "The shim, and what is set.");
   fprintf (f, "mcshim_info{%s} 1\n", labels);
   print_number (f, "process_id", "gauge", "The server's.", getpid ());
-  print_number (f, "running", "gauge", "0 once the server has ended.",
-                running);
+  print_number (f, "running", "gauge", "Whether the server runs.", running);
   describe (f, "start_time_seconds", "gauge",
             "When the server was started, since the epoch.");
   print_seconds (f, "start_time_seconds",
