@@ -17,7 +17,7 @@ EOT
   stop_server
   normal "$server_err"
   assert_equal "$(tail -n 1 "$server_err" | sed 's/[0-9.]*:/N:/')" \
-    "mcshim N: wbcache: emulate; dirty level connection"
+    "mcshim N: wbcache: emulate; dirty level connection, handles 1"
 }
 
 @test "the line at the start: with the mode and why, where that is sure" {
@@ -27,7 +27,7 @@ EOT
     # shellcheck disable=SC2086 # words
     ODD=noflush serve MCSHIM_MODE=$set "$plugins/odd.so" log="$log"
     assert_equal "$(sed 's/ [0-9.]*:/ N:/' "$server_err" | tail -n 1)" \
-      "mcshim N: odd: $wanted; dirty level connection"
+      "mcshim N: odd: $wanted; dirty level connection, handles 1"
     stop_server
   done <<'EOT'
 auto|disable: no flush, start with -r
@@ -49,9 +49,9 @@ EOT
   client <<<'h = [conn() for i in range(3)]'
   stop_server
   diff - <(sed 's/ [0-9.]*:/ N:/' "$server_err") <<'EOT'
-mcshim N: sh: auto, settled as clients connect; dirty level off
-mcshim N: sh: emulate; dirty level off
-mcshim N: sh: plugin: read-only, nothing to flush; dirty level off
+mcshim N: sh: auto, settled as clients connect; dirty level off, handles 1
+mcshim N: sh: emulate; dirty level off, handles 1
+mcshim N: sh: plugin: read-only, nothing to flush; dirty level off, handles 1
 EOT
 }
 

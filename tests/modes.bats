@@ -116,7 +116,7 @@ unsettled="auto, settled as clients connect"
 # said TIMES WORDS [LEVEL]: so often the log has them of the plugin's mode.
 said ()
 {
-  run grep -cx "mcshim [0-9.]*: [a-z0-9]*: $2; dirty level ${3:-connection}" \
+  run grep -cx "mcshim [0-9.]*: [a-z0-9]*: $2; dirty level ${3:-connection}, handles [0-9]*" \
     "$server_err"
   assert_output "$1"
 }
