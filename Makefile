@@ -14,9 +14,9 @@ INSTALL ?= install
 # The launcher holds the version, so that it is right wherever the file is
 # copied to; the library is told.
 VERSION := $(shell sed -n 's/^version=//p' scripts/mcshim)
-# What it reads in for --probe and --try goes to a directory of its own.
+# What it reads in for --probe, --try and so on goes to a directory of its own.
 launcher := scripts/mcshim
-launcher_parts := $(addprefix scripts/mcshim-,captive probe top try)
+launcher_parts := $(addprefix scripts/mcshim-,captive probe status top try)
 
 # Warnings are errors in CI only: a user's compiler may know more of them.
 # musl-gcc looks for musl's headers alone, and nbdkit's stand beside glibc's.

@@ -97,9 +97,9 @@ h[2].flush()
 expect(bytes(h[3].pread(4, 0)), b"last")
 EOT
   stop_server
-  counted client_flushes 2
+  counted client_flush_seconds_count 2
   # Four are dirty, and then one, with four that have read.
-  counted plugin_flushes 8 failed_flushes 0
+  counted plugin_flush_seconds_count 8 failed_flushes_total 0
   assert_equal "$(head -c 4 remote/disk)" last
 }
 
@@ -110,7 +110,7 @@ EOT
     image "$uri"
   stop_server
   same_data image remote/disk
-  counted connections_most_at_once 4 flushes_at_close 0 failed_flushes 0
+  counted connections_most_at_once 4 flushes_at_close_total 0 failed_flushes_total 0
 }
 
 @test "curl, which has no flush: nbdcopy reads over four connections" {
@@ -121,7 +121,7 @@ EOT
   nbdcopy --connections=4 --threads=4 "$uri" copy
   stop_server
   same_data remote/disk copy
-  counted connections_most_at_once 4 plugin_flushes 0
+  counted connections_most_at_once 4 plugin_flush_seconds_count 0
 }
 
 @test "curl, which could write: as without the shim" {
@@ -132,7 +132,7 @@ EOT
 expect(conn().can_multi_conn(), False)
 expect(bytes(conn().pread(5, 0)), b"first")
 EOT
-  has 'mcshim.*flush.* -r ' "$server_err"
+  has 'mcshim .*: disable: no flush, start with -r; ' "$server_err"
 }
 
 # Over one connection, with several handles.

@@ -480,7 +480,6 @@ test_resolve (void)
         break;
       }
 
-    CHECK (r.mode != MODE_AUTO, "%s", what);
     CHECK ((r.refusal != NULL) == refused, "%s", what);
     if (r.refusal) {
       CHECK (strstr (r.refusal, "flush"), "%s: %s", what, r.refusal);
@@ -492,12 +491,27 @@ test_resolve (void)
     }
     CHECK (r.advertise == flag, "%s", what);
     CHECK (r.replicate == emulates, "%s", what);
-    CHECK ((r.mode == MODE_EMULATE) == emulates, "%s", what);
+    CHECK ((r.verdict == EMULATE) == emulates, "%s", what);
+    CHECK (!r.notice, "%s: %s", what, r.notice);
 
     /* Told where auto would have emulated, and could not. */
-    CHECK ((r.notice != NULL) == (p.mode == MODE_AUTO && !flag &&
-                                  !t.connections_serialized), "%s", what);
-    CHECK (!r.notice || strstr (r.notice, " -r "), "%s: %s", what, r.notice);
+    CHECK ((r.verdict == DISABLE_NO_FLUSH) ==
+           (p.mode == MODE_AUTO && !flag && !t.connections_serialized), "%s",
+           what);
+    CHECK ((r.verdict == DISABLE_SERIALIZED) ==
+           (p.mode == MODE_AUTO && t.connections_serialized), "%s", what);
+    CHECK ((r.verdict == PLUGIN_READ_ONLY) ==
+           (p.mode == MODE_AUTO && flag && !t.multi_conn && !t.can_flush),
+           "%s", what);
+    CHECK ((r.verdict == PLUGIN_HAS_FLAG) ==
+           (t.multi_conn && (p.mode == MODE_PLUGIN ||
+                             (p.mode == MODE_AUTO &&
+                              !t.connections_serialized))), "%s", what);
+    /* The words begin with the mode, which is not auto. */
+    CHECK (strncmp (verdict_words (r.verdict), mode_name (p.mode),
+                    strlen (mode_name (p.mode))) == 0 || p.mode == MODE_AUTO,
+           "%s: %s", what, verdict_words (r.verdict));
+    CHECK (strncmp (verdict_words (r.verdict), "auto", 4) != 0, "%s", what);
   }
 }
 
@@ -559,12 +573,12 @@ test_apart (void)
                 t.multi_conn, t.can_flush, t.readonly);
       if (table[i].apart && p.mode == MODE_AUTO) {
         CHECK (r.advertise == t.multi_conn, "%s", what);
-        CHECK (r.mode == (t.multi_conn ? MODE_PLUGIN : MODE_DISABLE), "%s",
-               what);
+        CHECK (r.verdict == (t.multi_conn ? PLUGIN_HAS_FLAG : DISABLE_APART),
+               "%s", what);
         CHECK (!r.replicate && !r.refusal && !r.notice, "%s", what);
       }
       else
-        CHECK (r.mode == file.mode && r.advertise == file.advertise &&
+        CHECK (r.verdict == file.verdict && r.advertise == file.advertise &&
                r.replicate == file.replicate && r.refusal == file.refusal &&
                r.notice == file.notice, "%s", what);
     }
@@ -599,7 +613,7 @@ test_wants (void)
       t.can_flush = !t.can_flush;
     const struct resolution b = policy_resolve (&p, &t);
 
-    CHECK (a.mode == b.mode && a.advertise == b.advertise &&
+    CHECK (a.verdict == b.verdict && a.advertise == b.advertise &&
            a.replicate == b.replicate && a.refusal == b.refusal &&
            a.notice == b.notice,
            "%s, %d", mode_name (p.mode), i % 16);
@@ -626,7 +640,7 @@ test_several (void)
     const struct resolution two = policy_resolve (&p, &t);
 
     CHECK (two.replicate || !t.can_flush, "%d", i);
-    CHECK (one.mode == two.mode && one.advertise == two.advertise &&
+    CHECK (one.verdict == two.verdict && one.advertise == two.advertise &&
            one.refusal == two.refusal, "%d", i);
     /* Nothing is skipped then that needs a warning. */
     CHECK (one.notice == two.notice ||
