@@ -34,6 +34,7 @@ static struct nbdkit_plugin plugin;  /* as the plugin made it */
 static struct nbdkit_plugin wrapped; /* as the server gets it */
 static struct policy policy;
 static int thread_model;
+static unsigned nr_handles = 1; /* of a connection, at most */
 
 /* What the server asks of a handle, in its order. */
 #define QUESTIONS(each)                                 \
@@ -70,15 +71,6 @@ struct connection {
 /* What is new in nbdkit 1.26, and what this was built with has it. */
 #define HAS_AFTER_FORK \
   (NBDKIT_VERSION_MINOR >= 26 && nbdkit_next_context_open != NULL)
-
-/* Of a connection, unless the plugin's thread model is too low. */
-static unsigned
-handles (void)
-{
-  return policy_handles (&policy, plugin.name,
-                         thread_model >=
-                         NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS);
-}
 
 /* An error that ends the server before it serves anyone. */
 static void
@@ -120,6 +112,9 @@ static void
 set_thread_model (int model)
 {
   thread_model = model;
+  nr_handles =
+    policy_handles (&policy, plugin.name,
+                    model >= NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS);
   replicate_set_thread_model
     (model >= NBDKIT_THREAD_MODEL_PARALLEL ? PARALLEL :
      model == NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS ? SERIALIZE_HANDLE :
@@ -220,8 +215,8 @@ describe (void)
                 thread_model_name (), mode_name (policy.mode),
                 level_name (policy.level));
   if (policy.handles > 1)
-    nbdkit_debug ("mcshim: handles of a connection: %u%s", handles (),
-                  handles () > 1 ? "" : ": MCSHIM_HANDLES has no effect with "
+    nbdkit_debug ("mcshim: handles of a connection: %u%s", nr_handles,
+                  nr_handles > 1 ? "" : ": MCSHIM_HANDLES has no effect with "
                   "this plugin, or its thread model");
 }
 
@@ -235,7 +230,7 @@ struct_traits (bool readonly)
       thread_model <= NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS,
     .can_flush = plugin.flush || plugin._flush_v1,
     .readonly = readonly || (!plugin.pwrite && !plugin._pwrite_v1),
-    .handles = handles (),
+    .handles = nr_handles,
   };
 }
 
@@ -244,7 +239,7 @@ static void
 say_mode (const char *words)
 {
   say ("mcshim " MCSHIM_VERSION ": %.64s: %s; dirty level %s, handles %u",
-       plugin.name, words, level_name (policy.level), handles ());
+       plugin.name, words, level_name (policy.level), nr_handles);
 }
 
 /* Say once for each verdict that there is one, and why; and once what
@@ -337,7 +332,7 @@ shim_after_fork (void)
 static int
 model_for_server (void)
 {
-  return handles () > 1 && server_purpose () == SERVE ?
+  return nr_handles > 1 && server_purpose () == SERVE ?
     NBDKIT_THREAD_MODEL_PARALLEL : thread_model;
 }
 
@@ -365,7 +360,7 @@ shim_thread_model (void)
 static int64_t
 answered (struct connection *c, enum question question, int64_t r)
 {
-  if (handles () > 1)
+  if (nr_handles > 1)
     c->answers[question] = r;
   return r;
 }
@@ -442,7 +437,7 @@ gives_up (struct connection *c, unsigned nr, const char *why)
 {
   (void) c;
   nbdkit_error ("mcshim: a connection goes on with %u handles of up to %u: "
-                "%s", nr, handles (), why);
+                "%s", nr, nr_handles, why);
 }
 
 static const struct spread_ops spread_ops = {
@@ -463,7 +458,7 @@ prepare_spread (struct connection *c, bool only_reads)
                          &maximum) == -1)
     return -1;
 #endif
-  c->spread = spread_new (&spread_ops, &c->handle, handles (),
+  c->spread = spread_new (&spread_ops, &c->handle, nr_handles,
                           policy_stripe (&policy, preferred), only_reads,
                           thread_model >= NBDKIT_THREAD_MODEL_PARALLEL);
   if (c->spread == NULL)
@@ -516,7 +511,7 @@ settle (struct connection *c, int readonly)
 static struct connection *
 new_connection (const char *group, int readonly)
 {
-  const bool several = handles () > 1;
+  const bool several = nr_handles > 1;
   struct connection *c;
   unsigned i;
   int err;
@@ -1013,7 +1008,7 @@ print_last (void)
     printf ("mcshim_version=%s\nmcshim_mode=%s\n",
             MCSHIM_VERSION, mode_name (policy.mode));
     if (policy.handles > 1)
-      printf ("mcshim_handles=%u\n", handles ());
+      printf ("mcshim_handles=%u\n", nr_handles);
   }
   else if (server_purpose () == HELP) {
     printf ("\nmcshim %s is preloaded (see libmcshim(7)), "
