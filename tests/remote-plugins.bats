@@ -143,7 +143,7 @@ EOT
   nbdcopy --connections=1 --destination-is-zero --flush image "$uri"
   stop_server
   same_data image remote/disk
-  counted handles_most_at_once 8 handle_opens_failed 0
+  counted handles_most_at_once 8 handle_opens_failed_total 0
 }
 
 @test "ssh: one connection writes, overwrites and reads, and no handle is late" {
@@ -174,6 +174,6 @@ EOT
   nbdcopy --connections=1 --requests=16 "$uri" copy
   stop_server
   same_data remote/disk copy
-  counted handle_opens_failed 0
+  counted handle_opens_failed_total 0
   [ "$(value handles_most_at_once)" -gt 1 ]
 }
