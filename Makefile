@@ -1,6 +1,11 @@
 # GNU make.  "make demo" and "make check" install what they need, build and
 # run; every other target only uses what is there.
 
+ifneq ($(words $(CURDIR))$(findstring :,$(CURDIR)),1)
+$(error $(CURDIR): LD_PRELOAD cannot name a path with a space or colon: \
+  move this directory)
+endif
+
 PREFIX  ?= /usr/local
 BINDIR  ?= $(PREFIX)/bin
 LIBDIR  ?= $(PREFIX)/lib
