@@ -303,6 +303,17 @@ complains ()
   complains "cannot open plugin" --probe nbdkit nosuch
 }
 
+@test "whether one connection may have more handles" {
+  local model
+  for model in parallel requests all; do
+    run -0 "$mcshim" --probe nbdkit "$wbcache" model=$model
+    case $model in
+      all) assert_line --regexp '^more handles +no$' ;;
+      *) assert_line --regexp '^more handles +yes, .*: --handles=16$' ;;
+    esac
+  done
+}
+
 @test "a plugin that hangs: where, and nothing is left" {
   local callback
   for callback in config_complete get_ready open can_flush; do

@@ -185,6 +185,16 @@ concludes ()
 '"4 connections read 2.0 times as fast as with track-dirty=connection"]'
 }
 
+@test "--handles with several values: each of them, over one connection" {
+  pace
+  echo "8 8 64  64 8 8  8 8 64" > figures
+  try --handles=1,16 nbdkit "$wbcache" size=1G model=requests
+  assert_equal "$(told '.results[] | [.name, .used, .gain]' | paste -sd' ')" \
+    '["today",1,1] ["handles=1",1,1] ["handles=16",1,8]'
+  assert_equal "$(told '[.advice, .why]')" '["use --handles=16",'\
+'"1 connection reads 8.0 times as fast as with handles=1"]'
+}
+
 @test "--vary: no verdict within what one round differs from the next" {
   pace
   concludes "no verdict" "the values differ no more" \
