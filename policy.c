@@ -78,6 +78,24 @@ level_name (enum level level)
   return name_of (levels, level);
 }
 
+const char *
+verdict_words (enum verdict verdict)
+{
+  static const char *const words[NR_VERDICTS] = {
+    [EMULATE] = "emulate",
+    [PLUGIN_HAS_FLAG] = "plugin: it has multi-conn",
+    [PLUGIN_HAS_NO_FLAG] = "plugin: it has no multi-conn",
+    [PLUGIN_READ_ONLY] = "plugin: read-only, nothing to flush",
+    [DISABLE_APART] = "disable: its connections do not share their data",
+    [DISABLE_NO_FLUSH] = "disable: no flush, start with -r",
+    [DISABLE_SERIALIZED] = "disable: it serializes connections",
+    [DISABLE_SET] = "disable: as set",
+    [UNSAFE_SET] = "unsafe: as set",
+  };
+
+  return words[verdict];
+}
+
 /* One function a kind of knob: parse VALUE into P.  Each returns true,
  * or false if the value is not one of those that the knob table names.
  */
@@ -120,22 +138,62 @@ set_flush_on_close (struct policy *p, const char *value)
   return set_boolean (&p->flush_on_close, value);
 }
 
+/* The digits that *VALUE begins with, as a number that stops growing beyond
+ * MAX.  strtoul would take a sign or leading space, and built with a glibc
+ * from 2.38 on it is one that older ones have not.
+ */
+static uint64_t
+take_digits (const char **value, uint64_t max)
+{
+  uint64_t n = 0;
+
+  for (; **value >= '0' && **value <= '9' && n <= max; ++*value)
+    n = n * 10 + (**value - '0');
+  return n;
+}
+
+/* From 1 to MAX. */
+static bool
+set_number (unsigned *number, const char *value, unsigned max)
+{
+  *number = take_digits (&value, max);
+  return *value == '\0' && *number >= 1 && *number <= max;
+}
+
 static bool
 set_flush_threads (struct policy *p, const char *value)
 {
-  unsigned n = 0;
-
   if (strcmp (value, "auto") == 0) {
     p->flush_threads = 0;
     return true;
   }
-  /* strtoul would take a sign or leading space, and built with a glibc
-   * from 2.38 on it is one that older ones have not.
-   */
-  for (; *value >= '0' && *value <= '9' && n <= FLUSH_THREADS_MAX; value++)
-    n = n * 10 + (*value - '0');
-  p->flush_threads = n;
-  return *value == '\0' && n >= 1 && n <= FLUSH_THREADS_MAX;
+  return set_number (&p->flush_threads, value, FLUSH_THREADS_MAX);
+}
+
+static bool
+set_handles (struct policy *p, const char *value)
+{
+  return set_number (&p->handles, value, HANDLES_MAX);
+}
+
+#define STRIPE_MIN ((uint64_t) 1 << 12)
+#define STRIPE_MAX ((uint64_t) 1 << 30)
+
+/* The suffixes are nbdkit's. */
+static bool
+set_stripe (struct policy *p, const char *value)
+{
+  static const struct name suffixes[] = {
+    { "", 0 }, { "b", 0 }, { "s", 9 }, { "k", 10 }, { "m", 20 }, { "g", 30 },
+    { NULL, 0 }
+  };
+  uint64_t n = take_digits (&value, STRIPE_MAX);
+  int shift = lookup (suffixes, value, strcasecmp);
+
+  if (shift == -1 || n > STRIPE_MAX >> shift)
+    return false;
+  p->stripe = n << shift;
+  return p->stripe >= STRIPE_MIN && (p->stripe & (p->stripe - 1)) == 0;
 }
 
 /* nbdkit changes directory when it goes into the background, so a
@@ -170,6 +228,10 @@ static const struct knob {
     "true or false" },
   { "FLUSH_THREADS", set_flush_threads,
     "auto, or a number from 1 to 64" },
+  { "HANDLES", set_handles,
+    "a number from 1 to 64" },
+  { "STRIPE", set_stripe,
+    "a power of two from 4K to 1G" },
   { "STATS_FILE", set_stats_file,
     "a path, in a directory that exists" },
 };
@@ -223,16 +285,12 @@ closest (const char *name)
   return best;
 }
 
-/* An error is one line of text, whatever the value. */
-static void
-complain_text (void (*complain) (const char *line), char *line)
+void
+one_line (char *line)
 {
-  char *p;
-
-  for (p = line; *p != '\0'; p++)
-    if ((unsigned char) *p < ' ' || *p == '\177')
-      *p = '?';
-  complain (line);
+  for (; *line != '\0'; line++)
+    if ((unsigned char) *line < ' ' || *line == '\177')
+      *line = '?';
 }
 
 /* Take one "NAME=value" that begins with MCSHIM_.  Returns 0, or -1
@@ -256,7 +314,8 @@ load_one (struct policy *p, const char *entry,
     snprintf (line, sizeof line,
               PREFIX "%s: invalid value '%.256s': must be %s",
               knobs[i].name, value, knobs[i].allowed);
-    complain_text (complain, line);
+    one_line (line);
+    complain (line);
     return -1;
   }
 
@@ -265,7 +324,8 @@ load_one (struct policy *p, const char *entry,
             PREFIX "%s: no such variable (value '%.256s'): "
             "did you mean " PREFIX "%s?",
             typed, value, closest (typed)->name);
-  complain_text (complain, line);
+  one_line (line);
+  complain (line);
   return -1;
 }
 
@@ -279,6 +339,8 @@ policy_load (struct policy *p, char *const env[],
     .mode = MODE_AUTO,
     .level = LEVEL_CONNECTION,
     .flush_on_close = true,
+    .handles = 1,
+    .stripe = 256 << 10,
   };
 
   for (; *env != NULL; env++)
@@ -316,9 +378,9 @@ policy_wants_multi_conn (const struct policy *p)
 }
 
 bool
-policy_wants_can_flush (const struct policy *p)
+policy_wants_can_flush (const struct policy *p, unsigned handles)
 {
-  return p->mode == MODE_AUTO || p->mode == MODE_EMULATE;
+  return p->mode == MODE_AUTO || p->mode == MODE_EMULATE || handles > 1;
 }
 
 /* nbdkit's own plugins whose connections each have a disk, a lock or
@@ -333,42 +395,72 @@ connections_apart (const char *plugin)
   size_t i;
 
   for (i = 0; i < sizeof names / sizeof names[0]; i++)
-    if (strcmp (plugin, names[i]) == 0)
+    if (plugin != NULL && strcmp (plugin, names[i]) == 0)
       return true;
   return false;
+}
+
+unsigned
+policy_handles (const struct policy *p, const char *plugin, bool parallel)
+{
+  return parallel && !connections_apart (plugin) ? p->handles : 1;
+}
+
+bool
+policy_keeps_apart (const struct policy *p)
+{
+  /* In auto one connection may be replicated and the next one not, and a
+   * flush of either counts for both.
+   */
+  return p->mode != MODE_AUTO && p->mode != MODE_EMULATE;
+}
+
+uint64_t
+policy_stripe (const struct policy *p, uint32_t preferred)
+{
+  uint64_t stripe = p->stripe;
+
+  while (stripe < preferred)
+    stripe *= 2;
+  return stripe;
+}
+
+static enum verdict
+judge (enum mode mode, const struct traits *t)
+{
+  switch (mode) {
+  case MODE_EMULATE:
+    return EMULATE;
+  case MODE_PLUGIN:
+    return t->multi_conn ? PLUGIN_HAS_FLAG : PLUGIN_HAS_NO_FLAG;
+  case MODE_DISABLE:
+    return DISABLE_SET;
+  case MODE_UNSAFE:
+    return UNSAFE_SET;
+  case MODE_AUTO:
+    break;
+  }
+  if (t->connections_serialized)
+    return DISABLE_SERIALIZED;
+  if (t->multi_conn)
+    return PLUGIN_HAS_FLAG;
+  if (connections_apart (t->plugin))
+    return DISABLE_APART;
+  if (t->can_flush)
+    return EMULATE;
+  /* Where nobody can write there is nothing to flush or to go stale.
+   * Otherwise it is as without us.
+   */
+  return t->readonly ? PLUGIN_READ_ONLY : DISABLE_NO_FLUSH;
 }
 
 struct resolution
 policy_resolve (const struct policy *p, const struct traits *t)
 {
-  struct resolution r = { .mode = p->mode };
+  struct resolution r = { .verdict = judge (p->mode, t) };
 
-  if (r.mode == MODE_AUTO) {
-    if (t->connections_serialized)
-      r.mode = MODE_DISABLE;
-    else if (t->multi_conn)
-      r.mode = MODE_PLUGIN;
-    else if (connections_apart (t->plugin))
-      r.mode = MODE_DISABLE;
-    else if (t->can_flush)
-      r.mode = MODE_EMULATE;
-    else if (t->readonly) {
-      /* Nobody can write, so there is nothing to flush or to go stale. */
-      r.mode = MODE_PLUGIN;
-      r.advertise = true;
-      return r;
-    }
-    else {
-      /* As without us. */
-      r.mode = MODE_DISABLE;
-      r.notice =
-        "this plugin has no working flush, so connections that may write get "
-        "no multi-conn: start nbdkit with -r if none needs to write";
-    }
-  }
-
-  switch (r.mode) {
-  case MODE_EMULATE:
+  switch (r.verdict) {
+  case EMULATE:
     r.advertise = r.replicate = true;
     if (!t->can_flush)
       r.refusal =
@@ -376,16 +468,17 @@ policy_resolve (const struct policy *p, const struct traits *t)
         "one has none: set MCSHIM_MODE=auto, which serves it without the flag "
         "(read-only, with it)";
     break;
-  case MODE_UNSAFE:
+  case PLUGIN_HAS_FLAG:
+  case PLUGIN_READ_ONLY:
+  case UNSAFE_SET:
     r.advertise = true;
     break;
-  case MODE_PLUGIN:
-    r.advertise = t->multi_conn;
-    break;
-  case MODE_DISABLE:
-  case MODE_AUTO:
+  default:
     break;
   }
+
+  if (t->handles > 1 && r.verdict != PLUGIN_READ_ONLY)
+    r.replicate = true;
 
   if (t->connections_serialized)
     r.advertise = false;
