@@ -23,11 +23,13 @@ VERSION := $(shell sed -n 's/^version=//p' scripts/mcshim)
 launcher := scripts/mcshim
 launcher_parts := $(addprefix scripts/mcshim-,captive probe status top try)
 
+musl := $(findstring musl-gcc,$(CC))
+
 # Warnings are errors in CI only: a user's compiler may know more of them.
 # musl-gcc looks for musl's headers alone, and nbdkit's stand beside glibc's.
 common := -std=gnu11 -pthread -Wall -Wextra -Wshadow -Wstrict-prototypes \
           -Wno-psabi $(if $(CI),-Werror) \
-          $(if $(findstring musl-gcc,$(CC)),-idirafter /usr/include)
+          $(if $(musl),-idirafter /usr/include)
 
 # libatomic where the processor has no 64-bit atomics (armel).
 atomic = $(if $(filter 1,$(shell echo __GCC_ATOMIC_LLONG_LOCK_FREE | \
@@ -50,8 +52,10 @@ $(build)/interpose/%.o: sanitize_this :=
 sanitize_this = $(sanitize)
 
 plugin_dir := tests/plugins
+# musl has no dlvsym for dlsymmer.
 plugins := $(patsubst tests/plugins/%.c,$(plugin_dir)/%.so,\
-             $(wildcard tests/plugins/*.c))
+             $(filter-out $(if $(musl),%/dlsymmer.c),\
+               $(wildcard tests/plugins/*.c)))
 clients := $(patsubst %.c,%,$(wildcard tests/clients/*.c))
 units   := $(patsubst tests/unit/%.c,$(build)/unit/%,\
              $(wildcard tests/unit/*.c))
@@ -89,8 +93,10 @@ $(build)/%.o: %.S Makefile
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 # What the tests use: plugins for nbdkit, libraries to preload beside the shim
-# (before glibc 2.34 these need libdl), clients over libnbd, and programs that
-# test without a server.
+# (before glibc 2.34 these need libdl; musl has none), clients over libnbd, and
+# programs that test without a server.
+
+libdl := $(if $(musl),,-Wl,--no-as-needed -l:libdl.so.2)
 
 # The library as it must not be: the tests must see it.
 any_handle := $(build)/any-handle/libmcshim.so
@@ -109,7 +115,7 @@ depend_on = -MMD -MP -MF $(build)/$(subst /,-,$@).d
 $(plugin_dir)/%.so: tests/plugins/%.c Makefile
 	@mkdir -p $(build) $(@D)
 	$(CC) $(common) -fPIC -shared $(CPPFLAGS) $(CFLAGS) $(depend_on) \
-	  -o $@ $< $(LDFLAGS) -Wl,--no-as-needed -l:libdl.so.2
+	  -o $@ $< $(LDFLAGS) $(libdl)
 
 tests/clients/%: tests/clients/%.c Makefile
 	@mkdir -p $(build)
@@ -211,6 +217,20 @@ check-cross-%:
 	  lib=build-$*/libmcshim.so plugin_dir=build-$*/plugins all test-plugins
 	MCSHIM_SO=$(CURDIR)/build-$*/libmcshim.so tests/compat/run $*
 
+# The same with musl in place of glibc, on an nbdkit that is built for it.
+check-musl:
+	scripts/deps musl
+	$(MAKE) --no-print-directory $(clients)
+	$(MAKE) --no-print-directory CC=musl-gcc build=build-musl \
+	  lib=build-musl/libmcshim.so plugin_dir=build-musl/plugins all test-plugins
+	tests/musl
+
+# nbdkit's own tests and libnbd's, without the library and with it.
+check-upstream:
+	scripts/deps upstream
+	$(MAKE) --no-print-directory all
+	tests/upstream
+
 # The protocol, checked exhaustively: it holds, and does not without any of
 # its guards.
 model:
@@ -270,8 +290,9 @@ check-kernel:
 	tests/kernel-client
 
 # What must pass before a release, the quick ones first.
-release_checks := check check-tools check-compat check-cross check-deb check-rpm \
-  check-kernel check-asan check-tsan model mutants bench-quick soak
+release_checks := check check-tools check-compat check-cross check-musl \
+  check-upstream check-deb check-rpm check-kernel check-asan check-tsan model \
+  mutants bench-quick soak
 release-check:
 	@test -z "$$(git status --porcelain)" || { \
 	  echo "release-check: first commit or remove what git status shows"; \
@@ -328,7 +349,8 @@ clean:
 	rm -f $(plugins) $(clients)
 
 .PHONY: all man test-programs test-plugins units unit mutants demo check \
-	check-tools check-fresh check-compat check-cross \
+	check-tools check-fresh check-compat check-cross check-musl \
+	check-upstream \
 	model soak check-asan check-tsan check-deb check-rpm check-kernel deb rpm \
 	bench bench-quick bench-headline release-check deps install dist uninstall clean
 .DELETE_ON_ERROR:
