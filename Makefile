@@ -16,7 +16,7 @@ INSTALL ?= install
 VERSION := $(shell sed -n 's/^version=//p' scripts/mcshim)
 # What it reads in for --probe and --try goes to a directory of its own.
 launcher := scripts/mcshim
-launcher_parts := $(addprefix scripts/mcshim-,captive probe top try)
+launcher_parts := $(addprefix scripts/mcshim-,captive probe top try verify)
 
 # Warnings are errors in CI only: a user's compiler may know more of them.
 # musl-gcc looks for musl's headers alone, and nbdkit's stand beside glibc's.
@@ -48,6 +48,7 @@ plugin_dir := tests/plugins
 plugins := $(patsubst tests/plugins/%.c,$(plugin_dir)/%.so,\
              $(wildcard tests/plugins/*.c))
 clients := $(patsubst %.c,%,$(wildcard tests/clients/*.c))
+checker := mcshim-checker
 units   := $(patsubst tests/unit/%.c,$(build)/unit/%,\
              $(wildcard tests/unit/*.c))
 
@@ -55,8 +56,15 @@ units   := $(patsubst tests/unit/%.c,$(build)/unit/%,\
 # else is built and installed.
 man := $(build)/mcshim.1 $(build)/libmcshim.7
 have_man := $(if $(shell command -v pod2man),$(man))
+# The same goes for what --verify runs, without libnbd.  It is this machine's.
+have_checker := $(if $(filter build,$(build)),$(shell \
+                  pkg-config --exists libnbd 2>/dev/null && echo $(checker)))
 
-all: $(lib) $(if $(SANITIZE),,$(have_man))
+all: $(lib) $(if $(SANITIZE),,$(have_man)) $(have_checker)
+
+$(checker): $(wildcard verify/*.[ch]) Makefile
+	$(CC) $(common) $(CPPFLAGS) $(CFLAGS) -o $@ $(filter %.c,$^) $(LDFLAGS) \
+	  $$(pkg-config --cflags --libs libnbd)
 
 man: $(man)
 
@@ -87,7 +95,7 @@ $(build)/%.o: %.S Makefile
 # (before glibc 2.34 these need libdl), clients over libnbd, and programs that
 # test without a server.
 
-test-programs: test-plugins $(clients) units
+test-programs: test-plugins $(clients) $(checker) units
 test-plugins: $(plugins)
 
 depend_on = -MMD -MP -MF $(build)/$(subst /,-,$@).d
@@ -179,7 +187,7 @@ triple_s390x    := s390x-linux-gnu
 ARCH ?= arm64 armel armhf i386 mips64el ppc64el riscv64 s390x
 check-cross:
 	scripts/deps cross
-	$(MAKE) --no-print-directory $(clients)
+	$(MAKE) --no-print-directory $(clients) $(checker)
 	@status=0; for arch in $(ARCH); do \
 	  $(MAKE) --no-print-directory check-cross-$$arch || status=1; \
 	done; exit $$status
@@ -218,11 +226,11 @@ check-asan check-tsan:
 # What it costs and brings, beside the plain server and the filter.
 bench:
 	scripts/deps bench
-	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients)
+	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients) $(checker)
 	scripts/bench --results=$(build)/bench.json --plots=docs/plots
 bench-quick:
 	scripts/deps bench
-	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients)
+	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients) $(checker)
 	scripts/bench --quick --only=instructions,flushes,mixed
 
 # The README's table of what it brings.
@@ -264,11 +272,13 @@ release-check:
 deps:
 	scripts/deps check
 
-install: $(lib) $(have_man)
+install: $(lib) $(have_man) $(have_checker)
 	$(INSTALL) -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(LIBDIR)"
 	$(INSTALL) -m 755 $(lib) "$(DESTDIR)$(LIBDIR)/libmcshim.so"
 	$(INSTALL) -d "$(DESTDIR)$(LIBDIR)/mcshim"
 	$(INSTALL) -m 644 $(launcher_parts) "$(DESTDIR)$(LIBDIR)/mcshim"
+	test -z "$(have_checker)" || \
+	  $(INSTALL) -m 755 $(checker) "$(DESTDIR)$(LIBDIR)/mcshim"
 	sed 's|^libdir=.*|libdir="$(LIBDIR)"|' $(launcher) > $(build)/mcshim
 	$(INSTALL) -m 755 $(build)/mcshim "$(DESTDIR)$(BINDIR)/mcshim"
 	$(INSTALL) -d "$(DESTDIR)$(BASHCOMPDIR)" "$(DESTDIR)$(ZSHCOMPDIR)"
@@ -283,10 +293,10 @@ install: $(lib) $(have_man)
 # unpacked.
 dist = $(build)/mcshim-$(VERSION)-$(firstword $(subst -, ,$(shell \
          $(CC) -dumpmachine)))
-dist: $(lib) $(have_man)
+dist: $(lib) $(have_man) $(have_checker)
 	rm -rf $(dist)
 	$(INSTALL) -d $(dist)
-	$(INSTALL) -m 755 $(lib) $(launcher) $(dist)
+	$(INSTALL) -m 755 $(lib) $(launcher) $(have_checker) $(dist)
 	$(INSTALL) -m 644 $(launcher_parts) README.md LICENSE $(have_man) $(dist)
 	tar -C $(build) --owner=0 --group=0 -czf $(dist).tar.gz $(notdir $(dist))
 	@echo $(dist).tar.gz
@@ -304,7 +314,7 @@ uninstall:
 
 clean:
 	rm -rf build build-* libmcshim.so
-	rm -f $(plugins) $(clients)
+	rm -f $(plugins) $(clients) $(checker)
 
 .PHONY: all man test-programs test-plugins units unit mutants demo check \
 	check-fresh check-compat check-cross \
