@@ -672,8 +672,10 @@ static void
 tell_story (const struct block *b, unsigned read_on, uint64_t word,
             bool status, bool at_end)
 {
+  const uint64_t at = range_offset + (b - blocks) * stride;
+
   printf ("step: connection %u wrote A at %" PRIu64 "%s\n", b->written_on + 1,
-          range_offset + (b - blocks) * stride, b->through ? " with FUA" : "");
+          at, b->through ? " with FUA" : "");
   if (!own_order && !b->through)
     printf ("step: connection %u flushed\n", b->flushed_on + 1);
   if (check)
@@ -685,9 +687,10 @@ tell_story (const struct block *b, unsigned read_on, uint64_t word,
     printf ("a new connection ");
   else
     printf ("connection %u ", read_on + 1);
-  puts (status ? "was told of zeroes" : word == 0 ? "read zeroes" :
-        is_stamp (b, word) ? "read B, which is older" :
-        "read what was there before");
+  printf ("%s at %" PRIu64 "%s\n", status ? "was told of zeroes" :
+          word == 0 ? "read zeroes" : is_stamp (b, word) ? "read B" :
+          "read what was there before", at,
+          is_stamp (b, word) ? ", which is older" : "");
   printf ("found: %s\n", check ? "crash" : own_order ? "own" : "overlap");
 }
 

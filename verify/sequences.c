@@ -583,19 +583,17 @@ when_seen (void)
 static const char *
 classify (const struct sequence *q, const struct finding *f)
 {
-  unsigned writes = 0, reopened = 0;
-  bool one = true, flushed = false, elsewhere = false;
+  const char *seen;
+  bool reopened = false, one = true, flushed = false, elsewhere = false;
 
   for (unsigned i = 0; i < q->nr_steps; ++i) {
     const struct step *s = &q->steps[i];
 
     one &= s->connection == q->steps[0].connection;
     flushed |= s->kind == FLUSH;
-    reopened += s->kind == REOPEN;
-    if (s->kind >= WRITE && s->kind <= TRIM) {
-      writes++;
-      elsewhere |= f->cell < s->cell || f->cell >= s->cell + s->count;
-    }
+    reopened |= s->kind == REOPEN;
+    elsewhere |= s->kind >= WRITE && s->kind <= TRIM &&
+      (f->cell < s->cell || f->cell >= s->cell + s->count);
   }
   if (one && !reopened && !flushed)
     return "own";
@@ -603,9 +601,8 @@ classify (const struct sequence *q, const struct finding *f)
     return "extents";
   if (elsewhere)
     return "neighbour";
-  if (!flushed)
-    return "fua";
-  return when_seen ();
+  seen = when_seen ();
+  return !flushed && strcmp (seen, "flush") == 0 ? "fua" : seen;
 }
 
 int
