@@ -626,7 +626,8 @@ find_bad_word (const struct command *cmd, unsigned *which)
 
     for (end += block_size / 8; w < end; ++w)
       if (*w == 0 ? zeroed < floor :
-          !is_stamp (b, *w) || (uint32_t) *w < floor || (uint32_t) *w > begun)
+          is_stamp (b, *w) ? (uint32_t) *w < floor || (uint32_t) *w > begun :
+          floor > 0)
         return w;
   }
   return NULL;
@@ -1299,7 +1300,7 @@ main (int argc, char *argv[])
     alarm (seconds + 3 * REPLY_TIMEOUT);
   setvbuf (stdout, NULL, _IOLBF, 0);
   printf ("seed: %" PRIu64 "\n", seed);
-  salt = start_time.tv_sec;
+  salt = start_time.tv_sec * 1000 + start_time.tv_nsec / 1000000;
   if (sequences) {
     clock_gettime (CLOCK_MONOTONIC, &start_time);
     return check_sequences ();

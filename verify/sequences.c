@@ -19,7 +19,7 @@
  * is made shorter begins with new ones.
  */
 
-#include <stdatomic.h>
+#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -337,19 +337,20 @@ add (struct sequence *q, enum kind kind, unsigned connection, unsigned cell,
 }
 
 /* The sequences that come first: a letter for a request, and the number of
- * its connection.  Returns false if there are no more.
+ * its connection.  Capitals are of the next cell.  Returns false if there are
+ * no more.
  */
 static bool
 take_known_sequence (struct sequence *q, unsigned number)
 {
   static const char *const known[] = {
     "w0r0", "u0r1", "w0f0r0", "w0f0r1", "w0f1r1", "r1u0r1", "r1w0f0r1",
-    "r1w0f1r1", "r1w0f2r1", "r1w0x0f1r1", "w0f0z0f0m1", "m1w0f0m1",
-    "w0f0r1z0f0r1", "w0f0r1t0w0f0r1", "w0f0x0x1r1"
+    "r1w0f1r1", "r1w0f2r1", "w0W1f0r0", "w0W1f0R0", "m1w0f0m1", "w0f0x0x1r1",
+    "r1w0x0f1r1", "w0f0z0f0m1", "w0f0r1z0f0r1", "w0f0r1t0w0f0r1"
   };
   static const struct { char letter; enum kind kind; } letters[] = {
     { 'r', READ }, { 'm', MAP }, { 'w', WRITE }, { 'u', WRITE_FUA },
-    { 'z', ZERO }, { 't', TRIM }, { 'f', FLUSH }, { 'x', REOPEN }
+    { 'z', ZERO }, { 't', TRIM }, { 'f', FLUSH }, { 'x', REOPEN },
   };
 
   if (number >= sizeof known / sizeof known[0])
@@ -357,8 +358,8 @@ take_known_sequence (struct sequence *q, unsigned number)
   q->nr_steps = 0;
   for (const char *p = known[number]; *p; p += 2)
     for (unsigned i = 0; i < sizeof letters / sizeof letters[0]; ++i)
-      if (letters[i].letter == *p)
-        add (q, letters[i].kind, p[1] - '0', 0, 1);
+      if (letters[i].letter == tolower (*p))
+        add (q, letters[i].kind, p[1] - '0', *p < 'a', 1);
   return true;
 }
 
