@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* The knobs, and every decision that follows from them: see policy.h. */
 
 #include <errno.h>

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* The knobs, and every decision that follows from them.
  *
  * Environment variables become a struct policy; a struct policy and

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* The group of handles: marks, and the replicated flush.
  *
  * The promise: when a flush returns success on any connection of a group,

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* The wrapped plugin: its struct, and one short function for each callback.
  *
  * The server asks for plugin_init and gets register_plugin, which calls

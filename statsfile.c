@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* MCSHIM_STATS_FILE: see statsfile.h.
  *
  * The file is written beside its place and then moved there, so that a

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* MCSHIM_STATS_FILE: counters for people and scripts, "key: value". */
 
 #ifndef MCSHIM_STATSFILE_H

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* Getting in, and telling where we are.
  *
  * The library is preloaded into every program that the user's command

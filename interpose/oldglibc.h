@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* One binary for every glibc since 2.17 (RHEL 7).
  *
  * Linked against a newer glibc, these symbols would ask for the version

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* The server that we are in: where the loader has put us, what the server
  * was started for, and which filters it has.
  */

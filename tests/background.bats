@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # A server that goes into the background: it forks and changes directory
 # after the plugin has been loaded.
 

@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # What the test files share: one way to start and stop a server, and one to
 # talk to it.
 #

@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # The consistency checker, briefly, in each thread model; tests/soak does it
 # at length.  The last tests are of the checker: it must see what is wrong.
 

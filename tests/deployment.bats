@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # docs/deployment.md: each of its blocks is run as it stands there.  Where it
 # says /usr/local, /run and so on it gets directories of the test's own.
 

@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # What the server's children inherit: no shim, and the rest of LD_PRELOAD as
 # it was.
 

@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # The environment variables: what is taken, what is refused and how, and
 # that no other program looks at them.
 

@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # nbdkit's plugins for other languages, each with a script that keeps a
 # write-back cache per connection and says nothing of multi-conn.  Where its
 # thread model allows that, replicas run on threads of the shim's, which the

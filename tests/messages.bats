@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # What is printed without being asked for, and what nbdkit -v adds.
 
 load common

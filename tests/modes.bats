@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # NBD_FLAG_CAN_MULTI_CONN by mode, and which connections are refused.
 
 load common

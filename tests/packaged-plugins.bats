@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # nbdkit's own plugins, as they are packaged; the languages have a file of
 # their own.
 

@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # Plugins as they may be built: either API version, structs of any size, and
 # callbacks that are not there.
 

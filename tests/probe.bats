@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # mcshim --probe: what it tells is so, and its predictions come true.
 
 load common

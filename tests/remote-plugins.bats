@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # The plugins that fetch a disk from another machine: the ones that nbdkit
 # 1.24 has without multi-conn, and that a client needs several connections of.
 

@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # MCSHIM_STATS_FILE: what is counted, and how the file is written.
 
 load common

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* What the two halves of the checker share: requests that overlap, in
  * consistency.c, and sequences of single ones, in sequences.c.
  */

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* Looks for writes that a server with several connections lost, or showed
  * too late, and for flushes that wait for what they need not wait for.
  *

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* Sequences of requests, one after the other, on up to four connections.
  * A few that are known to tell much come first, the shortest before the
  * others; then random ones.  Where a read finds what it must not, the

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* The replication protocol of replicate.c, for spin, which tries every
  * interleaving of a few requests.  Names are those of replicate.c, whose
  * head comment explains the protocol; here is what stands for what.
@@ -47,9 +51,8 @@
  *                the request that it was for
  *   Prompt       a round does not wait for a request on a handle that has
  *                nothing to write back
- * Deadlocks spin finds by itself; with ENDLESS it also looks for a round,
- * or with TURNS for a request, that does not end although everybody goes
- * on.
+ * Deadlocks spin finds by itself; with ENDLESS it also looks for a round
+ * that does not end although everybody goes on.
  *
  * Words like NO_OWED take one guard of the protocol away; "run" has the
  * list.  Each must make an assertion fail: else the model is blind.
@@ -178,8 +181,9 @@ byte want[CLIENTS];             /* the same when its flush was entered */
 byte must;                      /* what each read from now on returns */
 byte gone;                      /* a close lost the values up to this ... */
 bool told;                      /* ... and a flush has failed since */
-bool unreported;                /* a flush failed, but no round has yet */
-bool told_owed[CLIENTS];        /* the same when its flush was entered */
+bool unreported;                /* a flush failed, but no round has yet ... */
+bool unreported_close;          /* ... or one at a close since the last began */
+bool told_owed[CLIENTS];        /* either, when its flush was entered */
 byte limbo;                     /* of a handle in mode plugin, not on disk */
 
 /* Never true.  Spin reports the text of an assertion that fails. */
@@ -648,6 +652,8 @@ inline round_begins ()
   running = true;
   each_client (into_batch);
   err = close_err;
+  unreported = unreported || unreported_close;
+  unreported_close = false;
 #ifndef KEEP_CLOSE_ERR
   close_err = false;
 #endif
@@ -1021,7 +1027,7 @@ flush:
   atomic {
     printf ("client %d: flush begins\n", me);
     want[me] = returned;
-    told_owed[me] = unreported;
+    told_owed[me] = unreported || unreported_close;
 #ifdef SHARE_RUNNING
     waiter[me] = (running -> IN_BATCH : WAITING);
 #else
@@ -1167,7 +1173,7 @@ solo:
 #ifndef NO_CLOSE_ERR
        close_err = true;
 #endif
-       unreported = true
+       unreported_close = true
     :: else
     fi;
     in_round = false;

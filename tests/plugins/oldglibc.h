@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* For what moved into libc with glibc 2.34: a library that is to be
  * preloaded beside the shim into an older one's programs must ask for the
  * older version.  interpose/oldglibc.h has the whole story.

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* A disk in memory behind one write-back cache per connection: the kind
  * of plugin that must not promise multi-conn by itself, and the worst
  * one that a flush replicated from outside has to be right for.

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* A plugin with a cache for each handle, and connections to it, as shim.c
  * would call them: see tests/plugins/wbcache.c for the real one.
  *

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* policy.c without a server: environments in, decisions out. */
 
 #include <limits.h>

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* replicate.c: every rule of the replicated flush.
  *
  * The tests run for each thread model in which they say something: all
