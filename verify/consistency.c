@@ -696,7 +696,8 @@ tell_story (const struct block *b, unsigned read_on, uint64_t word,
           word == 0 ? "read zeroes" : is_stamp (b, word) ? "read B" :
           "read what was there before", at,
           is_stamp (b, word) ? ", which is older" : "");
-  printf ("found: %s\n", check ? "crash" : own_order ? "own" : "overlap");
+  printf ("found: %s\n", check ? "crash" : status ? "extents" : own_order ? "own" :
+          "overlap");
 }
 
 static void
