@@ -37,8 +37,8 @@ sanitize := $(if $(SANITIZE),$(or $(sanitize_$(SANITIZE)),\
               $(error SANITIZE is thread or address, not "$(SANITIZE)")) \
               -fno-omit-frame-pointer)
 
-lib_src := $(wildcard interpose/*.[cS]) shim.c policy.c replicate.c helpers.c \
-           statsfile.c
+lib_src := $(wildcard interpose/*.[cS]) shim.c policy.c replicate.c spread.c \
+           helpers.c statsfile.c
 lib_obj := $(addprefix $(build)/,$(addsuffix .o,$(basename $(lib_src))))
 # The files of interpose/ run before a sanitizer's runtime is up.
 $(build)/interpose/%.o: sanitize_this :=
@@ -115,7 +115,7 @@ tests/clients/%: tests/clients/%.c Makefile
 # here goes to tests/unit/threads.h.  oldglibc.h is left out, for its names have
 # versions, which --wrap does not see.
 units: $(units)
-unit_obj := $(patsubst %,$(build)/unit/%.o,policy helpers replicate)
+unit_obj := $(patsubst %,$(build)/unit/%.o,policy helpers replicate spread)
 .SECONDARY: $(unit_obj)
 wrapped := pthread_mutex_lock pthread_mutex_unlock pthread_cond_init \
   pthread_cond_destroy pthread_cond_wait pthread_cond_timedwait \
@@ -149,7 +149,7 @@ unit:
 mutants:
 	scripts/deps mutants
 	tests/mutants policy.c helpers.c replicate.c replicate.h \
-	  latency.h
+	  spread.c spread.h latency.h
 
 # The packages come first and the rest in a second make: what is missing
 # may be the compiler, and then nothing can be built beside this.
@@ -243,7 +243,7 @@ bench-quick:
 # The README's table of what it brings.
 bench-headline:
 	scripts/deps compat
-	$(MAKE) --no-print-directory all
+	$(MAKE) --no-print-directory all tests/clients/relay
 	scripts/bench --only=headline
 
 # Packages, in build/deb and build/rpm, and what becomes of them in a clean

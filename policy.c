@@ -120,22 +120,62 @@ set_flush_on_close (struct policy *p, const char *value)
   return set_boolean (&p->flush_on_close, value);
 }
 
+/* The digits that *VALUE begins with, as a number that stops growing beyond
+ * MAX.  strtoul would take a sign or leading space, and built with a glibc
+ * from 2.38 on it is one that older ones have not.
+ */
+static uint64_t
+take_digits (const char **value, uint64_t max)
+{
+  uint64_t n = 0;
+
+  for (; **value >= '0' && **value <= '9' && n <= max; ++*value)
+    n = n * 10 + (**value - '0');
+  return n;
+}
+
+/* From 1 to MAX. */
+static bool
+set_number (unsigned *number, const char *value, unsigned max)
+{
+  *number = take_digits (&value, max);
+  return *value == '\0' && *number >= 1 && *number <= max;
+}
+
 static bool
 set_flush_threads (struct policy *p, const char *value)
 {
-  unsigned n = 0;
-
   if (strcmp (value, "auto") == 0) {
     p->flush_threads = 0;
     return true;
   }
-  /* strtoul would take a sign or leading space, and built with a glibc
-   * from 2.38 on it is one that older ones have not.
-   */
-  for (; *value >= '0' && *value <= '9' && n <= FLUSH_THREADS_MAX; value++)
-    n = n * 10 + (*value - '0');
-  p->flush_threads = n;
-  return *value == '\0' && n >= 1 && n <= FLUSH_THREADS_MAX;
+  return set_number (&p->flush_threads, value, FLUSH_THREADS_MAX);
+}
+
+static bool
+set_handles (struct policy *p, const char *value)
+{
+  return set_number (&p->handles, value, HANDLES_MAX);
+}
+
+#define STRIPE_MIN ((uint64_t) 1 << 12)
+#define STRIPE_MAX ((uint64_t) 1 << 30)
+
+/* The suffixes are nbdkit's. */
+static bool
+set_stripe (struct policy *p, const char *value)
+{
+  static const struct name suffixes[] = {
+    { "", 0 }, { "b", 0 }, { "s", 9 }, { "k", 10 }, { "m", 20 }, { "g", 30 },
+    { NULL, 0 }
+  };
+  uint64_t n = take_digits (&value, STRIPE_MAX);
+  int shift = lookup (suffixes, value, strcasecmp);
+
+  if (shift == -1 || n > STRIPE_MAX >> shift)
+    return false;
+  p->stripe = n << shift;
+  return p->stripe >= STRIPE_MIN && (p->stripe & (p->stripe - 1)) == 0;
 }
 
 /* nbdkit changes directory when it goes into the background, so a
@@ -170,6 +210,10 @@ static const struct knob {
     "true or false" },
   { "FLUSH_THREADS", set_flush_threads,
     "auto, or a number from 1 to 64" },
+  { "HANDLES", set_handles,
+    "a number from 1 to 64" },
+  { "STRIPE", set_stripe,
+    "a power of two from 4K to 1G" },
   { "STATS_FILE", set_stats_file,
     "a path, in a directory that exists" },
 };
@@ -279,6 +323,8 @@ policy_load (struct policy *p, char *const env[],
     .mode = MODE_AUTO,
     .level = LEVEL_CONNECTION,
     .flush_on_close = true,
+    .handles = 1,
+    .stripe = 256 << 10,
   };
 
   for (; *env != NULL; env++)
@@ -316,9 +362,9 @@ policy_wants_multi_conn (const struct policy *p)
 }
 
 bool
-policy_wants_can_flush (const struct policy *p)
+policy_wants_can_flush (const struct policy *p, unsigned handles)
 {
-  return p->mode == MODE_AUTO || p->mode == MODE_EMULATE;
+  return p->mode == MODE_AUTO || p->mode == MODE_EMULATE || handles > 1;
 }
 
 /* nbdkit's own plugins whose connections each have a disk, a lock or
@@ -333,9 +379,34 @@ connections_apart (const char *plugin)
   size_t i;
 
   for (i = 0; i < sizeof names / sizeof names[0]; i++)
-    if (strcmp (plugin, names[i]) == 0)
+    if (plugin != NULL && strcmp (plugin, names[i]) == 0)
       return true;
   return false;
+}
+
+unsigned
+policy_handles (const struct policy *p, const char *plugin, bool parallel)
+{
+  return parallel && !connections_apart (plugin) ? p->handles : 1;
+}
+
+bool
+policy_keeps_apart (const struct policy *p)
+{
+  /* In auto one connection may be replicated and the next one not, and a
+   * flush of either counts for both.
+   */
+  return p->mode != MODE_AUTO && p->mode != MODE_EMULATE;
+}
+
+uint64_t
+policy_stripe (const struct policy *p, uint32_t preferred)
+{
+  uint64_t stripe = p->stripe;
+
+  while (stripe < preferred)
+    stripe *= 2;
+  return stripe;
 }
 
 struct resolution
@@ -386,6 +457,9 @@ policy_resolve (const struct policy *p, const struct traits *t)
   case MODE_AUTO:
     break;
   }
+
+  if (t->handles > 1)
+    r.replicate = true;
 
   if (t->connections_serialized)
     r.advertise = false;

@@ -14,6 +14,7 @@
 #define MCSHIM_POLICY_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 /* MCSHIM_MODE */
 enum mode {
@@ -34,12 +35,17 @@ enum level {
 /* Most plugin flushes of one replicated flush that may run at once. */
 #define FLUSH_THREADS_MAX 64
 
+/* Most handles of the plugin that one connection may use. */
+#define HANDLES_MAX 64
+
 struct policy {
   enum mode mode;               /* MCSHIM_MODE */
   enum level level;             /* MCSHIM_TRACK_DIRTY */
   bool exportname;              /* MCSHIM_EXPORTNAME */
   bool flush_on_close;          /* MCSHIM_FLUSH_ON_CLOSE */
   unsigned flush_threads;       /* MCSHIM_FLUSH_THREADS, 0 is auto */
+  unsigned handles;             /* MCSHIM_HANDLES */
+  uint32_t stripe;              /* MCSHIM_STRIPE, a power of two */
   char *stats_file;             /* MCSHIM_STATS_FILE, absolute, or NULL */
 };
 
@@ -67,22 +73,38 @@ struct traits {
   bool multi_conn;              /* plugin advertises multi-conn */
   bool can_flush;               /* plugin has a flush, and says it works */
   bool readonly;                /* opened read-only, or can_write false */
+  unsigned handles;             /* that it may use */
 };
 
 /* What the shim makes of it. */
 struct resolution {
   enum mode mode;               /* never MODE_AUTO */
   bool advertise;               /* answer to can_multi_conn */
-  bool replicate;               /* a flush goes to the whole group */
+  bool replicate;               /* a flush goes to the whole group, which
+                                 * without multi-conn is the connection */
   const char *refusal;          /* why not to connect at all, or NULL */
   const char *notice;           /* what to say once of the plugin, or NULL */
 };
+
+/* How many handles a connection may use, of the plugin of that name.
+ * PARALLEL: its handles may be called at the same time.
+ */
+unsigned policy_handles (const struct policy *p, const char *plugin,
+                         bool parallel);
+
+/* With several handles: true if the group of a flush is the connection, and
+ * not all connections, or those to one export.
+ */
+bool policy_keeps_apart (const struct policy *p);
+
+/* The stripe, where the plugin prefers blocks of that size, or 0. */
+uint64_t policy_stripe (const struct policy *p, uint32_t preferred);
 
 /* Which of the traits policy_resolve will look at, so that a plugin is
  * not asked what does not matter (each question may start a script).
  */
 bool policy_wants_multi_conn (const struct policy *p);
-bool policy_wants_can_flush (const struct policy *p);
+bool policy_wants_can_flush (const struct policy *p, unsigned handles);
 
 struct resolution policy_resolve (const struct policy *p,
                                   const struct traits *t);

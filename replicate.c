@@ -22,8 +22,8 @@
  * Write-backs, the flushes that take WRITE_DIRTY, are numbered in each
  * group as they end.  "seen" of a handle says that nothing in it, nor
  * fetched by a request inside it, is older than that write-back.  A flush
- * that has the handle to itself advances it to the number as of when the
- * flush began.
+ * that has the handle to itself, from its beginning to its end, advances
+ * it to the number as of when the flush began.
  *
  * A round is one replicated flush:
  *
@@ -38,8 +38,9 @@
  * its handle, and only where the plugin takes one at a time: it is left
  * PENDING, that request runs it as it ends, and the others of the round
  * go on meanwhile.  One of the second phase waits for nothing.  A handle
- * with a request inside OWES its flush instead: the next request runs it,
- * once what is inside is out and before it enters the plugin.
+ * with a request inside, or that one enters meanwhile, OWES a flush
+ * instead: the next request runs it, once what is inside is out and before
+ * it enters the plugin.
  *
  * Flushes that arrive while a round runs share the next one: the running
  * one may have passed their handle already.
@@ -75,6 +76,7 @@
 struct waiter {
   struct waiter *next;
   struct handle *handle;        /* that the client flushes */
+  bool client;                  /* has asked for it */
   bool done;
   struct flushed result;
 };
@@ -83,14 +85,18 @@ struct waiter {
 struct group {
   LIST_ENTRY (group) in_bucket;
   char *name;                   /* NULL if there is just one group */
+  struct group *home;           /* that of the export: itself, mostly */
   unsigned bucket;
-  unsigned members;             /* with those that are about to join */
+  unsigned members;             /* with those that are about to join, and
+                                 * the groups that are at home here */
   LIST_HEAD (, handle) handles;
   TAILQ_HEAD (, handle) marked; /* with a mark; the WRITE_DIRTY ones first */
 
   unsigned replicating;         /* members whose mode is emulate */
   uint64_t written;             /* write-backs that have ended */
   unsigned writing;             /* those that have begun and not ended */
+
+  /* Of the home only. */
   bool unflushed;               /* holds writes that no handle's mark shows */
   int close_err;                /* a flush at close failed: fail once */
 
@@ -116,6 +122,7 @@ static enum thread_model thread_model;
 
 /* Look-up does not grow with the number of export names. */
 #define BUCKETS 1024
+#define APART BUCKETS           /* those of one connection */
 
 /* What groups that are gone have left behind: by name for so many, and
  * beyond them as if it were every new group's.
@@ -123,7 +130,7 @@ static enum thread_model thread_model;
 #define REMEMBERED_MAX 64
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static LIST_HEAD (, group) groups[BUCKETS];
+static LIST_HEAD (, group) groups[BUCKETS + 1];
 static LIST_HEAD (, group) running = LIST_HEAD_INITIALIZER (running);
 static unsigned remembered;     /* groups without members */
 static int forgotten_err;       /* of a group that was not remembered */
@@ -294,8 +301,13 @@ flush_handle (struct handle *h, unsigned mine, bool write_back,
     mark (h, taken);
     h->seen = seen;
     /* What it should have covered has no mark. */
-    g->unflushed |= write_back && !(taken & WRITE_DIRTY);
+    g->home->unflushed |= write_back && !(taken & WRITE_DIRTY);
   }
+  else if (covers && atomic_load (&h->state) & READ_MARKED)
+    /* A request that has entered meanwhile may have taken what was about to
+     * be dropped, and may put it into another cache of the handle's.
+     */
+    h->seen = seen;
   else if (covers) {
     if (h->seen < began)
       h->seen = began;
@@ -485,6 +497,15 @@ replica_done (struct group *g, struct handle *h, int err)
     must (pthread_cond_signal (&g->phase_over));
 }
 
+/* H flushes before its next request.  Needs "lock". */
+static void
+owe (struct group *g, struct handle *h)
+{
+  h->owed = g->written;
+  mark (h, OWES);
+  statistics.flushes_owed++;
+}
+
 /* Run the replica of H, which is queued or pending, or leave it to the
  * requests that have the handle.  Needs "lock", and lets go of it meanwhile.
  */
@@ -492,6 +513,7 @@ static void
 run_replica (struct group *g, struct handle *h)
 {
   const bool serialize = thread_model == SERIALIZE_HANDLE;
+  const uint64_t written = g->written;
   bool mine = false, in_round;
   int err;
 
@@ -505,9 +527,7 @@ run_replica (struct group *g, struct handle *h)
   else
     mine = occupy (h, serialize && g->phase == 1 ? PENDING : 0);
   if (!mine && g->phase == 2) {
-    h->owed = g->written;
-    mark (h, OWES);
-    statistics.flushes_owed++;
+    owe (g, h);
     replica_done (g, h, 0);
     return;
   }
@@ -520,6 +540,8 @@ run_replica (struct group *g, struct handle *h)
   atomic_fetch_and (&h->state, ~PENDING);
   g->replicas++;
   err = flush_handle (h, mine, g->phase == 1, &in_round);
+  if (err == 0 && g->phase == 2 && h->seen < written)
+    owe (g, h);
   replica_done (g, h, err);
   h->requests_turn = true;
   if (mine)
@@ -596,8 +618,8 @@ run_round (struct group *g)
   g->running = true;
   LIST_INSERT_HEAD (&running, g, in_running);
   g->round++;
-  g->err = g->close_err;
-  g->close_err = 0;
+  g->err = g->home->close_err;
+  g->home->close_err = 0;
   g->replicas = 0;
   g->outstanding = g->writing;
 
@@ -610,9 +632,9 @@ run_round (struct group *g)
   }
   /* What a handle that is gone has left in the plugin, any flush covers. */
   h = batch->handle;
-  unflushed = g->unflushed && h->flushable;
+  unflushed = g->home->unflushed && h->flushable;
   if (unflushed) {
-    g->unflushed = false;
+    g->home->unflushed = false;
     if (h->replica == NO_REPLICA)
       queue_replica (g, h);
   }
@@ -620,7 +642,7 @@ run_round (struct group *g)
     g->written++;               /* so that nobody has seen it */
   run_phase (g);
   if (unflushed && h->failed == g->round)
-    g->unflushed = true;
+    g->home->unflushed = true;
 
   first = g->replicas;
   g->phase = 2;
@@ -642,7 +664,7 @@ run_round (struct group *g)
     w->result.replicas = g->replicas;
     w->result.phases = (first > 0) + (g->replicas > first);
     w->done = true;
-    if (g->replicas == 0)
+    if (g->replicas == 0 && w->client)
       statistics.flushes_skipped_clean++;
   }
   must (pthread_cond_broadcast (&g->round_over));
@@ -687,11 +709,24 @@ plain_flush (struct group *g, struct handle *h)
   return close_err ? close_err : err;
 }
 
+/* Have a round run for ME.  Needs "lock", and lets go of it meanwhile. */
+static void
+await_round (struct group *g, struct waiter *me)
+{
+  me->next = g->waiters;
+  g->waiters = me;
+  while (!me->done)
+    if (!g->running)
+      run_round (g);
+    else
+      must (pthread_cond_wait (&g->round_over, &lock));
+}
+
 struct flushed
 replicate_flush (struct handle *h)
 {
   struct group *g = h->group;
-  struct waiter me = { .handle = h };
+  struct waiter me = { .handle = h, .client = true };
   const uint64_t start = now_ns ();
 
   lock_groups ();
@@ -699,21 +734,25 @@ replicate_flush (struct handle *h)
    * One that has it flushes for the others too, and beside a round there
    * are none but rounds.
    */
-  if (g->replicating > 0 || g->running) {
-    me.next = g->waiters;
-    g->waiters = &me;
-    while (!me.done)
-      if (!g->running)
-        run_round (g);
-      else
-        must (pthread_cond_wait (&g->round_over, &lock));
-  }
+  if (g->replicating > 0 || g->running)
+    await_round (g, &me);
   else
     me.result.err = plain_flush (g, h);
   me.result.ns = now_ns () - start;
   latency_add (&statistics.client_flushes, me.result.ns);
   unlock_groups ();
   return me.result;
+}
+
+int
+replicate_between (struct handle *h)
+{
+  struct waiter me = { .handle = h };
+
+  lock_groups ();
+  await_round (h->group, &me);
+  unlock_groups ();
+  return me.result.err;
 }
 
 /* Groups come and go. */
@@ -738,32 +777,19 @@ group_free (struct group *g)
   free (g);
 }
 
-/* Needs "lock".  Returns NULL, with errno set, if there is no memory. */
+/* Needs "lock".  Returns NULL if there is no memory. */
 static struct group *
-find_group (const char *name)
+new_group (unsigned bucket, const char *name)
 {
-  const unsigned bucket = bucket_of (name);
-  struct group *g;
+  struct group *g = calloc (1, sizeof *g);
 
-  LIST_FOREACH (g, &groups[bucket], in_bucket)
-    if (name == NULL || strcmp (g->name, name) == 0) {
-      if (g->members == 0 && g->name != NULL)
-        remembered--;
-      return g;
-    }
-
-  g = calloc (1, sizeof *g);
   if (g == NULL)
     return NULL;
   if (name != NULL && (g->name = strdup (name)) == NULL) {
     free (g);
     return NULL;
   }
-  /* It may be that one: one failure or flush too many is better than one
-   * too few.
-   */
-  g->close_err = forgotten_err;
-  g->unflushed = forgotten_unflushed;
+  g->home = g;
   LIST_INIT (&g->handles);
   TAILQ_INIT (&g->marked);
   TAILQ_INIT (&g->queue);
@@ -773,12 +799,47 @@ find_group (const char *name)
   return g;
 }
 
+/* Find that group, and be a member.  Needs "lock".  Returns NULL if there
+ * is no memory.
+ */
+static struct group *
+join_group (const char *name)
+{
+  const unsigned bucket = bucket_of (name);
+  struct group *g;
+
+  LIST_FOREACH (g, &groups[bucket], in_bucket)
+    if (name == NULL || strcmp (g->name, name) == 0) {
+      if (g->members++ == 0 && g->name != NULL)
+        remembered--;
+      return g;
+    }
+
+  g = new_group (bucket, name);
+  if (g != NULL) {
+    /* It may be that one: one failure or flush too many is better than one
+     * too few.
+     */
+    g->close_err = forgotten_err;
+    g->unflushed = forgotten_unflushed;
+    g->members = 1;
+  }
+  return g;
+}
+
 /* One member less.  Needs "lock". */
 static void
 leave_group (struct group *g)
 {
-  if (--g->members > 0 || g->name == NULL)
+  struct group *home = g->home;
+
+  if (--g->members > 0 || (g == home && g->name == NULL))
     return;
+  if (g != home) {
+    group_free (g);
+    leave_group (home);
+    return;
+  }
   if (g->close_err != 0 || g->unflushed) {
     if (remembered < REMEMBERED_MAX) {
       remembered++;
@@ -793,21 +854,49 @@ leave_group (struct group *g)
 
 /* Handles come and go. */
 
+/* H is to be in G, of which it is a member.  Needs "lock". */
+static void
+prepare (struct handle *h, struct group *g)
+{
+  h->group = g;
+  h->seen = g->written;
+  h->gate = READ_MARKED | OWES;
+  if (thread_model == SERIALIZE_HANDLE)
+    h->gate |= PENDING | ~(ONE_INSIDE - 1);
+  must (pthread_cond_init (&h->changed, NULL));
+}
+
 int
 handle_opens (struct handle *h, const char *name)
 {
   struct group *g;
 
   lock_groups ();
-  g = find_group (name);
-  if (g != NULL) {
-    g->members++;
-    h->group = g;
-    h->seen = g->written;
-    h->gate = READ_MARKED | OWES;
-    if (thread_model == SERIALIZE_HANDLE)
-      h->gate |= PENDING | ~(ONE_INSIDE - 1);
-    must (pthread_cond_init (&h->changed, NULL));
+  g = join_group (name);
+  if (g != NULL)
+    prepare (h, g);
+  unlock_groups ();
+  if (g == NULL)
+    errno = ENOMEM;
+  return g != NULL ? 0 : -1;
+}
+
+int
+handle_opens_apart (struct handle *h, const char *name)
+{
+  struct group *home, *g = NULL;
+
+  lock_groups ();
+  home = join_group (name);
+  if (home != NULL) {
+    g = new_group (APART, NULL);
+    if (g != NULL) {
+      g->home = home;
+      g->members = 1;
+      prepare (h, g);
+    }
+    else
+      leave_group (home);
   }
   unlock_groups ();
   if (g == NULL)
@@ -816,9 +905,24 @@ handle_opens (struct handle *h, const char *name)
 }
 
 void
+handle_opens_beside (struct handle *h, const struct handle *first)
+{
+  h->further = true;
+  h->connection = first->connection;
+  h->resolution = first->resolution;
+  h->multi_conn = first->multi_conn;
+  h->flushable = first->flushable;
+  lock_groups ();
+  first->group->members++;
+  prepare (h, first->group);
+  unlock_groups ();
+}
+
+void
 handle_gives_up (struct handle *h)
 {
   lock_groups ();
+  statistics.handle_opens_failed += h->further;
   leave_group (h->group);
   unlock_groups ();
   must (pthread_cond_destroy (&h->changed));
@@ -832,9 +936,13 @@ handle_joins (struct handle *h)
   lock_groups ();
   LIST_INSERT_HEAD (&g->handles, h, in_group);
   g->replicating += h->resolution.replicate;
-  statistics.connections_opened++;
-  if (++statistics.connections_open > statistics.connections_most_at_once)
-    statistics.connections_most_at_once = statistics.connections_open;
+  if (!h->further) {
+    statistics.connections_opened++;
+    if (++statistics.connections_open > statistics.connections_most_at_once)
+      statistics.connections_most_at_once = statistics.connections_open;
+  }
+  if (++statistics.handles_open > statistics.handles_most_at_once)
+    statistics.handles_most_at_once = statistics.handles_open;
 
   if (g->replicating > 0 && h->flushable && g->written + g->writing > h->seen) {
     /* One that has not ended is seen by its round's second phase. */
@@ -872,7 +980,7 @@ flush_at_close (struct group *g, struct handle *h)
   statistics.flushes_at_close++;
   err = flush_handle (h, mine, true, &in_round);
   if (err != 0 && !in_round)
-    g->close_err = err;
+    g->home->close_err = err;
   return err;
 }
 
@@ -895,14 +1003,15 @@ handle_leaves (struct handle *h)
     else {
       /* The plugin may write them back as it closes. */
       g->written++;
-      g->unflushed |= !h->resolution.replicate;
+      g->home->unflushed |= !h->resolution.replicate || g->home != g;
     }
   }
 
   unmark (h, MARKS);
   LIST_REMOVE (h, in_group);
   g->replicating -= h->resolution.replicate;
-  statistics.connections_open--;
+  statistics.connections_open -= !h->further;
+  statistics.handles_open--;
   add_requests (&statistics, h);
   leave_group (g);
   unlock_groups ();
@@ -920,7 +1029,7 @@ replicate_statistics (void)
 
   lock_groups ();
   s = statistics;
-  for (i = 0; i < BUCKETS; i++)
+  for (i = 0; i <= APART; i++)
     LIST_FOREACH (g, &groups[i], in_bucket)
       LIST_FOREACH (h, &g->handles, in_group)
         add_requests (&s, h);
@@ -955,7 +1064,7 @@ replicate_free (void (*free_handle) (struct handle *h))
   unsigned i;
 
   helpers_end ();
-  for (i = 0; i < BUCKETS; i++)
+  for (i = 0; i <= APART; i++)
     while ((g = LIST_FIRST (&groups[i])) != NULL) {
       while ((h = LIST_FIRST (&g->handles)) != NULL) {
         LIST_REMOVE (h, in_group);

@@ -42,6 +42,8 @@ enum replica {
 
 struct group;
 
+struct connection;
+
 /* What a request touches comes first, on a cache line that only requests
  * of this handle write.
  */
@@ -56,6 +58,9 @@ struct handle {
   struct resolution resolution;
   bool multi_conn;              /* plugin advertises it here */
   bool flushable;               /* a replicated flush may include it */
+  bool further;                 /* its connection had one before */
+  unsigned number;              /* among those of its connection */
+  struct connection *connection;
 
   /* The rest is guarded by the lock of replicate.c. */
   bool closing;                 /* rounds leave it alone */
@@ -75,6 +80,9 @@ struct statistics {
   uint64_t connections_opened;
   uint64_t connections_open;
   uint64_t connections_most_at_once;
+  uint64_t handles_open;
+  uint64_t handles_most_at_once;
+  uint64_t handle_opens_failed; /* of a connection that had one */
   struct latency client_flushes;
   struct latency plugin_flushes;
   uint64_t flushes_skipped_clean; /* client flushes that needed none */
@@ -120,6 +128,16 @@ extern void replicate_free (void (*free_handle) (struct handle *h));
  */
 extern int handle_opens (struct handle *h, const char *name);
 
+/* The same for a group of its own, of one connection.  What it leaves
+ * behind as it closes, it leaves to the group of the NAME.
+ */
+extern int handle_opens_apart (struct handle *h, const char *name);
+
+/* The same for a further handle of FIRST's connection: in its group, and
+ * with what is known of it.
+ */
+extern void handle_opens_beside (struct handle *h, const struct handle *first);
+
 /* The plugin has opened it: "plugin", "resolution" and so on are set.  If
  * other handles' data was written back meanwhile, H is flushed.
  */
@@ -147,6 +165,11 @@ struct flushed {
 
 /* A client's flush that came in on H. */
 extern struct flushed replicate_flush (struct handle *h);
+
+/* The same for a request on several handles at once, which no client has
+ * asked to flush.  Returns 0 or an errno.
+ */
+extern int replicate_between (struct handle *h);
 
 /* Statistics of all handles, open and closed. */
 extern struct statistics replicate_statistics (void);

@@ -6,7 +6,8 @@
  *
  * The server asks for plugin_init and gets register_plugin, which calls
  * the plugin's own and returns an altered copy of its struct.  Where the
- * plugin has a handle, the server has a struct connection.  Callbacks
+ * plugin has a handle, or several, the server has a struct connection, which
+ * begins with the first one.  Callbacks
  * stand in the order in which the server calls them; the table of what
  * is wrapped is at the end.
  */
@@ -24,6 +25,7 @@
 #include "interpose/interpose.h"
 #include "policy.h"
 #include "replicate.h"
+#include "spread.h"
 #include "statsfile.h"
 
 static plugin_init_fn plugin_init;
@@ -32,13 +34,46 @@ static struct nbdkit_plugin wrapped; /* as the server gets it */
 static struct policy policy;
 static int thread_model;
 
+/* What the server asks of a handle, in its order. */
+#define QUESTIONS(each)                                 \
+  each (get_size)                                       \
+  each (can_write)                                      \
+  each (can_flush)                                      \
+  each (is_rotational)                                  \
+  each (can_trim)                                       \
+  each (can_zero)                                       \
+  each (can_fast_zero)                                  \
+  each (can_extents)                                    \
+  each (can_fua)                                        \
+  each (can_cache)                                      \
+  each (can_multi_conn)
+
+enum question {
+#define NUMBER(name) ASKED_##name,
+  QUESTIONS (NUMBER)
+#undef NUMBER
+  NR_QUESTIONS
+};
+
 struct connection {
-  struct handle handle;         /* the plugin's */
-  struct context context;       /* of the client, for the handle's flush */
+  struct handle handle;         /* the first one */
+  struct context context;       /* of the client, for flushes */
   int can_write, can_flush;     /* the plugin's answers, or UNASKED */
+  int readonly;                 /* as the server opened it */
+  struct spread *spread;        /* if there may be several handles */
+  int64_t answers[];            /* of the first one then, or UNASKED */
 };
 
 #define UNASKED (-2)
+
+/* Of a connection, unless the plugin's thread model is too low. */
+static unsigned
+handles (void)
+{
+  return policy_handles (&policy, plugin.name,
+                         thread_model >=
+                         NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS);
+}
 
 /* Before the server has forked: what is printed is seen. */
 static void
@@ -90,12 +125,6 @@ warn_of_context (const struct context *c, void (*say) (const char *line))
   say (line);
 }
 
-static struct connection *
-connection_of (struct handle *h)
-{
-  return (struct connection *) h; /* its first member */
-}
-
 /* What replicate.c calls to flush one handle.  The thread may be another
  * connection's, or none of the server's.
  */
@@ -105,7 +134,7 @@ flush_one (struct handle *h)
   struct visit v;
   int r;
 
-  context_enter (&connection_of (h)->context, h->resolution.replicate, &v);
+  context_enter (&h->connection->context, h->resolution.replicate, &v);
   nbdkit_set_error (0);
   errno = 0;
   r = plugin.flush ? plugin.flush (h->plugin, 0) :
@@ -116,9 +145,14 @@ flush_one (struct handle *h)
 }
 
 static void
-free_connection (struct handle *h)
+free_handle (struct handle *h)
 {
-  free (connection_of (h));
+  if (!h->further) {
+    spread_free (h->connection->spread);
+    free (h->connection);
+  }
+  else
+    free (h);
 }
 
 static const struct replicate_ops ops = {
@@ -132,7 +166,7 @@ static void
 shim_unload (void)
 {
   statsfile_finish (&policy, thread_model_name ());
-  replicate_free (free_connection);
+  replicate_free (free_handle);
   policy_free (&policy);
   if (plugin.unload)
     plugin.unload ();
@@ -163,6 +197,10 @@ describe (void)
                 "level %s", MCSHIM_VERSION, plugin.name, plugin._api_version,
                 thread_model_name (), mode_name (policy.mode),
                 level_name (policy.level));
+  if (policy.handles > 1)
+    nbdkit_debug ("mcshim: handles of a connection: %u%s", handles (),
+                  handles () > 1 ? "" : ": MCSHIM_HANDLES has no effect with "
+                  "this plugin, or its thread model");
 }
 
 /* The server (since 1.18) calls it once the thread model is settled and the
@@ -178,6 +216,16 @@ shim_get_ready (void)
   return plugin.get_ready ? plugin.get_ready () : 0;
 }
 
+/* With several handles one that takes one request at a time is called in
+ * parallel, each request with another.
+ */
+static int
+model_for_server (void)
+{
+  return handles () > 1 && server_purpose () == SERVE ?
+    NBDKIT_THREAD_MODEL_PARALLEL : thread_model;
+}
+
 /* nbdkit 1.14 to 1.18 ask again for each connection, and it may run a
  * script: remember the answer.  The first time there is no other thread.
  */
@@ -190,6 +238,8 @@ shim_thread_model (void)
     model = plugin.thread_model ();
     if (model != -1 && model < thread_model)
       set_thread_model (model);
+    if (model != -1)
+      model = model_for_server ();
   }
   return model;
 }
@@ -206,11 +256,122 @@ struct_traits (bool readonly)
       thread_model <= NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS,
     .can_flush = plugin.flush || plugin._flush_v1,
     .readonly = readonly || (!plugin.pwrite && !plugin._pwrite_v1),
+    .handles = handles (),
   };
 }
 
 /* Set once what policy.c has to say of the plugin has been said. */
 static atomic_flag noticed;
+
+/* R is what the first handle of C has answered.  Returns R. */
+static int64_t
+answered (struct connection *c, enum question question, int64_t r)
+{
+  if (handles () > 1)
+    c->answers[question] = r;
+  return r;
+}
+
+/* Does H, which is a further handle of its connection, answer what has been
+ * asked as the first one did?  Otherwise the reason goes to WHY.  Some plugins
+ * also need to be asked.
+ */
+static bool
+answers_alike (struct handle *h, char *why, size_t size)
+{
+  const int64_t *first = h->connection->answers;
+  int64_t r;
+
+#define ASK(name)                                                       \
+  if (first[ASKED_##name] != UNASKED &&                                 \
+      (r = plugin.name (h->plugin)) != first[ASKED_##name]) {           \
+    snprintf (why, size, #name " is %lld, and %lld of the first one",   \
+              (long long) r, (long long) first[ASKED_##name]);          \
+    return false;                                                       \
+  }
+  QUESTIONS (ASK)
+#undef ASK
+  return true;
+}
+
+/* Returns NULL with errno set. */
+static void *
+allocate (size_t size)
+{
+  void *p;
+  int err = posix_memalign (&p, _Alignof (struct handle), size);
+
+  if (err != 0) {
+    errno = err;
+    return NULL;
+  }
+  memset (p, 0, size);
+  return p;
+}
+
+/* Open a further handle of C, on a thread of its connection: what the plugin
+ * asks the server is answered as at its first.
+ */
+static struct handle *
+open_further (struct connection *c, char *why, size_t size)
+{
+  struct handle *h = allocate (sizeof *h);
+
+  if (h == NULL) {
+    snprintf (why, size, "no memory");
+    return NULL;
+  }
+  handle_opens_beside (h, &c->handle);
+  h->plugin = plugin.open (c->readonly);
+  if (h->plugin == NULL)
+    snprintf (why, size, "another could not be opened");
+  else if (answers_alike (h, why, size)) {
+    handle_joins (h);
+    nbdkit_debug ("mcshim: the connection has opened another handle");
+    return h;
+  }
+  else if (plugin.close)
+    plugin.close (h->plugin);
+  handle_gives_up (h);
+  free (h);
+  nbdkit_set_error (0);         /* it is no request's */
+  errno = 0;
+  return NULL;
+}
+
+static void
+gives_up (struct connection *c, unsigned nr, const char *why)
+{
+  (void) c;
+  nbdkit_error ("mcshim: a connection goes on with %u handles of up to %u: "
+                "%s", nr, handles (), why);
+}
+
+static const struct spread_ops spread_ops = {
+  .open = open_further,
+  .gives_up = gives_up,
+};
+
+/* Returns 0, or -1 after nbdkit_error. */
+static int
+prepare_spread (struct connection *c, bool only_reads)
+{
+  uint32_t preferred = 0;
+#if NBDKIT_VERSION_MINOR >= 30
+  uint32_t minimum = 0, maximum = 0;
+
+  if (!only_reads && plugin.block_size &&
+      plugin.block_size (c->handle.plugin, &minimum, &preferred,
+                         &maximum) == -1)
+    return -1;
+#endif
+  c->spread = spread_new (&spread_ops, &c->handle, handles (),
+                          policy_stripe (&policy, preferred), only_reads,
+                          thread_model >= NBDKIT_THREAD_MODEL_PARALLEL);
+  if (c->spread == NULL)
+    nbdkit_error ("mcshim: no memory for another connection: %m");
+  return c->spread ? 0 : -1;
+}
 
 /* Ask the plugin what the mode depends on, and settle it.  Returns 0, or
  * -1 after nbdkit_error.
@@ -224,19 +385,19 @@ settle (struct connection *c, int readonly)
 
   c->can_flush = c->can_write = UNASKED;
   if (policy_wants_multi_conn (&policy) && plugin.can_multi_conn) {
-    r = plugin.can_multi_conn (h->plugin);
+    r = answered (c, ASKED_can_multi_conn, plugin.can_multi_conn (h->plugin));
     if (r == -1)
       return -1;
     t.multi_conn = h->multi_conn = r;
   }
-  if (policy_wants_can_flush (&policy) && plugin.can_flush) {
-    c->can_flush = plugin.can_flush (h->plugin);
+  if (policy_wants_can_flush (&policy, t.handles) && plugin.can_flush) {
+    c->can_flush = answered (c, ASKED_can_flush, plugin.can_flush (h->plugin));
     if (c->can_flush == -1)
       return -1;
     t.can_flush = t.can_flush && c->can_flush;
   }
-  if (!t.can_flush && !t.readonly && plugin.can_write) {
-    c->can_write = plugin.can_write (h->plugin);
+  if ((!t.can_flush || t.handles > 1) && !t.readonly && plugin.can_write) {
+    c->can_write = answered (c, ASKED_can_write, plugin.can_write (h->plugin));
     if (c->can_write == -1)
       return -1;
     t.readonly = !c->can_write;
@@ -251,7 +412,7 @@ settle (struct connection *c, int readonly)
   }
   if (h->resolution.notice && !atomic_flag_test_and_set (&noticed))
     nbdkit_error ("mcshim: %s", h->resolution.notice);
-  return 0;
+  return t.handles > 1 ? prepare_spread (c, t.readonly) : 0;
 }
 
 static void
@@ -262,20 +423,26 @@ log_warning (const char *line)
 
 /* Returns NULL after nbdkit_error. */
 static struct connection *
-new_connection (const char *group)
+new_connection (const char *group, int readonly)
 {
+  const bool several = handles () > 1;
   struct connection *c;
+  unsigned i;
   int err;
 
-  err = posix_memalign ((void **) &c, _Alignof (struct connection), sizeof *c);
-  if (err == 0) {
-    memset (c, 0, sizeof *c);
-    if (handle_opens (&c->handle, group) == 0)
+  c = allocate (sizeof *c + (several ? NR_QUESTIONS : 0) * sizeof c->answers[0]);
+  if (c != NULL) {
+    c->handle.connection = c;
+    c->readonly = readonly;
+    for (i = 0; several && i < NR_QUESTIONS; i++)
+      c->answers[i] = UNASKED;
+    if ((several && policy_keeps_apart (&policy) ? handle_opens_apart :
+         handle_opens) (&c->handle, group) == 0)
       return c;
     err = errno;
     free (c);
+    errno = err;
   }
-  errno = err;
   nbdkit_error ("mcshim: no memory for another connection: %m");
   return NULL;
 }
@@ -294,7 +461,7 @@ shim_open (int readonly)
     if (group == NULL)          /* it has said why */
       return NULL;
   }
-  c = new_connection (group);
+  c = new_connection (group, readonly);
   if (c == NULL)
     return NULL;
 
@@ -316,25 +483,40 @@ shim_open (int readonly)
       plugin.close (c->handle.plugin);
   }
   handle_gives_up (&c->handle);
+  spread_free (c->spread);
   free (c);
   return NULL;
 }
 
+/* The flush of H, or else what it still holds is lost. */
 static void
-shim_close (void *handle)
+leave (struct handle *h)
 {
-  struct connection *c = handle;
-  int err;
+  int err = handle_leaves (h);
 
-  c->context.closing = true;
-  err = handle_leaves (&c->handle);
   if (err != 0) {
     errno = err;
     nbdkit_error ("mcshim: the flush of a connection that closes failed, "
                   "its last writes are lost: %m");
   }
   if (plugin.close)
-    plugin.close (c->handle.plugin);
+    plugin.close (h->plugin);
+}
+
+static void
+shim_close (void *handle)
+{
+  struct connection *c = handle;
+  struct handle *h;
+  unsigned i;
+
+  c->context.closing = true;
+  for (i = 1; c->spread && (h = spread_handle (c->spread, i)) != NULL; i++) {
+    leave (h);
+    free (h);
+  }
+  leave (&c->handle);
+  spread_free (c->spread);
   free (c);
 }
 
@@ -350,12 +532,12 @@ shim_close (void *handle)
     type r;                                             \
                                                         \
     control_begin (&c->handle);                         \
-    r = plugin.callback (c->handle.plugin);             \
+    r = answered (c, ASKED_##callback,                  \
+                  plugin.callback (c->handle.plugin));  \
     control_end (&c->handle);                           \
     return r;                                           \
   }
 
-CONTROL (const char *, shim_export_description, export_description)
 CONTROL (int64_t, shim_get_size, get_size)
 CONTROL (int, shim_is_rotational, is_rotational)
 CONTROL (int, shim_can_trim, can_trim)
@@ -363,6 +545,18 @@ CONTROL (int, shim_can_zero, can_zero)
 CONTROL (int, shim_can_fast_zero, can_fast_zero)
 CONTROL (int, shim_can_extents, can_extents)
 CONTROL (int, shim_can_cache, can_cache)
+
+static const char *
+shim_export_description (void *handle)
+{
+  struct connection *c = handle;
+  const char *r;
+
+  control_begin (&c->handle);
+  r = plugin.export_description (c->handle.plugin);
+  control_end (&c->handle);
+  return r;
+}
 
 /* These may have been asked at open. */
 #define CONTROL_ONCE(name, callback)                    \
@@ -373,7 +567,8 @@ CONTROL (int, shim_can_cache, can_cache)
                                                         \
     control_begin (&c->handle);                         \
     if (c->callback == UNASKED)                         \
-      c->callback = plugin.callback (c->handle.plugin); \
+      c->callback = answered (c, ASKED_##callback,      \
+                              plugin.callback (c->handle.plugin)); \
     control_end (&c->handle);                           \
     return c->callback;                                 \
   }
@@ -403,13 +598,13 @@ shim_can_fua (void *handle)
   int r;
 
   control_begin (&c->handle);
-  r = plugin.can_fua (c->handle.plugin);
+  r = answered (c, ASKED_can_fua, plugin.can_fua (c->handle.plugin));
   control_end (&c->handle);
 
   /* The plugin's own FUA says nothing to other connections: let the
    * server turn it into a write and a flush.
    */
-  if (r == NBDKIT_FUA_NATIVE && c->handle.resolution.replicate)
+  if (r == NBDKIT_FUA_NATIVE && c->handle.resolution.mode == MODE_EMULATE)
     r = NBDKIT_FUA_EMULATE;
   return r;
 }
@@ -422,7 +617,9 @@ shim_can_multi_conn (void *handle)
   return c->handle.resolution.advertise;
 }
 
-/* Data.  In API version 1 the first five have no flags. */
+/* Data.  In API version 1 the first five have no flags.  The server gives a
+ * connection, which is its first handle too.
+ */
 
 /* Returns what a callback must, if it fails with ERR, or succeeds. */
 static int
@@ -448,8 +645,7 @@ count (_Atomic uint64_t *counter)
   static int                                            \
   name parameters                                       \
   {                                                     \
-    struct connection *c = handle;                      \
-    struct handle *h = &c->handle;                      \
+    struct handle *h = handle;                          \
     int r = request_begin (h);                          \
                                                         \
     if (__builtin_expect (r != 0, 0))                   \
@@ -494,6 +690,176 @@ DATA (shim_extents, extents, READS,
 DATA (shim_cache, cache, READS,
       (void *handle, uint32_t len, uint64_t offset, uint32_t flags),
       len, offset, flags)
+
+/* Begin and end what is one call, on the first handle, for the whole of a
+ * zero or trim of very many pieces.  Before it, all that the handles hold is
+ * written back, so that none of it comes later, over the zeroes.  After it,
+ * they are flushed again, so that no handle has an older copy.  A request
+ * beside it could leave its handle with some of both, so there is none.
+ * They return 0 or R, or -1 with the error set.
+ */
+static int
+begin_alone (struct connection *c)
+{
+  spread_alone_begin (c->spread);
+  return result (replicate_between (&c->handle));
+}
+
+static int
+end_alone (struct connection *c, int r)
+{
+  if (r != -1)
+    r = result (replicate_between (&c->handle));
+  spread_alone_end (c->spread);
+  return r;
+}
+
+/* The same callbacks where there may be several handles: most requests are
+ * for one of them, and the others become pieces of LEN bytes.  The arguments
+ * are those of a piece, and STEP goes to the next one.
+ */
+#define PIECES(callback, may_be_long, step, parameters, ...)    \
+  static __attribute__ ((noinline)) int                 \
+  split_##callback parameters                           \
+  {                                                     \
+    struct connection *c = handle;                      \
+    uint32_t len = count;                               \
+    struct handle *h;                                   \
+    int r;                                              \
+                                                        \
+    if (may_be_long && c->handle.flushable &&           \
+        spread_is_long (c->spread, count)) {            \
+      r = begin_alone (c);                              \
+      if (r != -1)                                      \
+        r = shim_##callback (handle, __VA_ARGS__);      \
+      return end_alone (c, r);                          \
+    }                                                   \
+    do {                                                \
+      len = spread_length (c->spread, offset, count);   \
+      h = spread_enter (c->spread, offset);             \
+      r = shim_##callback (h, __VA_ARGS__);             \
+      spread_leave (c->spread, h);                      \
+      count -= len;                                     \
+      offset += len;                                    \
+      step;                                             \
+    } while (count > 0 && r != -1);                     \
+    return r;                                           \
+  }                                                     \
+                                                        \
+  static int                                            \
+  spread_##callback parameters                          \
+  {                                                     \
+    struct connection *c = handle;                      \
+    struct spread *s = c->spread;                       \
+    const uint32_t len = count;                         \
+    struct handle *h;                                   \
+    int r;                                              \
+                                                        \
+    if (s == NULL)                                      \
+      return shim_##callback (handle, __VA_ARGS__);     \
+    if (spread_length (s, offset, len) < len)           \
+      return split_##callback (handle, __VA_ARGS__);    \
+    h = spread_enter (s, offset);                       \
+    r = shim_##callback (h, __VA_ARGS__);               \
+    spread_leave (s, h);                                \
+    return r;                                           \
+  }
+
+#define NEXT_BUF buf = (char *) buf + len
+#define NO_BUF
+
+PIECES (_pread_v1, false, NEXT_BUF,
+        (void *handle, void *buf, uint32_t count, uint64_t offset),
+        buf, len, offset)
+PIECES (_pwrite_v1, false, NEXT_BUF,
+        (void *handle, const void *buf, uint32_t count, uint64_t offset),
+        buf, len, offset)
+PIECES (_trim_v1, true, NO_BUF,
+        (void *handle, uint32_t count, uint64_t offset),
+        len, offset)
+PIECES (_zero_v1, true, NO_BUF,
+        (void *handle, uint32_t count, uint64_t offset, int may_trim),
+        len, offset, may_trim)
+
+PIECES (pread, false, NEXT_BUF,
+        (void *handle, void *buf, uint32_t count, uint64_t offset,
+         uint32_t flags),
+        buf, len, offset, flags)
+PIECES (pwrite, false, NEXT_BUF,
+        (void *handle, const void *buf, uint32_t count, uint64_t offset,
+         uint32_t flags),
+        buf, len, offset, flags)
+PIECES (trim, true, NO_BUF,
+        (void *handle, uint32_t count, uint64_t offset, uint32_t flags),
+        len, offset, flags)
+PIECES (zero, true, NO_BUF,
+        (void *handle, uint32_t count, uint64_t offset, uint32_t flags),
+        len, offset, flags)
+PIECES (cache, false, NO_BUF,
+        (void *handle, uint32_t count, uint64_t offset, uint32_t flags),
+        len, offset, flags)
+
+/* An answer may be for less than was asked: many pieces take too long. */
+#define EXTENTS_PIECES 64
+
+/* Add what the plugin says of one piece, and of nothing beyond it, for which
+ * this handle is not to be asked.  Returns true if it said something of all
+ * of it, and of more than one extent only if MORE.
+ */
+static bool
+add_extents (struct nbdkit_extents *extents, const struct nbdkit_extents *piece,
+             uint64_t end, bool more, int *r)
+{
+  const size_t n = nbdkit_extents_count (piece);
+  struct nbdkit_extent e = { 0 };
+  size_t i;
+
+  for (i = 0; i < n && *r != -1; i++) {
+    e = nbdkit_get_extent (piece, i);
+    *r = nbdkit_add_extent (extents, e.offset, e.length, e.type);
+  }
+  return *r != -1 && e.offset + e.length == end && (more || n == 1);
+}
+
+static int
+spread_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
+                struct nbdkit_extents *extents)
+{
+  struct connection *c = handle;
+  struct spread *s = c->spread;
+  struct nbdkit_extents *piece;
+  unsigned pieces = 0;
+  struct handle *h;
+  uint32_t len;
+  bool on;
+  int r;
+
+  if (s == NULL)
+    return shim_extents (handle, count, offset, flags, extents);
+  if (spread_length (s, offset, count) == count) {
+    h = spread_enter (s, offset);
+    r = shim_extents (h, count, offset, flags, extents);
+    spread_leave (s, h);
+    return r;
+  }
+  do {
+    len = spread_length (s, offset, count);
+    piece = nbdkit_extents_new (offset, offset + len);
+    if (piece == NULL) {        /* it has said why */
+      r = result (ENOMEM);
+      break;
+    }
+    h = spread_enter (s, offset);
+    r = shim_extents (h, len, offset, flags, piece);
+    spread_leave (s, h);
+    on = add_extents (extents, piece, offset + len,
+                      !(flags & NBDKIT_FLAG_REQ_ONE), &r);
+    nbdkit_extents_free (piece);
+    count -= len;
+    offset += len;
+  } while (on && count > 0 && ++pieces < EXTENTS_PIECES);
+  return r;
+}
 
 static int
 shim__flush_v1 (void *handle)
@@ -543,9 +909,12 @@ load_policy (void)
 static void
 print_last (void)
 {
-  if (server_purpose () == DUMP_PLUGIN)
+  if (server_purpose () == DUMP_PLUGIN) {
     printf ("mcshim_version=%s\nmcshim_mode=%s\n",
             MCSHIM_VERSION, mode_name (policy.mode));
+    if (policy.handles > 1)
+      printf ("mcshim_handles=%u\n", handles ());
+  }
   else if (server_purpose () == HELP) {
     printf ("\nmcshim %s is preloaded (see libmcshim(7)), "
             "and its variables are:\n", MCSHIM_VERSION);
@@ -579,6 +948,7 @@ wrap (void)
 {
   wrapped = plugin;
   wrapped._struct_size = sizeof wrapped;
+  wrapped._thread_model = model_for_server ();
   wrapped.can_multi_conn = shim_can_multi_conn;
 
 #define WRAP(callback)                                  \
@@ -601,14 +971,20 @@ wrap (void)
 #if NBDKIT_VERSION_MINOR >= 30
   WRAP (block_size);
 #endif
+  WRAP (_flush_v1);
+  WRAP (flush);
+#undef WRAP
+
+#define WRAP(callback)                                          \
+  if (plugin.callback)                                          \
+    wrapped.callback = policy.handles > 1 ? spread_##callback   \
+                                          : shim_##callback
   WRAP (_pread_v1);
   WRAP (_pwrite_v1);
-  WRAP (_flush_v1);
   WRAP (_trim_v1);
   WRAP (_zero_v1);
   WRAP (pread);
   WRAP (pwrite);
-  WRAP (flush);
   WRAP (trim);
   WRAP (zero);
   WRAP (extents);

@@ -107,6 +107,9 @@ print_statistics (FILE *f, const struct policy *policy,
            "connections_open: %" PRIu64 "\n"
            "connections_opened: %" PRIu64 "\n"
            "connections_most_at_once: %" PRIu64 "\n"
+           "handles_open: %" PRIu64 "\n"
+           "handles_most_at_once: %" PRIu64 "\n"
+           "handle_opens_failed: %" PRIu64 "\n"
            "reads: %" PRIu64 "\n"
            "writes: %" PRIu64 "\n"
            "client_flushes: %" PRIu64 "\n"
@@ -123,7 +126,9 @@ print_statistics (FILE *f, const struct policy *policy,
            (long) getpid (), stop_fd == -1 ? "false" : "true",
            (now_ns () - start) / 1000000,
            s->connections_open, s->connections_opened,
-           s->connections_most_at_once, s->reads, s->writes,
+           s->connections_most_at_once,
+           s->handles_open, s->handles_most_at_once, s->handle_opens_failed,
+           s->reads, s->writes,
            s->client_flushes.count, s->plugin_flushes.count,
            s->flushes_skipped_clean, s->flushes_at_close, s->flushes_owed,
            s->owed_flushes, s->failed_flushes,

@@ -76,7 +76,7 @@ def reset():
 EOT
 )
 
-ask () { client < <(cat <<<"$more" -); }
+ask () { client < <(echo "$more"; cat); }
 
 @test "the name of its own export, and its own strings" {
   for model in requests parallel all; do

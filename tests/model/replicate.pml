@@ -20,9 +20,11 @@
  * has no number.
  *
  * Plugin.  One block, of which one cell is followed: on the disk, and in
- * a cache per handle.  A write dirties the cell.  A read that misses
- * takes the cell from the disk and only then fills the cache, unless that
- * has the cell by now; in PARALLEL anything may happen between the two.
+ * a cache per handle.  A write dirties the cell.  A read takes the cell
+ * from the cache, or from the disk, and only then fills the cache, unless
+ * that has the cell by now; in PARALLEL anything may happen between the
+ * two.  So one that had found it in the cache puts it back if it has been
+ * dropped, as a second cache of the plugin's does.
  * A write to the rest of the block ("neighbour") has to fetch what
  * surrounds it, and so fills the cell in the same way.  A flush writes
  * back what was dirty when it began, and drops what is clean when it
@@ -232,8 +234,7 @@ inline request_enters (i)
   enter (i);
   if
   :: op == WRITE
-  :: op != WRITE && conn[i].valid -> seen = conn[i].value
-  :: op != WRITE && !conn[i].valid -> seen = fetched; miss = true
+  :: op != WRITE -> seen = (conn[i].valid -> conn[i].value : fetched)
   fi
 }
 
@@ -245,12 +246,11 @@ inline request_leaves (i)
      conn[i].valid = true;
      conn[i].dirty = true;
      conn[i].value = returned + 1
-  :: op != WRITE && miss && !conn[i].valid && !is_plain (i) ->
+  :: op != WRITE && !conn[i].valid && !is_plain (i) ->
      conn[i].valid = true;
      conn[i].value = seen
   :: else
   fi;
-  miss = false;
   leave (i)
 }
 
@@ -403,7 +403,12 @@ inline flush_ends (i)
 #endif
      unflushed = unflushed || (is_write && !taken_write);
      conn[i].seen = before
+#ifndef NO_ENTERED
+  :: !failed && covers && conn[i].read_marked -> conn[i].seen = before
+  :: !failed && covers && !conn[i].read_marked ->
+#else
   :: !failed && covers ->
+#endif
      conn[i].seen = (conn[i].seen < began -> began : conn[i].seen);
      conn[i].owes = conn[i].owes && conn[i].seen < conn[i].owed
   :: else
@@ -534,7 +539,17 @@ inline replica_goes_on (i)
   :: runs ->
      flush_runs (i);
      d_step {
+       as_of = began;
        flush_ends (i);
+       if
+#ifndef NO_OWED
+       :: !failed && phase_two && conn[i].seen < as_of ->
+          conn[i].owed = written;
+          conn[i].owes = true
+#endif
+       :: else
+       fi;
+       as_of = 0;
        is_write = false;
        conn[i].flushed = true;
        conn[i].failed = failed;
@@ -556,7 +571,7 @@ inline replica_goes_on (i)
 
 active proctype helper ()
 {
-  byte c, snap, began, before, mine;
+  byte c, snap, began, before, mine, as_of;
   bool taken_write, taken_read, snapped, early, failed, covers, is_write;
   bool runs;
 
@@ -867,9 +882,9 @@ inline enter_marked (i)
 active [CLIENTS] proctype client ()
 {
   byte self;                    /* what its flush came in on */
-  byte c, seen, floor, snap, began, before, mine, target;
+  byte c, seen, floor, snap, began, before, mine, target, as_of;
   mtype op;
-  bool one, miss, taken_write, taken_read, snapped, early, failed;
+  bool one, taken_write, taken_read, snapped, early, failed;
   bool covers, is_write, runs, in_round, refused;
 
 idle:

@@ -14,11 +14,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <pthread.h>
+
 #define NBDKIT_API_VERSION 1
 #include <nbdkit-plugin.h>
 
-/* So that no request here needs a lock. */
+#ifndef THREAD_MODEL
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS
+#endif
 
 #define SIZE 32768
 #define BLOCK 512
@@ -31,6 +34,8 @@ struct handle {
   enum state state[SIZE / BLOCK];
 };
 
+/* Guards these two. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static uint8_t disk[SIZE];
 static unsigned nr_handles;
 static FILE *log_file;
@@ -76,7 +81,9 @@ api1_open (int readonly)
     nbdkit_error ("calloc: %m");
     return NULL;
   }
+  pthread_mutex_lock (&lock);
   h->number = nr_handles++;
+  pthread_mutex_unlock (&lock);
   log_callback (h, "open");
   return h;
 }
@@ -105,7 +112,9 @@ load_block (struct handle *h, uint32_t count, uint64_t offset)
   uint32_t n = BLOCK - offset % BLOCK;
 
   if (h->state[b] == ABSENT) {
+    pthread_mutex_lock (&lock);
     memcpy (h->data + b * BLOCK, disk + b * BLOCK, BLOCK);
+    pthread_mutex_unlock (&lock);
     h->state[b] = CLEAN;
   }
   return count < n ? count : n;
@@ -176,11 +185,13 @@ api1_flush (void *handle)
   struct handle *h = handle;
 
   log_callback (h, "flush");
+  pthread_mutex_lock (&lock);
   for (uint64_t b = 0; b < SIZE / BLOCK; ++b) {
     if (h->state[b] == DIRTY)
       memcpy (disk + b * BLOCK, h->data + b * BLOCK, BLOCK);
     h->state[b] = ABSENT;
   }
+  pthread_mutex_unlock (&lock);
   return 0;
 }
 

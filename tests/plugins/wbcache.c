@@ -43,6 +43,8 @@
  *                   old: without a shim, a connection that flushes beside
  *                   its reads sees its own writes only so
  *
+ * smaller=H: handle H, if that is not 0, has a block less than the others.
+ *
  * What is promised all the same: a flush that begins after other handles
  * have written back lets its own handle see that.
  *
@@ -147,7 +149,8 @@ static int multiconn;
 static int fua = NBDKIT_FUA_NONE;
 static int fuaflush, earlydrop, mapcache, refresh, opencopy, ownorder;
 static unsigned flushdelay, writebackdelay, readdelay, filldelay, writedelay,
-  opendelay, closedelay, readahead, failflush, seed, lateflush, together = 1;
+  opendelay, closedelay, readahead, failflush, seed, smaller, lateflush,
+  together = 1;
 static char *summary_file, *control_file;
 static int log_fd = -1;
 static bool model_asked;
@@ -411,7 +414,7 @@ wbcache_config (const char *key, const char *value)
     { "readdelay", &readdelay }, { "filldelay", &filldelay },
     { "writedelay", &writedelay }, { "opendelay", &opendelay },
     { "closedelay", &closedelay }, { "readahead", &readahead },
-    { "failflush", &failflush }, { "seed", &seed },
+    { "failflush", &failflush }, { "seed", &seed }, { "smaller", &smaller },
     { "lateflush", &lateflush }, { "together", &together },
   };
   const struct { const char *key; int *boolean; } booleans[] = {
@@ -461,7 +464,7 @@ wbcache_config (const char *key, const char *value)
   "size=SIZE initial=TEXT model=parallel|requests|all|connections\n"    \
   "multiconn=BOOL fua=none|emulate|native fuaflush=BOOL\n"              \
   "earlydrop=BOOL (flush drops clean blocks when it begins)\n"          \
-  "mapcache=BOOL failflush=OF-1000 seed=NUMBER\n"                       \
+  "mapcache=BOOL failflush=OF-1000 seed=NUMBER smaller=HANDLE\n"        \
   "refresh=BOOL opencopy=BOOL readahead=US ownorder=BOOL\n"             \
   "together=BLOCKS lateflush=US\n"                                      \
   "flushdelay=US writebackdelay=US (if there is something to write)\n"  \
@@ -817,9 +820,11 @@ wbcache_open (int readonly)
 static int64_t
 wbcache_get_size (void *handle)
 {
+  const struct handle *h = handle;
+
   enter (handle);
   leave (handle, 0);
-  return size;
+  return smaller > 0 && h->number == smaller ? size - BLOCK : size;
 }
 
 static int

@@ -36,8 +36,8 @@ test_defaults (void)
 {
   static const char *const empty[] = {
     NULL, "MCSHIM_MODE=", "MCSHIM_TRACK_DIRTY=", "MCSHIM_EXPORTNAME=",
-    "MCSHIM_FLUSH_ON_CLOSE=", "MCSHIM_FLUSH_THREADS=",
-    "MCSHIM_STATS_FILE=", "MCSHIM=x", "XMCSHIM_MODE=x", "mcshim_mode=x",
+    "MCSHIM_FLUSH_ON_CLOSE=", "MCSHIM_FLUSH_THREADS=", "MCSHIM_HANDLES=",
+    "MCSHIM_STRIPE=", "MCSHIM_STATS_FILE=", "MCSHIM=x", "XMCSHIM_MODE=x", "mcshim_mode=x",
   };
 
   for (size_t i = 0; i < sizeof empty / sizeof empty[0]; i++) {
@@ -51,6 +51,8 @@ test_defaults (void)
     CHECK (!p.exportname, "%s", name);
     CHECK (p.flush_on_close, "%s", name);
     CHECK (p.flush_threads == 0, "%s", name);
+    CHECK (p.handles == 1, "%s", name);
+    CHECK (p.stripe == 256 * 1024, "%s", name);
     CHECK (p.stats_file == NULL, "%s", name);
     policy_free (&p);
   }
@@ -102,6 +104,33 @@ test_good_values (void)
     CHECK (p.exportname == table[i].exportname, "%s", env);
     CHECK (p.flush_on_close == table[i].flush_on_close, "%s", env);
     CHECK (p.flush_threads == table[i].threads, "%s", env);
+    policy_free (&p);
+  }
+}
+
+static void
+test_handles (void)
+{
+  static const struct {
+    const char *env;
+    unsigned handles;
+    uint32_t stripe;
+  } table[] = {
+#define STRIPE(word, n) { "MCSHIM_STRIPE=" word, 1, n }
+    { "MCSHIM_HANDLES=1", 1, 256 << 10 }, { "MCSHIM_HANDLES=64", 64, 256 << 10 },
+    STRIPE ("4096", 4096), STRIPE ("4096b", 4096), STRIPE ("8s", 4096),
+    STRIPE ("4k", 4096), STRIPE ("4K", 4096), STRIPE ("1024K", 1 << 20),
+    STRIPE ("1M", 1 << 20), STRIPE ("1G", 1 << 30),
+    STRIPE ("1024m", 1 << 30), STRIPE ("1073741824", 1 << 30),
+  };
+
+  for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+    const char *env = table[i].env;
+    struct policy p;
+
+    CHECK (load (&p, env, NULL) == 0, "%s: %s", env, complaints);
+    CHECK (p.handles == table[i].handles, "%s: %u", env, p.handles);
+    CHECK (p.stripe == table[i].stripe, "%s: %u", env, p.stripe);
     policy_free (&p);
   }
 }
@@ -189,6 +218,23 @@ test_bad_values (void)
     { "MCSHIM_FLUSH_THREADS=1x", "MCSHIM_FLUSH_THREADS", "1x", "64" },
     { "MCSHIM_FLUSH_THREADS=18446744073709551617", "MCSHIM_FLUSH_THREADS",
       "18446744073709551617", "64" },
+    { "MCSHIM_HANDLES=0", "MCSHIM_HANDLES", "'0'", "1 to 64" },
+    { "MCSHIM_HANDLES=65", "MCSHIM_HANDLES", "65", "1 to 64" },
+    { "MCSHIM_HANDLES=4294967297", "MCSHIM_HANDLES", "4294967297", "64" },
+    { "MCSHIM_HANDLES=auto", "MCSHIM_HANDLES", "auto", "1 to 64" },
+    { "MCSHIM_HANDLES=2K", "MCSHIM_HANDLES", "2K", "1 to 64" },
+    { "MCSHIM_STRIPE=0", "MCSHIM_STRIPE", "'0'", "a power of two" },
+    { "MCSHIM_STRIPE=2K", "MCSHIM_STRIPE", "2K", "4K to 1G" },
+    { "MCSHIM_STRIPE=2G", "MCSHIM_STRIPE", "2G", "4K to 1G" },
+    { "MCSHIM_STRIPE=1T", "MCSHIM_STRIPE", "1T", "4K to 1G" },
+    { "MCSHIM_STRIPE=12K", "MCSHIM_STRIPE", "12K", "a power of two" },
+    { "MCSHIM_STRIPE=4097", "MCSHIM_STRIPE", "4097", "a power of two" },
+    { "MCSHIM_STRIPE=K", "MCSHIM_STRIPE", "'K'", "4K to 1G" },
+    { "MCSHIM_STRIPE=4KB", "MCSHIM_STRIPE", "4KB", "4K to 1G" },
+    { "MCSHIM_STRIPE=4 K", "MCSHIM_STRIPE", "4 K", "4K to 1G" },
+    { "MCSHIM_STRIPE=-4K", "MCSHIM_STRIPE", "-4K", "4K to 1G" },
+    { "MCSHIM_STRIPE=18014398509481985K", "MCSHIM_STRIPE",
+      "18014398509481985K", "4K to 1G" },
     { "MCSHIM_MODES=x", "MCSHIM_MODES", "x", "MCSHIM_MODE?" },
     { "MCSHIM_MODES=", "MCSHIM_MODES", "", "MCSHIM_MODE?" },
     { "MCSHIM_mode=x", "MCSHIM_mode", "x", "MCSHIM_" },
@@ -467,7 +513,7 @@ test_apart (void)
   } table[] = {
     { "example3", true }, { "info", true }, { "ondemand", true },
     { "tmpdisk", true }, { "example2", false }, { "tmpdisk2", false },
-    { "tmp", false }, { "Info", false }, { "", false },
+    { "tmp", false }, { "Info", false }, { "", false }, { NULL, false },
   };
 
   for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
@@ -478,12 +524,13 @@ test_apart (void)
         .readonly = j & 4,
       };
       const struct resolution r = policy_resolve (&p, &t);
+
       t.plugin = "file";
       const struct resolution file = policy_resolve (&p, &t);
       char what[128];
 
-      snprintf (what, sizeof what, "%s, %s, multi-conn %d, flush %d, "
-                "read-only %d", table[i].plugin, mode_name (p.mode),
+      snprintf (what, sizeof what, "%zu, %s, multi-conn %d, flush %d, "
+                "read-only %d", i, mode_name (p.mode),
                 t.multi_conn, t.can_flush, t.readonly);
       if (table[i].apart && p.mode == MODE_AUTO) {
         CHECK (r.advertise == t.multi_conn, "%s", what);
@@ -506,9 +553,10 @@ test_wants (void)
 
     CHECK (policy_wants_multi_conn (&p) == (p.mode != MODE_EMULATE), "%s",
            mode_name (p.mode));
-    CHECK (policy_wants_can_flush (&p) ==
+    CHECK (policy_wants_can_flush (&p, 1) ==
            (p.mode == MODE_AUTO || p.mode == MODE_EMULATE), "%s",
            mode_name (p.mode));
+    CHECK (policy_wants_can_flush (&p, 2), "%s", mode_name (p.mode));
   }
 
   /* A trait that is said not to matter must not. */
@@ -522,7 +570,7 @@ test_wants (void)
 
     if (!policy_wants_multi_conn (&p))
       t.multi_conn = !t.multi_conn;
-    if (!policy_wants_can_flush (&p))
+    if (!policy_wants_can_flush (&p, 1))
       t.can_flush = !t.can_flush;
     const struct resolution b = policy_resolve (&p, &t);
 
@@ -531,6 +579,55 @@ test_wants (void)
            a.notice == b.notice,
            "%s, %d", mode_name (p.mode), i % 16);
   }
+}
+
+/* With several handles every flush is a replicated one, and nothing else is
+ * other than with one.
+ */
+static void
+test_several (void)
+{
+  for (int i = 0; i < 5 * 16 * 3; i++) {
+    const struct policy p = {
+      .mode = (enum mode) (i / 16 % 5), .level = (enum level) (i / 80),
+    };
+    struct traits t = {
+      .plugin = "file", .connections_serialized = i & 1, .multi_conn = i & 2,
+      .can_flush = i & 4, .readonly = i & 8, .handles = 1,
+    };
+    const struct resolution one = policy_resolve (&p, &t);
+
+    t.handles = 2;
+    const struct resolution two = policy_resolve (&p, &t);
+
+    CHECK (two.replicate || !t.can_flush, "%d", i);
+    CHECK (one.mode == two.mode && one.advertise == two.advertise &&
+           one.refusal == two.refusal, "%d", i);
+    /* Nothing is skipped then that needs a warning. */
+    CHECK (one.notice == two.notice ||
+           (p.level == LEVEL_FAST && two.notice == NULL), "%d", i);
+  }
+}
+
+static void
+test_how_many (void)
+{
+  struct policy p = { .mode = MODE_AUTO, .handles = 16, .stripe = 4096 };
+
+  CHECK (policy_handles (&p, "file", true) == 16);
+  CHECK (policy_handles (&p, "file", false) == 1);
+  CHECK (policy_handles (&p, "tmpdisk", true) == 1);
+  CHECK (policy_handles (&p, NULL, true) == 16);
+
+  CHECK (!policy_keeps_apart (&p));
+  for (p.mode = MODE_EMULATE; p.mode <= MODE_UNSAFE; p.mode++)
+    CHECK (policy_keeps_apart (&p) == (p.mode != MODE_EMULATE), "%s",
+           mode_name (p.mode));
+
+  CHECK (policy_stripe (&p, 0) == 4096);
+  CHECK (policy_stripe (&p, 4096) == 4096);
+  CHECK (policy_stripe (&p, 4097) == 8192);
+  CHECK (policy_stripe (&p, UINT32_MAX) == (uint64_t) 1 << 32);
 }
 
 static void
@@ -549,6 +646,7 @@ main (void)
   static const struct unit_test tests[] = {
     { "defaults, and what does not count", test_defaults },
     { "values that are taken", test_good_values },
+    { "how many handles, and the stripe", test_handles },
     { "the path of the statistics", test_stats_file },
     { "no path of the statistics where there is none",
       test_stats_file_nowhere },
@@ -561,6 +659,8 @@ main (void)
     { "what each mode makes of each plugin", test_resolve },
     { "connections that are kept apart have no flag in auto", test_apart },
     { "a plugin is asked what matters", test_wants },
+    { "what several handles make of it", test_several },
+    { "how many a plugin can have, and of which stripe", test_how_many },
     { "names of modes and levels", test_names },
     { NULL, NULL }
   };

@@ -386,7 +386,9 @@ test_owed_again (void)
   end ();
 }
 
-/* A request that comes while a handle is flushed in the second phase. */
+/* A request that comes while a handle is flushed in the second phase may put
+ * back what the flush drops: there is another before the next one.
+ */
 static void
 test_request_beside_second_phase (void)
 {
@@ -406,7 +408,31 @@ test_request_beside_second_phase (void)
   CHECK (result (f) == 0);
   CHECK (result (r) == 1);
   CHECK (do_read (b, a->cell) == 1);
-  CHECK (b->nr_flushes == 1);
+  CHECK (b->nr_flushes == (model == PARALLEL ? 2 : 1));
+  end ();
+}
+
+/* The same in the first phase, after another's write-back. */
+static void
+test_request_beside_first_phase (void)
+{
+  struct conn *a, *b;
+  struct actor *f, *r;
+
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  do_write (a, 1);
+  do_write (b, 1);
+  gate_shut (&a->flushes);
+  f = start (FLUSH, b, 0);
+  CHECK (!over (f) && b->nr_flushes == 1, "the last writer is the first");
+  r = start (READ, a, b->cell);
+  CHECK (over (r) == (model == PARALLEL));
+  gate_open (&a->flushes);
+  CHECK (result (f) == 0);
+  result (r);
+  CHECK (a->nr_flushes == (model == PARALLEL ? 2 : 1));
   end ();
 }
 
@@ -2499,6 +2525,7 @@ static const struct unit_test in_two[] = {
   { "what is owed twice is paid once", test_owed_twice },
   { "a write-back beside an owed flush", test_owed_again },
   { "a request beside the second phase", test_request_beside_second_phase },
+  { "a request beside the first phase", test_request_beside_first_phase },
   { "a handle used in mid-round", test_used_in_round },
   { "a request in flight across a round", test_in_flight_across_round },
   { "a write before the second phase", test_write_before_second_phase },

@@ -1,0 +1,200 @@
+/* Which of its connection's handles serves a request: see spread.h. */
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "spread.h"
+
+static void
+must (int err)
+{
+  if (err != 0)
+    abort ();
+}
+
+struct spread *
+spread_new (const struct spread_ops *ops, struct handle *first, unsigned most,
+            uint64_t stripe, bool any, bool shared)
+{
+  struct spread *s = calloc (1, sizeof *s + most * sizeof s->handle[0]);
+
+  if (s == NULL)
+    return NULL;
+  s->ops = ops;
+  s->connection = first->connection;
+  s->most = most;
+  s->stripe = stripe;
+  s->shift = __builtin_ctzll (stripe);
+  s->any = any;
+  s->shared = shared;
+  s->handle[0] = first;
+  s->nr = s->tried = 1;
+  s->idle = 1;
+  must (pthread_mutex_init (&s->lock, NULL));
+  must (pthread_cond_init (&s->changed, NULL));
+  return s;
+}
+
+void
+spread_free (struct spread *s)
+{
+  if (s == NULL)
+    return;
+  must (pthread_mutex_destroy (&s->lock));
+  must (pthread_cond_destroy (&s->changed));
+  free (s);
+}
+
+/* Needs the lock, and lets go of it meanwhile. */
+static void
+wait_for_change (struct spread *s)
+{
+  must (pthread_cond_wait (&s->changed, &s->lock));
+}
+
+static void
+announce_change (struct spread *s)
+{
+  must (pthread_cond_broadcast (&s->changed));
+}
+
+/* Open another handle.  Needs the lock, and lets go of it meanwhile.  Returns
+ * NULL if there is none.
+ */
+static struct handle *
+open_another (struct spread *s)
+{
+  char why[160];
+  struct handle *h;
+  bool first_time;
+  unsigned nr;
+
+  must (pthread_mutex_unlock (&s->lock));
+  h = s->ops->open (s->connection, why, sizeof why);
+  must (pthread_mutex_lock (&s->lock));
+
+  if (h != NULL) {
+    h->number = s->nr;
+    s->handle[s->nr++] = h;
+    return h;
+  }
+  first_time = !s->gave_up;
+  s->gave_up = true;
+  nr = s->nr;
+  if (first_time) {
+    must (pthread_mutex_unlock (&s->lock));
+    s->ops->gives_up (s->connection, nr, why);
+    must (pthread_mutex_lock (&s->lock));
+  }
+  return NULL;
+}
+
+/* A class has no handle yet.  The first class takes the one that is there.
+ * Without one of its own a class takes another's, and stays with it too.
+ */
+struct handle *
+spread_assign (struct spread *s, unsigned class)
+{
+  struct handle *h = NULL;
+
+  must (pthread_mutex_lock (&s->lock));
+  while (s->class[class] == OPENING)
+    wait_for_change (s);
+  if (s->class[class] == NO_HANDLE) {
+    s->class[class] = OPENING;
+    if (!s->first_used) {
+      s->first_used = true;
+      h = s->handle[0];
+    }
+    else if (!s->gave_up)
+      h = open_another (s);
+    if (h == NULL)
+      h = s->handle[class % s->nr];
+    s->class[class] = h->number + 1;
+    announce_change (s);
+  }
+  h = s->handle[s->class[class] - 1];
+  must (pthread_mutex_unlock (&s->lock));
+  return h;
+}
+
+/* None is idle. */
+struct handle *
+spread_take_any (struct spread *s, uint64_t offset)
+{
+  struct handle *h = NULL;
+  uint64_t idle;
+
+  must (pthread_mutex_lock (&s->lock));
+  /* Before another look at who is idle: spread_leave does it the other way
+   * round.
+   */
+  s->waiting++;
+  while (h == NULL) {
+    idle = s->idle;
+    if (idle != 0) {
+      if (atomic_compare_exchange_strong (&s->idle, &idle, idle & (idle - 1)))
+        h = s->handle[__builtin_ctzll (idle)];
+    }
+    else if (s->tried < s->most && !s->gave_up) {
+      s->tried++;
+      h = open_another (s);
+    }
+    else if (s->shared)
+      h = s->handle[(offset >> s->shift) % s->nr];
+    else
+      wait_for_change (s);
+  }
+  s->waiting--;
+  must (pthread_mutex_unlock (&s->lock));
+  return h;
+}
+
+/* Somebody may wait for what the caller has changed. */
+void
+spread_signal (struct spread *s)
+{
+  const int saved = errno;
+
+  must (pthread_mutex_lock (&s->lock));
+  if (s->any)
+    must (pthread_cond_signal (&s->changed)); /* one handle, for one of them */
+  else
+    announce_change (s);
+  must (pthread_mutex_unlock (&s->lock));
+  errno = saved;
+}
+
+/* The caller, who is counted, must wait for the one that is alone. */
+void
+spread_wait (struct spread *s)
+{
+  must (pthread_mutex_lock (&s->lock));
+  s->inside--;
+  announce_change (s);
+  while (s->inside & ALONE)
+    wait_for_change (s);
+  s->inside++;
+  must (pthread_mutex_unlock (&s->lock));
+}
+
+void
+spread_alone_begin (struct spread *s)
+{
+  must (pthread_mutex_lock (&s->lock));
+  while (s->inside & ALONE)
+    wait_for_change (s);
+  s->inside |= ALONE;
+  while (s->inside != ALONE)
+    wait_for_change (s);
+  must (pthread_mutex_unlock (&s->lock));
+}
+
+void
+spread_alone_end (struct spread *s)
+{
+  must (pthread_mutex_lock (&s->lock));
+  s->inside &= ~ALONE;
+  announce_change (s);
+  must (pthread_mutex_unlock (&s->lock));
+}

@@ -1,0 +1,155 @@
+/* Which of its connection's handles serves a request, where there may be
+ * several.  Nothing here knows of nbdkit: how to open a handle is handed in.
+ *
+ * A connection that only reads takes any handle that is idle.  One that
+ * writes goes by range.  The export is cut into stripes, and they are dealt
+ * out to as many classes as there may be handles.  A class stays for good
+ * with the handle that its first request got.  So whatever the handles keep
+ * to themselves, a request on some place finds what was done there before,
+ * and in that order.  A request that crosses into another stripe is split
+ * there.
+ *
+ * A zero or trim of very many stripes would be as many calls.  It is one,
+ * alone on its connection, between two flushes: see spread_alone.
+ *
+ * Handles are opened when first needed, by the request that needs one.  Once
+ * an open has failed there are no more.
+ */
+
+#ifndef MCSHIM_SPREAD_H
+#define MCSHIM_SPREAD_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "policy.h"
+#include "replicate.h"
+
+struct spread_ops {
+  /* Open a further handle of C.  Returns NULL with the reason in WHY, of
+   * SIZE bytes.  The connection has a request under way, on this thread.
+   */
+  struct handle *(*open) (struct connection *c, char *why, size_t size);
+
+  /* C goes on with NR handles, for WHY.  Called once. */
+  void (*gives_up) (struct connection *c, unsigned nr, const char *why);
+};
+
+/* In "inside", beside the number. */
+#define ALONE ((uint64_t) 1 << 63)
+
+/* In "class". */
+#define NO_HANDLE 0             /* yet; otherwise its number, from 1 */
+#define OPENING   255
+
+struct spread {
+  /* Constant. */
+  const struct spread_ops *ops;
+  struct connection *connection;
+  unsigned most;                /* handles */
+  unsigned shift;               /* log2 of the stripe */
+  uint64_t stripe;
+  bool any;                     /* any handle for any request */
+  bool shared;                  /* if none is idle, a busy one will do */
+
+  _Atomic uint64_t idle;        /* a bit for each handle, if any will do */
+  _Atomic uint64_t inside;      /* pieces, otherwise */
+  _Atomic unsigned waiting;     /* for an idle handle */
+  _Atomic uint8_t class[HANDLES_MAX];
+
+  pthread_mutex_t lock;         /* guards the rest, and each wait */
+  pthread_cond_t changed;
+  unsigned nr;                  /* of handles */
+  unsigned tried;               /* with those that are about to be opened */
+  bool first_used;              /* the first one has a class */
+  bool gave_up;                 /* no more are opened */
+  struct handle *handle[];      /* constant once it is there */
+};
+
+/* For the connection of the handle FIRST.  MOST is at least 2, and STRIPE a
+ * power of two.  SHARED: the plugin takes requests of one handle in parallel.
+ * Returns NULL with errno set.
+ */
+extern struct spread *spread_new (const struct spread_ops *ops,
+                                  struct handle *first, unsigned most,
+                                  uint64_t stripe, bool any, bool shared);
+extern void spread_free (struct spread *s);
+
+/* Between the two the caller, who is not inside, has the connection to
+ * himself: what is inside has come out, and nothing comes in.
+ */
+extern void spread_alone_begin (struct spread *s);
+extern void spread_alone_end (struct spread *s);
+
+/* All handles, by number from 0.  No request may be under way. */
+static inline struct handle *
+spread_handle (const struct spread *s, unsigned number)
+{
+  return number < s->nr ? s->handle[number] : NULL;
+}
+
+/* Slow paths of the functions below; not for anyone else. */
+extern void spread_wait (struct spread *s);
+extern void spread_signal (struct spread *s);
+extern struct handle *spread_take_any (struct spread *s, uint64_t offset);
+extern struct handle *spread_assign (struct spread *s, unsigned class);
+
+/* How many of the LEN bytes at OFFSET one handle serves. */
+static inline uint32_t
+spread_length (const struct spread *s, uint64_t offset, uint32_t len)
+{
+  const uint64_t left = s->stripe - (offset & (s->stripe - 1));
+
+  return s->any || len <= left ? len : left;
+}
+
+/* Is it too much to be split? */
+static inline bool
+spread_is_long (const struct spread *s, uint32_t len)
+{
+  return !s->any && len >> s->shift > s->most;
+}
+
+/* Around each piece of a request.  Returns the handle for it. */
+static inline struct handle *
+spread_enter (struct spread *s, uint64_t offset)
+{
+  unsigned class, number;
+  uint64_t idle;
+
+  if (!s->any) {
+    if (__builtin_expect (atomic_fetch_add (&s->inside, 1) & ALONE, 0))
+      spread_wait (s);
+    class = (offset >> s->shift) % s->most;
+    number = atomic_load_explicit (&s->class[class], memory_order_acquire);
+    if (__builtin_expect (number == NO_HANDLE || number == OPENING, 0))
+      return spread_assign (s, class);
+    return s->handle[number - 1];
+  }
+
+  idle = atomic_load_explicit (&s->idle, memory_order_relaxed);
+  while (__builtin_expect (idle != 0, 1))
+    if (atomic_compare_exchange_weak (&s->idle, &idle, idle & (idle - 1)))
+      return s->handle[__builtin_ctzll (idle)];
+  return spread_take_any (s, offset);
+}
+
+/* Leaves errno alone. */
+static inline void
+spread_leave (struct spread *s, const struct handle *h)
+{
+  bool waited_for;
+
+  if (!s->any)
+    waited_for = atomic_fetch_sub (&s->inside, 1) & ALONE;
+  else {
+    atomic_fetch_or (&s->idle, (uint64_t) 1 << h->number);
+    waited_for = atomic_load (&s->waiting) > 0;
+  }
+  if (__builtin_expect (waited_for, 0))
+    spread_signal (s);
+}
+
+#endif /* MCSHIM_SPREAD_H */

@@ -1,0 +1,6 @@
+/* api1.c, of which one handle takes one request at a time, and several are
+ * called at once.
+ */
+
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS
+#include "api1.c"
