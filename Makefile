@@ -14,7 +14,7 @@ INSTALL ?= install
 # The launcher holds the version, so that it is right wherever the file is
 # copied to; the library is told.
 VERSION := $(shell sed -n 's/^version=//p' scripts/mcshim)
-# What it reads in for --probe and --try goes to a directory of its own.
+# What it reads in for --probe, --try and the like goes to a directory of its own.
 launcher := scripts/mcshim
 launcher_parts := $(addprefix scripts/mcshim-,captive probe top try verify)
 

@@ -32,12 +32,12 @@ verify ()
 
 told () { jq -c "$1" told; }
 
-# concludes ADVICE WHY COMMAND
+# concludes ADVICE WHY COMMAND: the last two are patterns
 concludes ()
 {
   assert_equal "$(told .advice)" "\"$1\""
-  [[ $(told .why) == "\"$2\"" ]] || fail "$(told .why)"
-  [[ $(told .command) == "\"$3\"" ]] || fail "$(told .command)"
+  [[ $(told .why) == \"$2\" ]] || fail "$(told .why)"
+  [[ $(told .command) == \"$3\" ]] || fail "$(told .command)"
 }
 
 # kept: whether each of the things that are tried is, in their order
