@@ -246,6 +246,13 @@ bench-headline:
 	$(MAKE) --no-print-directory all tests/clients/relay
 	scripts/bench --only=headline
 
+# docs/plugins.md, from runs with each plugin of each nbdkit, on SERVERS as
+# check-compat takes them.
+plugin-table:
+	scripts/deps compat
+	$(MAKE) --no-print-directory all
+	tests/plugin-table $(SERVERS)
+
 # Packages, in build/deb and build/rpm, and what becomes of them in a clean
 # Debian.
 deb rpm:
@@ -326,7 +333,7 @@ clean:
 .PHONY: all man test-programs test-plugins units unit mutants demo check \
 	check-tools check-fresh check-compat check-cross \
 	model soak check-asan check-tsan check-deb check-rpm check-kernel deb rpm \
-	bench bench-quick bench-headline release-check deps install dist uninstall clean
+	bench bench-quick bench-headline plugin-table release-check deps install dist uninstall clean
 .DELETE_ON_ERROR:
 
 -include $(lib_obj:.o=.d) $(unit_obj:.o=.d) $(wildcard $(build)/*.d)
