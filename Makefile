@@ -14,9 +14,10 @@ INSTALL ?= install
 # The launcher holds the version, so that it is right wherever the file is
 # copied to; the library is told.
 VERSION := $(shell sed -n 's/^version=//p' scripts/mcshim)
-# What it reads in for --probe, --try and the like goes to a directory of its own.
+# What it reads in for --probe, --try and so on goes to a directory of its own.
 launcher := scripts/mcshim
-launcher_parts := $(addprefix scripts/mcshim-,captive probe top try verify)
+launcher_parts := $(addprefix scripts/mcshim-,captive probe status top try \
+                    verify)
 
 # Warnings are errors in CI only: a user's compiler may know more of them.
 # musl-gcc looks for musl's headers alone, and nbdkit's stand beside glibc's.
@@ -121,7 +122,7 @@ wrapped := pthread_mutex_lock pthread_mutex_unlock pthread_cond_init \
   pthread_cond_destroy pthread_cond_wait pthread_cond_timedwait \
   pthread_cond_signal pthread_cond_broadcast pthread_create pthread_join \
   clock_gettime malloc calloc strdup free
-$(build)/unit/helpers $(build)/unit/replicate: \
+$(build)/unit/helpers $(build)/unit/replicate $(build)/unit/spread: \
   wrap := $(wrapped:%=-Wl,--wrap=%)
 
 $(build)/unit/%.o: %.c Makefile

@@ -937,7 +937,7 @@ handle_joins (struct handle *h)
   LIST_INSERT_HEAD (&g->handles, h, in_group);
   g->replicating += h->resolution.replicate;
   if (!h->further) {
-    statistics.connections_opened++;
+    statistics.connections_opened[h->resolution.verdict]++;
     if (++statistics.connections_open > statistics.connections_most_at_once)
       statistics.connections_most_at_once = statistics.connections_open;
   }

@@ -77,7 +77,7 @@ struct handle {
 
 /* Since the start; see replicate_statistics. */
 struct statistics {
-  uint64_t connections_opened;
+  uint64_t connections_opened[NR_VERDICTS];
   uint64_t connections_open;
   uint64_t connections_most_at_once;
   uint64_t handles_open;

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* Which of its connection's handles serves a request, where there may be
  * several.  Nothing here knows of nbdkit: how to open a handle is handed in.
  *
@@ -105,11 +109,15 @@ spread_length (const struct spread *s, uint64_t offset, uint32_t len)
   return s->any || len <= left ? len : left;
 }
 
-/* Is it too much to be split? */
+/* Is it too much to be split?  So many calls one after the other are not yet
+ * worse than to be alone, and two flushes.
+ */
+#define PIECES_OF_HANDLE 4
+
 static inline bool
 spread_is_long (const struct spread *s, uint32_t len)
 {
-  return !s->any && len >> s->shift > s->most;
+  return !s->any && (uint64_t) len >> s->shift > PIECES_OF_HANDLE * s->most;
 }
 
 /* Around each piece of a request.  Returns the handle for it. */

@@ -48,7 +48,7 @@ teardown ()
   background MCSHIM_STATS_FILE=stats "$wbcache"
   client <<<'conn(); conn()'
   stop_background
-  stats=d/stats counted connections_opened 2
+  stats=d/stats counted connections_opened_total 2
 }
 
 @test "a relative path with directories in it" {

@@ -143,7 +143,7 @@ def flushed():
 wait_for("flush", flushed)
 EOT
   stop_server
-  counted flushes_at_close 1
+  counted flushes_at_close_total 1
 }
 
 @test "a close waits for a flush of its own handle" {
@@ -192,5 +192,5 @@ EOT
   assert_equal "$(tail -1 "$log")" "- unload"
   lacks 'flush\|close' "$log"
   none after_close
-  counted connections_opened 3
+  counted connections_opened_total 3
 }

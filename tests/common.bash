@@ -134,11 +134,21 @@ lacks () { looks 1 -q "$1" "$2"; }
 has_line () { looks 0 -qx "$1" "$2"; }
 lacks_line () { looks 1 -qx "$1" "$2"; }
 
-# value KEY: of the statistics; counts KEY VALUE: is it that?
-value () { sed -n "s/^$1: //p" "$stats"; }
+# normal FILE: no line in it but those that tell the mode.
+normal () { looks 1 -qv '^mcshim [0-9.]*: [a-z0-9]*: [a-z]*[:;,] .*$' "$1"; }
+
+# value NAME: of the statistics, the sum where there are labels, without the
+# mcshim_ at its beginning; counts NAME VALUE: is it that?
+value ()
+{
+  awk -v name="mcshim_$1" '
+    { sample = $1; sub(/\{.*/, "", sample) }
+    sample == name { sum += $NF; found = 1 }
+    END { if (found) printf(sum == int(sum) ? "%.0f\n" : "%.9f\n", sum) }' "$stats"
+}
 counts () { [ "$(value "$1")" = "$2" ]; }
 
-# counted KEY VALUE...: of the statistics.
+# counted NAME VALUE...: of the statistics.
 counted ()
 {
   while [ $# -gt 0 ]; do

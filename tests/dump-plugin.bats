@@ -11,7 +11,7 @@ same_dump ()
 {
   no_shim nbdkit --dump-plugin "$@" > plain
   under_shim MCSHIM_MODE=unsafe nbdkit --dump-plugin "$@" > shimmed
-  local ours='^struct_size=\|^has_can_multi_conn=\|^has_can_fua=\|^mcshim_'
+  local ours='^struct_size=\|^has_close=\|^has_can_multi_conn=\|^has_can_fua=\|^mcshim_'
   diff <(grep -v "$ours" plain) <(grep -v "$ours" shimmed)
   has_line 'has_can_multi_conn=1' shimmed
   has_line 'mcshim_mode=unsafe' shimmed

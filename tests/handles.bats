@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # Several handles of the plugin behind one connection: MCSHIM_HANDLES and
 # MCSHIM_STRIPE.
 
@@ -216,8 +219,9 @@ expect(handles("read"), [0] * 6)        # It is idle each time.
 expect(handles("open"), [0])
 
 control("block-read @0", "block-read @1", "block-read @2", "block-read @3")
-hung = [read(h, i) for i in range(4)]
+hung = []
 for i in range(4):
+    hung.append(read(h, i))
     wait_log("%d read" % i, 7 if i == 0 else 1)
 expect(handles("open"), [0, 1, 2, 3])
 more = [read(h, 10000), read(h, 20000)]
@@ -225,7 +229,7 @@ if os.environ["waits"]:
     expect(held(h, more[0]), True)
     expect(held(h, more[1]), True)
     control("block-read @0", "block-read @1", "block-read @3")
-    finish(h, hung[2])
+    finish(h, hung.pop(2))
     finish(h, more[0])
     finish(h, more[1])
     expect(handles("read")[-2:], [2, 2])
@@ -234,7 +238,7 @@ else:
     finish(h, more[1])
 control()
 for cookie in hung:
-    h.aio_command_completed(cookie) or finish(h, cookie)
+    finish(h, cookie)
 expect(handles("open"), [0, 1, 2, 3])
 EOT
   ends_well
@@ -262,4 +266,614 @@ EOT
   ends_well
 }
 
-# The last ###################################################################
+@test "only reading, since the plugin says so" {
+  disk can_write='exit 3' thread_model='echo serialize_requests' \
+    open="echo open >> '$log'; echo h" pread="echo read >> '$log'
+      head -c \$3 /dev/zero"
+  serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
+  client <<<'h = conn(); h.pread(12 * 4096, 0); expect(logged("read"), 1)'
+}
+
+# Flushes ####################################################################
+
+# flushes_of MODE WANTED...: the handles that two connections' flushes go to.
+flushes_of ()
+{
+  start MCSHIM_MODE="$1" "${@:4}"
+  export own=$2 later=$3
+  ask <<'EOT'
+a, b = conn(), conn()
+for i in range(2):
+    a.pwrite(b"aaa", stripe(i))         # Handles 0 and 2,
+    b.pwrite(b"bbb", stripe(4 + i))     # 1 and 3.
+a.pread(3, stripe(2))                   # 4: it may hold an old copy.
+forget()
+a.flush()
+expect(" ".join(map(str, sorted(handles("flush")))), os.environ["own"])
+forget()
+b.flush()
+expect(" ".join(map(str, sorted(handles("flush")))), os.environ["later"])
+EOT
+  ends_well
+}
+
+@test "emulate: a flush covers the group's handles" {
+  flushes_of emulate "0 1 2 3 4" ""
+  flushes_of auto "0 1 2 3 4" ""
+}
+
+@test "plugin, disable, unsafe: a flush covers its own connection's" {
+  for mode in plugin disable; do
+    flushes_of $mode "0 2 4" "1 3"
+  done
+  flushes_of unsafe "0 2 4" "1 3" multiconn=1
+}
+
+@test "auto, where the plugin has multi-conn: those of the group" {
+  flushes_of auto "0 1 2 3 4" "" multiconn=1
+}
+
+@test "the levels, of one connection" {
+  # The marks; those of all handles, where any is write-dirty; always.
+  local level
+  for level in "connection 2 1" "fast 3 2" "off 3 3"; do
+    # shellcheck disable=SC2086 # words
+    set -- $level
+    export level=$1 first=$2
+    start MCSHIM_MODE=disable MCSHIM_TRACK_DIRTY="$1"
+    ask <<'EOT'
+h = conn()
+for i in range(3):
+    h.pread(3, stripe(i))
+h.flush()
+expect(len(flushes()), 3 if os.environ["level"] == "off" else 0)
+forget()
+h.pwrite(b"new", 0)
+h.flush()
+expect(sorted(handles("flush")), [0, 1, 2])
+# The write-back comes first.
+expect(handles("flush")[0] == 0 or os.environ["level"] == "off", True)
+forget()
+h.flush()
+expect(len(flushes()), 3 if os.environ["level"] == "off" else 0)
+EOT
+    ends_well
+  done
+}
+
+@test "a flush, a FUA write: what another connection sees" {
+  for fua in none emulate native; do
+    start MCSHIM_MODE=emulate fua=$fua
+    ask <<'EOT'
+a, b = conn(), conn()
+b.pread(6 * 4096, 0)
+a.pwrite(letters(10000), 100)
+a.flush()
+expect(bytes(b.pread(10000, 100)), letters(10000))
+if a.can_fua():
+    a.pwrite(letters(5000)[::-1], 4000, nbd.CMD_FLAG_FUA)
+    expect(bytes(b.pread(5000, 4000)), letters(5000)[::-1])
+    a.zero(5000, 4000, nbd.CMD_FLAG_FUA)
+    expect(bytes(b.pread(5000, 4000)), bytes(5000))
+EOT
+    ends_well
+  done
+}
+
+@test "plugin: FUA of the plugin's own is so for each part" {
+  start MCSHIM_MODE=plugin fua=native
+  ask <<'EOT'
+a, b = conn(), conn()
+a.pwrite(letters(10000), 100, nbd.CMD_FLAG_FUA)
+expect(flushes(), [])
+expect(bytes(b.pread(10000, 100)), letters(10000))
+EOT
+  ends_well
+}
+
+@test "disable: an emulated FUA covers the connection" {
+  start MCSHIM_MODE=disable fua=emulate
+  ask <<'EOT'
+a, b = conn(), conn()
+a.pwrite(letters(10000), 100, nbd.CMD_FLAG_FUA)
+expect(sorted(handles("flush")), [0, 2, 3])
+expect(bytes(b.pread(10000, 100)), letters(10000))
+EOT
+  ends_well
+}
+
+@test "a busy handle owes its flush, and nothing waits for it" {
+  start MCSHIM_MODE=emulate
+  ask <<'EOT'
+a, b = conn(), conn()
+a.pread(3, 0)
+a.pread(3, stripe(1))           # Handle 2.
+control("block-fill 2")
+a.flush()
+hung = read(a, stripe(1) + 1024)
+wait_log("2 fill", 2)
+b.pwrite(b"new", stripe(1))     # 3 is not there yet: b's first is 1.
+b.flush()
+expect(handles("flush"), [1, 0])
+control()
+finish(a, hung)
+expect(bytes(a.pread(3, stripe(1))), b"new")
+expect(handles("flush"), [1, 0, 2])
+EOT
+  ends_well
+}
+
+@test "groups by export: a flush covers the handles of its own" {
+  start MCSHIM_EXPORTNAME=true
+  ask <<'EOT'
+h = [conn("x"), conn("y"), conn("x")]   # Handles 0, 1 and 2;
+for i in range(2):
+    for c in h:
+        c.pwrite(b"new", stripe(i))     # and then 3, 4 and 5.
+h[0].flush()
+expect(sorted(handles("flush")), [0, 2, 3, 5])
+forget()
+h[1].flush()
+expect(sorted(handles("flush")), [1, 4])
+EOT
+  ends_well
+}
+
+# Zero and trim of many stripes ##############################################
+
+# long_zero [MCSHIM_X=VALUE...] [PARAMETER...]
+long_zero ()
+{
+  start "$@"
+  ask <<'EOT'
+h, other = conn(), conn()
+other.pread(64, stripe(3))
+h.pwrite(letters(40 * 4096), 0)
+forget()
+h.zero(16 * 4096, 100)          # Four for each handle: in pieces.
+expect([len(handles("zero")), len(set(handles("zero")))], [17, 4])
+for what, request in (("zero", h.zero), ("trim", h.trim)):
+    h.pwrite(letters(40 * 4096), 0)
+    h.pread(40 * 4096, 0)
+    forget()
+    request(30 * 4096 + 1, 100)
+    expect(handles(what), [0])
+    new = letters(100) + bytes(30 * 4096 + 1) + letters(40 * 4096)[30 * 4096 + 101:]
+    expect(bytes(h.pread(40 * 4096, 0)), new)
+    h.pwrite(b"x" * 5000, 50)
+    h.flush()
+    new = new[:50] + b"x" * 5000 + new[5050:]
+    expect(bytes(h.pread(40 * 4096, 0)), new)
+    expect(bytes(conn().pread(40 * 4096, 0)), new)
+EOT
+  ends_well
+}
+
+@test "a long zero or trim is one call, and in order" {
+  long_zero
+  long_zero model=parallel
+  long_zero MCSHIM_MODE=disable
+}
+
+@test "a long zero or trim: copies that are renewed, and taken at open" {
+  long_zero MCSHIM_TRACK_DIRTY=fast refresh=1 opencopy=1
+  long_zero MCSHIM_TRACK_DIRTY=off MCSHIM_MODE=plugin refresh=1 opencopy=1
+}
+
+@test "a long zero is alone: it waits for what is inside, and the others for it" {
+  start
+  ask <<'EOT'
+h = conn()
+for i in range(4):
+    h.pwrite(b"old", stripe(i))
+control("block-write @4096", "block-zero @0")
+hung = write(h, stripe(1))
+wait_log("1 write", 2)
+zero = h.aio_zero(20 * 4096, 0)
+expect(held(h, zero), True)
+expect(handles("zero"), [])
+later = write(h, stripe(2))
+expect(held(h, later), True)
+control("block-zero @0")
+finish(h, hung)
+wait_log("0 zero")
+expect(held(h, later), True)
+control()
+finish(h, zero)
+finish(h, later)
+expect([bytes(h.pread(3, stripe(i))) for i in range(4)],
+       [bytes(3), bytes(3), b"new", bytes(3)])
+EOT
+  ends_well
+}
+
+@test "a long zero fails with a flush before it or after it, and the next goes well" {
+  start
+  ask <<'EOT'
+h = conn()
+for i in range(4):
+    h.pwrite(b"old", stripe(i))
+control("fail-flush-once 1 ENOSPC")
+fails(errno.ENOSPC, h.zero, 20 * 4096, 0)
+expect(handles("zero"), [])
+h.zero(20 * 4096, 0)
+expect(handles("zero"), [0])
+control("fail-flush-once 0 EPERM")
+fails(errno.EPERM, h.zero, 20 * 4096, 0)
+expect(handles("zero"), [0, 0])
+h.flush()
+expect(bytes(h.pread(20 * 4096, 0)), bytes(20 * 4096))
+EOT
+  ends_well
+}
+
+@test "without a flush a long zero is in pieces" {
+  disk thread_model='echo serialize_requests' can_zero='exit 0' \
+    zero="echo zero >> '$log'" "${no_flush[@]}"
+  serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
+  client <<<'h = conn(); h.zero(20 * 4096, 0); expect(logged("zero"), 20)'
+}
+
+# Errors #####################################################################
+
+@test "a part that fails fails the request, and what follows is not done" {
+  start
+  ask <<'EOT'
+h = conn()
+h.pread(16384, 0)
+for point, request in (("write", lambda: h.pwrite(letters(16384), 0)),
+                       ("read", lambda: h.pread(16384, 0)),
+                       ("zero", lambda: h.zero(16384, 0)),
+                       ("trim", lambda: h.trim(16384, 0)),
+                       ("cache", lambda: h.cache(16384, 0)),
+                       ("extents", lambda: h.block_status(16384, 0, lambda *a: None))):
+    forget()
+    control("fail-%s 2 ENOSPC" % point)
+    fails(errno.ENOSPC, request)
+    expect(handles(point), [0, 1, 2])
+    control()
+    request()
+EOT
+  ends_well
+}
+
+@test "a flush that fails on one handle fails, and the next one tries again" {
+  for mode in emulate disable; do
+    start MCSHIM_MODE=$mode
+    ask <<'EOT'
+h = conn()
+for i in range(4):
+    h.pwrite(b"new", stripe(i))
+control("fail-flush 2 ENOSPC")
+fails(errno.ENOSPC, h.flush)
+expect(sorted(handles("flush")), [0, 1, 2, 3])
+forget()
+control()
+h.flush()
+expect(handles("flush").count(2), 1)
+c = conn()
+expect([bytes(c.pread(3, stripe(i))) for i in range(4)], [b"new"] * 4)
+EOT
+    ends_well
+  done
+}
+
+# Close ######################################################################
+
+@test "close flushes and closes all of them" {
+  for mode in emulate plugin disable unsafe; do
+    start MCSHIM_MODE=$mode
+    ask <<'EOT'
+h, other = conn(), conn()
+for i in range(4):
+    h.pwrite(b"new", stripe(i))
+close(h, 0)
+expect(sorted(handles("flush")), [0, 2, 3, 4])
+expect(sorted(handles("close")), [0, 2, 3, 4])
+expect([bytes(other.pread(3, stripe(i))) for i in range(4)], [b"new"] * 4)
+close(other, 1)
+EOT
+    ends_well
+    none dirty_dropped_at_close
+  done
+}
+
+@test "the client is killed: the same" {
+  start
+  ask <<'EOT'
+cut(0)
+h = conn()
+expect(bytes(h.pread(3, 0)), b"cut")
+close(h, 1)
+EOT
+  ends_well
+  none dirty_dropped_at_close
+}
+
+@test "without a flush at close, the next one gets through" {
+  for mode in plugin disable; do
+    start MCSHIM_MODE=$mode MCSHIM_FLUSH_ON_CLOSE=false
+    ask <<'EOT'
+h = conn()
+h.pwrite(b"new", stripe(1))
+close(h, 0)
+expect(flushes(), [])
+h = conn()
+h.flush()
+expect(handles("flush"), [1])
+h.flush()
+expect(handles("flush"), [1])
+EOT
+    ends_well
+  done
+}
+
+@test "a flush at close that fails is said, and the next one fails once" {
+  for mode in emulate disable; do
+    start MCSHIM_MODE=$mode
+    ask <<'EOT'
+h = conn()
+for i in range(3):
+    h.pwrite(b"new", stripe(i))
+control("fail-flush 1 ENOSPC")
+close(h, 0)
+expect(sorted(handles("flush")), [0, 1, 2])
+h = conn()
+fails(errno.ENOSPC, h.flush)
+h.flush()
+EOT
+    ends_well
+    has 'the flush of a connection that closes failed, its last writes are lost: No space' "$server_err"
+    : > "$server_err"
+  done
+}
+
+@test "the server ends with handles open and requests inside" {
+  start
+  ask <<'EOT'
+h = [conn() for i in range(3)]
+for c in h:
+    c.pwrite(letters(20000), 0)
+control("block-read @0")
+cookie = read(h[0], 0)
+wait_log("0 read")
+os.kill(int(os.environ["server_pid"]), signal.SIGTERM)
+control()
+EOT
+  ends_well
+}
+
+# Handles that can't be had ##################################################
+
+# goes_on WITH REASON SCRIPT-LINE...
+gave_up () { has "mcshim: a connection goes on with $1 handles of up to 4: $2" "$server_err"; }
+
+@test "a handle that can't be opened is given up, and that is said once" {
+  for model in requests parallel; do
+    : > "$server_err"
+    start model=$model
+    ask <<'EOT'
+h = conn()
+control("fail-open 2 EIO")
+h.pwrite(letters(10 * 4096), 0)
+expect(handles("open"), [0, 1, 2])
+expect(bytes(h.pread(10 * 4096, 0)), letters(10 * 4096))
+h.flush()
+expect(sorted(handles("flush")), [0, 1])
+expect(bytes(conn().pread(10 * 4096, 0)), letters(10 * 4096))
+EOT
+    ends_well
+    counted handle_opens_failed 1
+    gave_up 2 "another could not be opened"
+    assert_equal "$(grep -c 'mcshim:' "$server_err")" 1
+  done
+}
+
+@test "the same where the connection only reads" {
+  start -r
+  ask <<'EOT'
+h = conn()
+control("block-read @0", "fail-open 1 EIO")
+first = read(h, 0)
+wait_log("0 read")
+second = read(h, 4096)
+expect(held(h, second), True)
+control()
+finish(h, first)
+finish(h, second)
+expect(handles("read"), [0, 0])
+EOT
+  ends_well
+  gave_up 1 "another could not be opened"
+}
+
+@test "nor is the error of an open the error of a request" {
+  start
+  ask <<'EOT'
+h = conn()
+h.pwrite(b"new", 0)
+control("fail-open 1 ENOSPC", "fail-write 0")
+fails(errno.EIO, h.pwrite, b"new", stripe(1))
+EOT
+  ends_well
+}
+
+@test "a handle of another size is closed, and given up" {
+  start smaller=2
+  ask <<'EOT'
+h = conn()
+h.pwrite(letters(10 * 4096), 0)
+expect(handles("open"), [0, 1, 2])
+expect(handles("close"), [2])
+expect(bytes(h.pread(10 * 4096, 0)), letters(10 * 4096))
+h.flush()
+EOT
+  ends_well
+  gave_up 2 "get_size is 1048064, and 1048576 of the first one"
+}
+
+@test "one that answers otherwise, too" {
+  disk thread_model='echo serialize_requests' \
+    open="echo x >> count; wc -l < count" can_trim='test $2 = 1 || exit 3' trim=true
+  serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
+  client <<<'h = conn(); h.pread(20 * 4096, 0)'
+  gave_up 1 "can_trim is 0, and 1 of the first one"
+}
+
+@test "beside an open that hangs the others go on" {
+  start
+  ask <<'EOT'
+h = conn()
+h.pread(3, 0)
+h.pread(3, stripe(1))
+control("block-open 2")
+hung = [read(h, stripe(2)), read(h, stripe(2) + 512)]
+wait_log("2 open")
+for i in range(4):
+    finish(h, write(h, stripe(4 * i)))
+    finish(h, write(h, stripe(4 * i + 1)))
+finish(h, write(h, stripe(3)))
+h.aio_flush()
+other = conn()
+other.pwrite(b"two", stripe(2))
+other.flush()
+expect(held(h, hung[0]), True)
+control()
+for cookie in hung:
+    finish(h, cookie)
+expect(bytes(h.pread(3, stripe(2))), b"two")
+EOT
+  ends_well
+}
+
+# What a plugin is, and what it is told ######################################
+
+@test "a plugin that serializes all requests has one handle, and -v says so" {
+  for model in all connections; do
+    start -v model=$model
+    ask <<'EOT'
+h = conn()
+h.pwrite(letters(20000), 0)
+expect(bytes(h.pread(20000, 0)), letters(20000))
+expect(handles("open"), [0])
+EOT
+    ends_well
+    has 'debug: mcshim: handles of a connection: 1: MCSHIM_HANDLES has no effect' "$server_err"
+    : > "$server_err"
+  done
+}
+
+@test "one that keeps connections apart, too" {
+  has_plugin info
+  serve MCSHIM_HANDLES=4 -v info mode=conntime
+  client <<<'conn().pread(4, 0)'
+  has 'handles of a connection: 1:' "$server_err"
+}
+
+@test "-v: how many there are" {
+  start -v
+  ask <<<'h = conn(); h.pread(9000, 0)'
+  ends_well
+  has 'debug: mcshim: handles of a connection: 4$' "$server_err"
+  assert_equal "$(grep -c 'mcshim: the connection has opened another handle' "$server_err")" 2
+}
+
+@test "--dump-plugin: the plugin's own thread model, and how many handles" {
+  run -0 under_shim MCSHIM_HANDLES=4 nbdkit --dump-plugin "$wbcache" model=requests
+  assert_line mcshim_handles=4
+  assert_line thread_model=serialize_requests
+  run -0 under_shim MCSHIM_HANDLES=4 nbdkit --dump-plugin "$wbcache" model=all
+  assert_line mcshim_handles=1
+  run -0 under_shim nbdkit --dump-plugin "$wbcache"
+  refute_line --regexp mcshim_handles
+}
+
+@test "the statistics" {
+  export stats
+  start
+  ask <<'EOT'
+h = [conn(), conn()]
+for c in h:
+    c.pwrite(letters(3 * 4096), 0)
+close(h[0], 0)
+h[1].pread(3 * 4096, 0)
+tick()
+with open(os.environ["stats"]) as f:
+    now = f.read()
+for line in ("connections_open: 1", "handles_open: 3"):
+    expect(line in now, True)
+EOT
+  ends_well
+  counted connections_open 0 connections_opened 2 connections_most_at_once 2 \
+    handles_open 0 handles_most_at_once 6 handle_opens_failed 0 \
+    writes 6 reads 3
+}
+
+@test "API version 1" {
+  serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K "$plugins/api1-requests.so" log="$log"
+  ask <<'EOT'
+h, other = conn(), conn()
+other.pread(32768, 0)
+forget()
+h.pwrite(letters(20000), 100)
+expect(bytes(h.pread(20000, 100)), letters(20000))
+expect(len(set(handles("write"))), 4)
+h.zero(8192, 4096)
+h.trim(4096, 100)
+new = letters(20000)
+new = bytes(4096) + bytes(8192 - 100) + new[12188:]
+expect(bytes(h.pread(20000, 100)), new)
+h.flush()
+expect(bytes(other.pread(20000, 100)), new)
+forget()
+expect(len(handles("zero")), 0)
+h.zero(32768, 0)
+expect([len(handles("zero")), len(set(handles("zero")))], [8, 4])
+expect(bytes(h.pread(32768, 0)), bytes(32768))
+EOT
+  stop_server
+}
+
+@test "a further handle is opened as the first was" {
+  local tls=()
+  disk thread_model='echo serialize_requests' can_write='exit 0' \
+    open="echo \$2 \$3 >> '$log'; echo h"
+  serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
+  client <<'EOT'
+a, b = conn("a"), conn("b")
+a.pread(3 * 4096, 0)
+b.pread(3 * 4096, 0)
+expect([logged("false a"), logged("false b")], [3, 3])
+EOT
+  stop_server
+  serve MCSHIM_HANDLES=4 -r eval "${disk[@]}"
+  client <<'EOT'
+a = conn("a")
+for cookie in [a.aio_pread(nbd.Buffer(1 << 20), 0) for i in range(4)]:
+    finish(a, cookie)
+with open(log) as f:
+    expect(set(f.read().split("\n")[6:]), {"true a", ""})
+EOT
+}
+
+@test "the stripe is no smaller than the blocks that the plugin prefers" {
+  under_shim nbdkit --dump-plugin eval | grep -qx has_block_size=1 ||
+    skip "this nbdkit has no block sizes"
+  disk thread_model='echo serialize_requests' block_size='echo 1 16K 1M' \
+    pread="echo \$3 \$4 >> '$log'; head -c \$3 /dev/zero"
+  serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
+  client <<'EOT'
+conn().pread(40000, 0)
+with open(log) as f:
+    expect(f.read().split("\n"), ["16384 0", "16384 16384", "7232 32768", ""])
+EOT
+}
+
+@test "a filter that serializes all requests does no harm" {
+  start --filter=noparallel
+  client <<'EOT'
+h = [conn() for i in range(4)]
+all_see(h)
+EOT
+  ends_well
+}

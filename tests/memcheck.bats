@@ -77,7 +77,7 @@ EOT
   script
   stop_server
   check_memory
-  counted connections_opened 5
+  counted connections_opened_total 5
 }
 
 @test "requests serialized, groups by export name" {

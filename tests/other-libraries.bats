@@ -13,7 +13,7 @@ host_programs ()
 
 multi_conn ()
 {
-  run -0 under_shim nbdkit -U - "$wbcache" --run "$flag"
+  run -0 --separate-stderr under_shim nbdkit -U - "$wbcache" --run "$flag"
   assert_output true
 }
 

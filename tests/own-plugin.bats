@@ -64,7 +64,7 @@ two_clients ()
   stop
   eval "run -0 timeout 60 $(grep -e --top <<<"$commands")" < /dev/null
   assert_line --index 0 --partial "flushes/s"
-  counted plugin_flushes 2
+  counted plugin_flush_seconds_count 2
 
   start "${serving#mcshim --stats=* }"
   run -2 timeout 60 bash -c "$(grep ^nbdinfo <<<"$commands")"

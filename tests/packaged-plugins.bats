@@ -63,7 +63,7 @@ EOT
 
 @test "sh: what nbdinfo says, with the shim and without" {
   disk
-  run -0 under_shim nbdkit -U - sh script --run "$flag"
+  run -0 --separate-stderr under_shim nbdkit -U - sh script --run "$flag"
   assert_output true
   run -0 no_shim nbdkit -U - sh script --run "$flag"
   assert_output false
@@ -71,7 +71,7 @@ EOT
 
 @test "sh: a read-only script of two methods" {
   disk "${no_write[@]}"
-  run -0 under_shim nbdkit -U - sh script --run "$flag"
+  run -0 --separate-stderr under_shim nbdkit -U - sh script --run "$flag"
   assert_output true
 }
 

@@ -180,7 +180,7 @@ EOT
   ! nbdkit --dump-plugin sh | grep -qx has_block_size=1 ||
     assert_output --partial "block_size_preferred: 4096"
   local plain=$output
-  run info under_shim
+  run --separate-stderr info under_shim
   assert_success
   assert_output "$plain"
 }

@@ -179,16 +179,16 @@ EOT
   serve MCSHIM_STATS_FILE="$stats" "$wbcache" fua=native
   client <<<"FLAGS = 0; $script"
   stop_server
-  counted client_flushes 3 plugin_flushes 6
+  counted client_flush_seconds_count 3 plugin_flush_seconds_count 6
   serve MCSHIM_STATS_FILE="$stats" "$wbcache" fua=native
   client <<<"FLAGS = nbd.CMD_FLAG_FUA; $script"
   stop_server
-  counted client_flushes 9
+  counted client_flush_seconds_count 9
   # The plugin that says multi-conn by itself keeps its FUA.
   serve MCSHIM_STATS_FILE="$stats" "$wbcache" fua=native multiconn=1
   client <<<"FLAGS = nbd.CMD_FLAG_FUA; $script"
   stop_server
-  counted client_flushes 3
+  counted client_flush_seconds_count 3
 }
 
 @test "A flush fails, and no write had failed" {
@@ -232,10 +232,10 @@ EOT' 2>>"$server_err"
   serve MCSHIM_STATS_FILE="$stats" "$wbcache"
   refute [ -e "$stats" ]
   client <<<'conn()'
-  wait_until counts connections_opened 1
+  wait_until counts connections_opened_total 1
   kill -KILL "$(<"$server/pid")"
   wait_until test -s "$server/status"
-  counted running true
+  counted running 1
   rm "$stats"
   [ "$(id -u)" -eq 0 ] || skip "needs root to change to another user"
   run "$launcher" --stats="$stats" nbdkit -u nobody -U - "$wbcache" --run true

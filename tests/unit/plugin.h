@@ -257,7 +257,7 @@ renew (struct conn *c)
   c->h.plugin = c;
   c->h.flushable = true;
   c->h.resolution = (struct resolution) {
-    .mode = MODE_EMULATE, .advertise = true, .replicate = true,
+    .verdict = EMULATE, .advertise = true, .replicate = true,
   };
 }
 
@@ -405,7 +405,8 @@ opened_as_mode (const char *name, enum mode mode, bool multi_conn)
   struct conn *c = another ();
 
   c->h.resolution = (struct resolution) {
-    .mode = mode, .replicate = mode == MODE_EMULATE,
+    .verdict = mode == MODE_EMULATE ? EMULATE : PLUGIN_HAS_FLAG,
+    .replicate = mode == MODE_EMULATE,
   };
   c->h.multi_conn = multi_conn;
   do_open (c, name);

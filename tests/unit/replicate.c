@@ -2251,7 +2251,7 @@ test_not_flushable (void)
   a = opened ();
   b = another ();
   b->h.flushable = false;
-  b->h.resolution = (struct resolution) { .mode = MODE_DISABLE };
+  b->h.resolution = (struct resolution) { .verdict = DISABLE_SET };
   do_open (b, NULL);
   do_read (b, 0);
   do_write (b, 1);
@@ -2340,7 +2340,7 @@ test_many_names_unflushed (void)
     for (i = 0; i < 200; i++) {
       snprintf (name, sizeof name, "%u", i);
       renew (a);
-      a->h.resolution = (struct resolution) { .mode = MODE_PLUGIN };
+      a->h.resolution = (struct resolution) { .verdict = PLUGIN_HAS_FLAG };
       a->h.multi_conn = true;
       do_open (a, name);
       if (pass == 0)
@@ -2367,7 +2367,7 @@ test_gives_up (void)
   handle_gives_up (&a->h);
   CHECK (allocated == 0);
   CHECK (conds == 0);
-  CHECK (replicate_statistics ().connections_opened == 0);
+  CHECK (replicate_statistics ().connections_opened[EMULATE] == 0);
   CHECK (handle_opens (&a->h, NULL) == 0);
   handle_gives_up (&a->h);
   end ();
@@ -2450,7 +2450,7 @@ test_statistics (void)
   CHECK (do_close (a) == 0);
 
   s = replicate_statistics ();
-  CHECK (s.connections_opened == 3);
+  CHECK (s.connections_opened[EMULATE] == 3);
   CHECK (s.connections_open == 1);
   CHECK (s.connections_most_at_once == 3);
   CHECK (s.reads == 3 && s.writes == 2);
