@@ -212,26 +212,28 @@ refused ()
 }
 
 @test "--verify: what cannot be verified" {
-  truncate -s 1M image
   refused 2 "this command line is read-only" nbdkit -r memory 1M
   refused 1 "this plugin is read-only" nbdkit pattern 1M
   disk "${no_flush[@]}"
   refused 1 "this plugin has no flush" nbdkit eval "${disk[@]}"
   refused 1 "connections are serialized" nbdkit "$wbcache" model=connections
   refused 1 "does not start" nbdkit nosuch
+  refused 1 "alone: flush on connection 1: nbd_flush: flush: command failed" \
+    nbdkit "$wbcache" failflush=1000
+  assert_line --partial "told to fail"
+}
+
+@test "--verify: numbers that are wrong" {
   refused 2 "1024 bytes are too few: must be 32768" nbdkit memory 1024
-  for range in x 1,2,3 64K 64K, ,64K 0,0 1.5K,1M; do
+  for range in x 1,2,3 64K ,64K 0,0; do
     refused 2 "--range: '$range': must be OFFSET,SIZE" --range=$range \
       nbdkit memory 1M
   done
   refused 2 "must lie within the 1048576 bytes" --range=1M,64K nbdkit memory 1M
   refused 2 "the offset must be a multiple of 512" --range=100,64K nbdkit memory 1M
-  for seed in 0 x 1.5 12345678901; do
+  for seed in 0 x 12345678901; do
     refused 2 "--seed: '$seed': must be a number" --seed=$seed nbdkit memory 1M
   done
-  refused 1 "alone: flush on connection 1: nbd_flush: flush: command failed" \
-    nbdkit "$wbcache" failflush=1000
-  assert_line --partial "told to fail"
 }
 
 @test "--verify: options that belong to it" {
