@@ -1,6 +1,11 @@
 # GNU make.  "make demo" and "make check" install what they need, build and
 # run; every other target only uses what is there.
 
+ifneq ($(words $(CURDIR))$(findstring :,$(CURDIR)),1)
+$(error $(CURDIR): LD_PRELOAD cannot name a path with a space or colon: \
+  move this directory)
+endif
+
 PREFIX  ?= /usr/local
 BINDIR  ?= $(PREFIX)/bin
 LIBDIR  ?= $(PREFIX)/lib
@@ -96,8 +101,17 @@ $(build)/%.o: %.S Makefile
 # (before glibc 2.34 these need libdl), clients over libnbd, and programs that
 # test without a server.
 
-test-programs: test-plugins $(clients) $(checker) units
+# The library as it must not be: the tests must see it.
+any_handle := $(build)/any-handle/libmcshim.so
+
+test-programs: test-plugins $(clients) $(checker) units $(any_handle)
 test-plugins: $(plugins)
+
+$(any_handle): spread.c $(filter-out $(build)/spread.o,$(lib_obj)) spread.h
+	@mkdir -p $(@D)
+	$(CC) $(common) -fPIC -fvisibility=hidden -I. -D_GNU_SOURCE \
+	  -DANY_HANDLE=true $(CPPFLAGS) $(CFLAGS) -shared -o $@ \
+	  $(filter-out %.h,$^) $(LDFLAGS) -ldl $(atomic)
 
 depend_on = -MMD -MP -MF $(build)/$(subst /,-,$@).d
 

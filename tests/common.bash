@@ -262,10 +262,10 @@ serve ()
 
 server_started () { [ -s "$server/pid" ] || [ -e "$server/status" ]; }
 
-# Stops the server; fails if it does not end well.
+# Stops the server, unless it has ended; fails if it does not end well.
 stop_server ()
 {
-  kill -TERM "$(<"$server/pid")" || return
+  [ -s "$server/status" ] || kill -TERM "$(<"$server/pid")" 2>/dev/null || :
   if ! wait_until test -s "$server/status"; then
     kill -ABRT "$(<"$server/pid")"
     return 1

@@ -104,10 +104,15 @@ demanding="refresh=1 opencopy=1 opendelay=500 readahead=300 mapcache=1"
   refute_line "hung: 0"
 }
 
-# in_order "PLUGIN-PARAMETER..." CLIENT-OPTION...
+# in_order [MCSHIM_X=VALUE...] "PLUGIN-PARAMETER..." CLIENT-OPTION...
 in_order ()
 {
-  consistent "$1 mapcache=1" --own-order --mixed --threads=12 \
+  local vars=()
+  while [[ $1 =~ ^MCSHIM_ ]]; do
+    vars+=("$1")
+    shift
+  done
+  consistent "${vars[@]}" "$1 mapcache=1" --own-order --mixed --threads=12 \
     --commands-in-flight "${@:2}"
 }
 
@@ -121,6 +126,55 @@ in_order ()
 @test "one connection's own order" {
   in_order model=parallel --connections=1 --block=1024 --stripe=4096
   in_order model=requests --connections=3 --stripe=65536
+}
+
+# One connection with several handles, and a long zero among what it does.
+several=(MCSHIM_HANDLES=2 MCSHIM_STRIPE=4096)
+across=(--connections=1 --block=4096 --stripe=4096 --churn)
+
+@test "several handles: one connection's own order" {
+  for model in parallel requests all; do
+    in_order "${several[@]}" "model=$model" "${across[@]}"
+  done
+  in_order MCSHIM_HANDLES=16 MCSHIM_STRIPE=4096 model=requests \
+    --connections=1 --block=1024 --stripe=4096
+}
+
+@test "several handles: the same in other modes" {
+  for mode in plugin disable unsafe; do
+    in_order "${several[@]}" MCSHIM_MODE=$mode "model=requests" "${across[@]}"
+  done
+  in_order "${several[@]}" MCSHIM_MODE=disable "model=parallel ownorder=1" \
+    "${across[@]}"
+}
+
+@test "several handles: copies that are renewed, taken at open and read ahead" {
+  in_order "${several[@]}" MCSHIM_TRACK_DIRTY=fast \
+    "model=requests refresh=1 opencopy=1 opendelay=500 readahead=300" \
+    "${across[@]}"
+}
+
+@test "several handles: many connections, clients come and go" {
+  for model in parallel requests; do
+    consistent "${several[@]}" "model=$model mapcache=1" --mixed --churn \
+      --commands-in-flight --block=4096
+  done
+}
+
+@test "several handles: flushes that fail" {
+  consistent "${several[@]}" "model=requests failflush=30 seed=4" --churn \
+    --allow-errors --block=4096
+  refute_line "errors: 0"
+}
+
+@test "the checker sees any handle that is given to any write" {
+  shim_so=${shim_so%/*}/build/any-handle/libmcshim.so
+  [ -e "$shim_so" ] || skip "only where it is built"
+  for model in parallel requests; do
+    serve "${several[@]}" "$wbcache" size=2M model=$model
+    sees "stale: " --seconds=5 "${across[@]}" --own-order
+    stop_server
+  done
 }
 
 # sees "PATTERN" CHECKER-OPTION...: the checker finds that, and says so.

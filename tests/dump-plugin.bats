@@ -40,6 +40,11 @@ same_dump ()
   done
 }
 
+@test "close is always there: a connection ends, whatever was taken for what" {
+  ODD=noclose run -0 under_shim nbdkit --dump-plugin "$plugins/odd.so"
+  assert_line has_close=1
+}
+
 @test "no flush: no can_fua is made up" {
   run -0 under_shim nbdkit --dump-plugin zero
   refute_line has_can_fua=1
@@ -106,6 +111,12 @@ same_dump ()
     [ -s "$stats" ]
     rm "$stats"
   done
+  # Nor is it misled into leaving out the close of a plugin that has none.
+  ODD=noclose serve MCSHIM_STATS_FILE="$stats" -e --dump-plugin \
+    "$plugins/odd.so"
+  all_see True
+  stop_server
+  counted connections 0 connections_opened_total 4
   # shellcheck disable=SC2086 # words
   for words in "-e x --dump-plugin" "-ex --dump-plugin" "--export=x --dump-plugin"; do
     run -0 under_shim nbdkit $words "$plugins/odd.so"

@@ -37,6 +37,7 @@ flag ()
   stop_server
   serve memory 1M
   grep libmcshim "/proc/$(<"$server/pid")/maps"
+  "$launcher" --status | grep "^process  *$(<"$server/pid"): "
   stop_server
   run -0 bash -c '"$1" nbdkit -fv -U - memory 1M --run true 2>&1 |
     grep mcshim' - "$launcher"
@@ -139,7 +140,8 @@ EOT
   # most COMMAND: how many connections it opened.
   most ()
   {
-    MCSHIM_STATS_FILE=$stats "$launcher" nbdkit -U - "$wbcache" --run "$1"
+    MCSHIM_STATS_FILE=$stats "$launcher" nbdkit -U - "$wbcache" --run "$1" \
+      2>>"$server_err"
     value connections_most_at_once
   }
   assert_equal "$(most 'nbdcopy --threads=4 "$uri" null:')" 4
@@ -230,7 +232,9 @@ EOT' 2>>"$server_err"
 
 @test "There are no statistics" {
   serve MCSHIM_STATS_FILE="$stats" "$wbcache"
-  refute [ -e "$stats" ]
+  wait_until test -s "$stats"
+  run "$launcher" --stats="$stats" nbdkit -U - "$wbcache" --run true
+  assert_output --partial "belongs to a server that runs"
   client <<<'conn()'
   wait_until counts connections_opened_total 1
   kill -KILL "$(<"$server/pid")"
@@ -240,5 +244,5 @@ EOT' 2>>"$server_err"
   [ "$(id -u)" -eq 0 ] || skip "needs root to change to another user"
   run "$launcher" --stats="$stats" nbdkit -u nobody -U - "$wbcache" --run true
   assert_output --partial "MCSHIM_STATS_FILE: $stats: Permission denied"
-  refute [ -e "$stats" ]
+  refute [ -s "$stats" ]
 }

@@ -159,13 +159,13 @@ killed and started again,a new connection read zeroes"$ ]] ||
 }
 
 @test "the same seed finds the same" {
-  SERVE_WITH=no_shim serve "$wbcache"
   for n in 1 2; do
-    run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --sequences --seconds=1 \
-      --seed=7 "$uri"
+    SERVE_WITH=no_shim serve "$wbcache" together=8
+    run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --sequences --seed=7 "$uri"
     assert_line --index 0 "seed: 7"
-    assert_line "found: flush"
-    echo "$output" > "found.$n"
+    # Where on the disk depends on how often it was tried.
+    sed '/^requests/d; s/ at [0-9]*//' <<< "$output" > "found.$n"
+    stop_server
   done
   diff found.1 found.2
 }

@@ -42,7 +42,8 @@
  * another sees what that one did.  A thread has a run of blocks then, all
  * its requests go to one connection, and begin and end anywhere in the run;
  * a reply publishes, and it is the readers of the same connection that must
- * see the version.
+ * see the version.  With --churn a connection is replaced once it has nothing
+ * in flight and has been flushed.
  *
  * With --kill the server gets SIGKILL when the reply to a flush has come,
  * and --save writes down what was promised until then.  When the server
@@ -57,6 +58,7 @@
  * waits for a reply polls the socket, and handles whatever arrives.
  */
 
+#define _GNU_SOURCE             /* For the kind of a lock. */
 #include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -83,7 +85,7 @@
 #define REPORTED 5              /* Violations that get a line. */
 #define PROBED 20               /* Those tried again by is_lost. */
 #define CHURN_EVERY 32          /* Loops, on average. */
-#define RUN 8                   /* Blocks that one command may cover. */
+#define RUN 12                  /* Blocks that one command may cover. */
 #define SKIPPED 8               /* Bytes: a hung read begins where no other
                                  * command does. */
 #define FLUSHES_BESIDE 3        /* Each thread's, while a request hangs: one
@@ -288,9 +290,9 @@ parse_or_exit (int argc, char *argv[])
   if (i + 1 == argc && nr_threads > 0 && nr_connections > 0 &&
       block_size > 0 && block_size % 8 == 0 && stride >= block_size &&
       patience > 0 && patience < REPLY_TIMEOUT &&
-      /* A run has no gaps, and what a cut connection did has no order. */
+      /* A run has no gaps. */
       (!own_order || (stride == block_size && stripe % block_size == 0 &&
-                      !churn && !hang)) &&
+                      !hang)) &&
       (own_order || !stripe) && !victim == !save &&
       !(victim && (own_order || hang)) && (int) victim >= 0 &&
       !(check && (victim || own_order || hang))) {
@@ -1007,12 +1009,33 @@ write_in_run (struct thread *t)
       b[i].published = b[i].begun;
 }
 
+/* Held by those that have commands under way, or want none to be. */
+static pthread_rwlock_t in_flight =
+  PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+
+/* Put a new connection in the place of the thread's. */
+static void
+renew_connection (struct thread *t)
+{
+  const unsigned slot = t->index % nr_connections;
+  struct connection *spare;
+
+  pthread_rwlock_wrlock (&in_flight);
+  spare = flush_slot (t, slot) ? open_connection () : NULL;
+  if (spare)
+    replace_connection (t, slot, spare);
+  pthread_rwlock_unlock (&in_flight);
+}
+
 static void *
 work_in_order (void *arg)
 {
   struct thread *t = arg;
 
   while (goes_on (t)) {
+    if (churn && pick (t, CHURN_EVERY) == 0)
+      renew_connection (t);
+    pthread_rwlock_rdlock (&in_flight);
     for (unsigned i = 0; i < nr_ahead; ++i)
       start_read_of_run (t, &t->ahead[i], another (t));
     for (unsigned i = 1 + pick (t, 3); i > 0; --i)
@@ -1023,12 +1046,15 @@ work_in_order (void *arg)
     finish_read (t, &t->command, false);
     for (unsigned i = 0; i < nr_ahead; ++i)
       finish_read (t, &t->ahead[i], false);
+    pthread_rwlock_unlock (&in_flight);
     t->operations++;
   }
   /* What is written is checked once more when everything is closed. */
+  pthread_rwlock_rdlock (&in_flight);
   for (unsigned i = 0; i < 100 && !failed; ++i)
     if (flush_slot (t, t->index % nr_connections))
       break;
+  pthread_rwlock_unlock (&in_flight);
   t->ended = true;
   return NULL;
 }

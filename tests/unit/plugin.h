@@ -413,6 +413,38 @@ opened_as_mode (const char *name, enum mode mode, bool multi_conn)
   return c;
 }
 
+/* A connection that is a group of its own, in a mode that is not emulate, and
+ * a further handle of one.
+ */
+static inline struct conn *
+opened_apart (const char *name)
+{
+  struct conn *c = another ();
+
+  c->h.resolution = (struct resolution) {
+    .verdict = DISABLE_SET, .replicate = true,
+  };
+  c->h.connection = (struct connection *) c;
+  CHECK (handle_opens_apart (&c->h, name) == 0);
+  CHECK (nr_held == 0);
+  plugin_open (c);
+  handle_joins (&c->h);
+  return c;
+}
+
+static inline struct conn *
+opened_beside (struct conn *first)
+{
+  struct conn *c = another ();
+
+  c->h.flushable = false;       /* until it is told */
+  handle_opens_beside (&c->h, &first->h);
+  CHECK (nr_held == 0);
+  plugin_open (c);
+  handle_joins (&c->h);
+  return c;
+}
+
 static inline struct conn *
 opened_in_mode (enum mode mode, bool multi_conn)
 {

@@ -2397,7 +2397,236 @@ test_no_memory (void)
   end ();
 }
 
+/* Several handles of one connection. */
+
+static void
+test_beside (void)
+{
+  struct conn *a, *b, *c;
+  struct statistics s;
+
+  begin (LEVEL_CONNECTION);
+  a = opened_as ("x");
+  a->h.connection = (struct connection *) a;
+  b = opened_beside (a);
+  c = opened_as ("x");
+  CHECK (b->h.connection == a->h.connection);
+  CHECK (b->h.further && !a->h.further);
+  CHECK (b->h.flushable && b->h.resolution.replicate);
+  do_write (b, 1);
+  CHECK (flush (c) == 0);
+  CHECK (disk[b->cell] == 1);
+  CHECK (do_read (a, b->cell) == 1);
+
+  /* One client has two handles. */
+  s = replicate_statistics ();
+  CHECK (s.connections_opened[EMULATE] == 2 && s.connections_open == 2 &&
+         s.connections_most_at_once == 2);
+  CHECK (s.handles_open == 3 && s.handles_most_at_once == 3);
+  CHECK (do_close (b) == 0);
+  s = replicate_statistics ();
+  CHECK (s.connections_open == 2);
+  CHECK (s.handles_open == 2 && s.handles_most_at_once == 3);
+
+  renew (b);
+  handle_opens_beside (&b->h, &a->h);
+  handle_gives_up (&b->h);
+  s = replicate_statistics ();
+  CHECK (s.handle_opens_failed == 1 && s.handles_open == 2);
+
+  /* A group ends with the last of them. */
+  renew (b);
+  handle_opens_beside (&b->h, &a->h);
+  CHECK (do_close (a) == 0);
+  CHECK (do_close (c) == 0);
+  plugin_open (b);
+  handle_joins (&b->h);
+  do_write (b, 2);
+  CHECK (flush (b) == 0);
+  CHECK (b->nr_flushes == 1);
+  end ();
+}
+
+/* A write-back that a further handle's open has overlapped. */
+static void
+test_beside_write_back (void)
+{
+  struct conn *a, *b;
+
+  refreshes = true;
+  begin (LEVEL_FAST);
+  a = opened ();
+  do_write (a, 1);
+  b = another ();
+  handle_opens_beside (&b->h, &a->h);
+  plugin_open (b);
+  CHECK (flush (a) == 0);
+  handle_joins (&b->h);
+  CHECK (b->nr_flushes == 1);
+  CHECK (do_read (b, a->cell) == 1);
+  end ();
+}
+
+/* A group that is one connection. */
+static void
+test_apart (void)
+{
+  struct conn *a, *a2, *b;
+
+  begin (LEVEL_CONNECTION);
+  a = opened_apart (NULL);
+  a2 = opened_beside (a);
+  b = opened_apart (NULL);
+  do_read (a, 0);
+  do_write (a2, 1);
+  do_write (b, 1);
+  CHECK (flush (a) == 0);
+  CHECK (a2->nr_flushes == 1 && disk[a2->cell] == 1);
+  CHECK (a->nr_flushes == 1, "it may have had an older copy");
+  CHECK (a->flush_began > a2->flush_ended);
+  CHECK (b->nr_flushes == 0, "it is another's");
+  CHECK (flush (a) == 0);
+  CHECK (a->nr_flushes == 1 && a2->nr_flushes == 1);
+  CHECK (flush (b) == 0);
+  CHECK (b->nr_flushes == 1);
+
+  /* It is flushed at close. */
+  do_write (a2, 2);
+  CHECK (do_close (a2) == 0);
+  CHECK (disk[a2->cell] == 2);
+  CHECK (replicate_statistics ().flushes_at_close == 1);
+  end ();
+}
+
+static void
+test_apart_flushes_at_once (void)
+{
+  struct conn *a, *b;
+  struct actor *f;
+
+  begin (LEVEL_CONNECTION);
+  a = opened_apart (NULL);
+  b = opened_apart (NULL);
+  do_write (a, 1);
+  do_write (b, 1);
+  gate_shut (&a->flushes);
+  f = start (FLUSH, a, 0);
+  CHECK (flush (b) == 0, "it does not wait for another's");
+  gate_open (&a->flushes);
+  CHECK (result (f) == 0);
+  end ();
+}
+
+/* What it leaves behind is for the next of the name. */
+static void
+test_apart_leaves_behind (void)
+{
+  struct conn *a, *b;
+
+  begin (LEVEL_CONNECTION);
+  a = opened_apart ("x");
+  do_write (a, 1);
+  a->flush_err = ENOSPC;
+  CHECK (do_close (a) == ENOSPC);
+  b = opened_apart ("y");
+  CHECK (flush (b) == 0);
+  a = opened_apart ("x");
+  CHECK (flush (a) == ENOSPC);
+  CHECK (flush (a) == 0);
+  CHECK (do_close (a) == 0);
+
+  /* One that nobody has flushed, too. */
+  policy.flush_on_close = false;
+  replicate_init (&policy, &(const struct replicate_ops) {
+    .flush = plugin_flush, .helper_starts = helper_starts,
+  });
+  a = opened_apart ("x");
+  do_write (a, 1);
+  CHECK (do_close (a) == 0);
+  CHECK (a->nr_flushes == 0);
+  a = opened_apart ("x");
+  CHECK (flush (b) == 0 && b->nr_flushes == 0);
+  CHECK (flush (a) == 0 && a->nr_flushes == 1);
+  CHECK (flush (a) == 0 && a->nr_flushes == 1);
+  CHECK (do_close (a) == 0);
+  CHECK (do_close (b) == 0);
+  CHECK (allocated == 0, "nothing is remembered");
+  end ();
+}
+
+static void
+test_apart_gives_up (void)
+{
+  struct conn *a;
+  int n;
+
+  begin (LEVEL_CONNECTION);
+  a = another ();
+  for (n = 1; ; n++) {
+    fail_allocation = n;
+    if (handle_opens_apart (&a->h, "x") == 0)
+      break;
+    CHECK (errno == ENOMEM);
+    CHECK (nr_held == 0);
+    CHECK (allocated == 0 && conds == 0);
+  }
+  CHECK (n > 3);
+  fail_allocation = 0;
+  handle_gives_up (&a->h);
+  CHECK (allocated == 0 && conds == 0);
+  CHECK (replicate_statistics ().handle_opens_failed == 0);
+  end ();
+}
+
+/* What no client has asked for is no client's flush. */
+static void
+test_between (void)
+{
+  struct conn *a, *b;
+  struct statistics s;
+
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  CHECK (replicate_between (&a->h) == 0);
+  do_read (b, a->cell);
+  do_write (a, 1);
+  CHECK (replicate_between (&b->h) == 0);
+  CHECK (nr_held == 0);
+  CHECK (disk[a->cell] == 1);
+  CHECK (do_read (b, a->cell) == 1);
+  s = replicate_statistics ();
+  CHECK (s.client_flushes.count == 0);
+  CHECK (s.flushes_skipped_clean == 0);
+  CHECK (s.rounds == 1 && s.replicas == 2);
+
+  do_write (a, 2);
+  a->flush_err = EPERM;
+  CHECK (replicate_between (&b->h) == EPERM);
+  a->flush_err = 0;
+  CHECK (replicate_between (&b->h) == 0);
+  CHECK (disk[a->cell] == 2);
+  end ();
+}
+
 /* The server ends with connections that are open. */
+static void
+test_free_apart (void)
+{
+  struct conn *a, *b;
+
+  begin (LEVEL_CONNECTION);
+  a = opened_apart ("x");
+  b = opened_beside (a);
+  do_write (b, 1);
+  a->h.reads++;
+  CHECK (replicate_statistics ().reads == 1);
+  replicate_free (free_handle);
+  CHECK (!a->open && !b->open);
+  CHECK (b->nr_flushes == 0, "nothing of the plugin is called");
+  CHECK (allocated == 0 && conds == 0);
+}
+
 static void
 test_free (void)
 {
@@ -2559,6 +2788,15 @@ static const struct unit_test in_two[] = {
   { "without replication: beside another flush", test_plain_beside },
   { "mixed modes: a flush beside a round", test_mixed_beside_round },
   { "the end with open connections", test_free },
+  { "further handles of a connection", test_beside },
+  { "a further handle's open beside a write-back", test_beside_write_back },
+  { "a connection that is a group of its own", test_apart },
+  { "groups of their own do not wait for each other",
+    test_apart_flushes_at_once },
+  { "what a group of its own leaves behind", test_apart_leaves_behind },
+  { "no memory for a group of its own", test_apart_gives_up },
+  { "a flush that no client has asked for", test_between },
+  { "the end with groups of their own", test_free_apart },
   { NULL, NULL }
 };
 
