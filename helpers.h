@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* Threads that help with work that another thread has found.
  *
  * They start when first needed, so after the server's fork, and end when

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* How long something takes, in nanoseconds: enough of it for a mean, a
  * maximum and quantiles, in little memory.
  *

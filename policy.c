@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* The knobs, and every decision that follows from them: see policy.h. */
 
 #include <errno.h>
@@ -72,6 +76,24 @@ const char *
 level_name (enum level level)
 {
   return name_of (levels, level);
+}
+
+const char *
+verdict_words (enum verdict verdict)
+{
+  static const char *const words[NR_VERDICTS] = {
+    [EMULATE] = "emulate",
+    [PLUGIN_HAS_FLAG] = "plugin: it has multi-conn",
+    [PLUGIN_HAS_NO_FLAG] = "plugin: it has no multi-conn",
+    [PLUGIN_READ_ONLY] = "plugin: read-only, nothing to flush",
+    [DISABLE_APART] = "disable: its connections do not share their data",
+    [DISABLE_NO_FLUSH] = "disable: no flush, start with -r",
+    [DISABLE_SERIALIZED] = "disable: it serializes connections",
+    [DISABLE_SET] = "disable: as set",
+    [UNSAFE_SET] = "unsafe: as set",
+  };
+
+  return words[verdict];
 }
 
 /* One function a kind of knob: parse VALUE into P.  Each returns true,
@@ -263,16 +285,12 @@ closest (const char *name)
   return best;
 }
 
-/* An error is one line of text, whatever the value. */
-static void
-complain_text (void (*complain) (const char *line), char *line)
+void
+one_line (char *line)
 {
-  char *p;
-
-  for (p = line; *p != '\0'; p++)
-    if ((unsigned char) *p < ' ' || *p == '\177')
-      *p = '?';
-  complain (line);
+  for (; *line != '\0'; line++)
+    if ((unsigned char) *line < ' ' || *line == '\177')
+      *line = '?';
 }
 
 /* Take one "NAME=value" that begins with MCSHIM_.  Returns 0, or -1
@@ -296,7 +314,8 @@ load_one (struct policy *p, const char *entry,
     snprintf (line, sizeof line,
               PREFIX "%s: invalid value '%.256s': must be %s",
               knobs[i].name, value, knobs[i].allowed);
-    complain_text (complain, line);
+    one_line (line);
+    complain (line);
     return -1;
   }
 
@@ -305,7 +324,8 @@ load_one (struct policy *p, const char *entry,
             PREFIX "%s: no such variable (value '%.256s'): "
             "did you mean " PREFIX "%s?",
             typed, value, closest (typed)->name);
-  complain_text (complain, line);
+  one_line (line);
+  complain (line);
   return -1;
 }
 
@@ -405,37 +425,42 @@ policy_stripe (const struct policy *p, uint32_t preferred)
   return stripe;
 }
 
+static enum verdict
+judge (enum mode mode, const struct traits *t)
+{
+  switch (mode) {
+  case MODE_EMULATE:
+    return EMULATE;
+  case MODE_PLUGIN:
+    return t->multi_conn ? PLUGIN_HAS_FLAG : PLUGIN_HAS_NO_FLAG;
+  case MODE_DISABLE:
+    return DISABLE_SET;
+  case MODE_UNSAFE:
+    return UNSAFE_SET;
+  case MODE_AUTO:
+    break;
+  }
+  if (t->connections_serialized)
+    return DISABLE_SERIALIZED;
+  if (t->multi_conn)
+    return PLUGIN_HAS_FLAG;
+  if (connections_apart (t->plugin))
+    return DISABLE_APART;
+  if (t->can_flush)
+    return EMULATE;
+  /* Where nobody can write there is nothing to flush or to go stale.
+   * Otherwise it is as without us.
+   */
+  return t->readonly ? PLUGIN_READ_ONLY : DISABLE_NO_FLUSH;
+}
+
 struct resolution
 policy_resolve (const struct policy *p, const struct traits *t)
 {
-  struct resolution r = { .mode = p->mode };
+  struct resolution r = { .verdict = judge (p->mode, t) };
 
-  if (r.mode == MODE_AUTO) {
-    if (t->connections_serialized)
-      r.mode = MODE_DISABLE;
-    else if (t->multi_conn)
-      r.mode = MODE_PLUGIN;
-    else if (connections_apart (t->plugin))
-      r.mode = MODE_DISABLE;
-    else if (t->can_flush)
-      r.mode = MODE_EMULATE;
-    else if (t->readonly) {
-      /* Nobody can write, so there is nothing to flush or to go stale. */
-      r.mode = MODE_PLUGIN;
-      r.advertise = true;
-      return r;
-    }
-    else {
-      /* As without us. */
-      r.mode = MODE_DISABLE;
-      r.notice =
-        "this plugin has no working flush, so connections that may write get "
-        "no multi-conn: start nbdkit with -r if none needs to write";
-    }
-  }
-
-  switch (r.mode) {
-  case MODE_EMULATE:
+  switch (r.verdict) {
+  case EMULATE:
     r.advertise = r.replicate = true;
     if (!t->can_flush)
       r.refusal =
@@ -443,18 +468,16 @@ policy_resolve (const struct policy *p, const struct traits *t)
         "one has none: set MCSHIM_MODE=auto, which serves it without the flag "
         "(read-only, with it)";
     break;
-  case MODE_UNSAFE:
+  case PLUGIN_HAS_FLAG:
+  case PLUGIN_READ_ONLY:
+  case UNSAFE_SET:
     r.advertise = true;
     break;
-  case MODE_PLUGIN:
-    r.advertise = t->multi_conn;
-    break;
-  case MODE_DISABLE:
-  case MODE_AUTO:
+  default:
     break;
   }
 
-  if (t->handles > 1)
+  if (t->handles > 1 && r.verdict != PLUGIN_READ_ONLY)
     r.replicate = true;
 
   if (t->connections_serialized)

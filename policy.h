@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* The knobs, and every decision that follows from them.
  *
  * Environment variables become a struct policy; a struct policy and
@@ -56,6 +60,9 @@ int policy_load (struct policy *p, char *const env[],
                  void (*complain) (const char *line));
 void policy_free (struct policy *p);
 
+/* Make LINE one line of text, whatever was put into it. */
+void one_line (char *line);
+
 /* Print each knob, with what it takes, to stdout. */
 void policy_print_knobs (void);
 
@@ -72,9 +79,26 @@ struct traits {
   unsigned handles;             /* that it may use */
 };
 
+/* The mode that a connection ends up in, and why. */
+enum verdict {
+  EMULATE,
+  PLUGIN_HAS_FLAG,
+  PLUGIN_HAS_NO_FLAG,
+  PLUGIN_READ_ONLY,
+  DISABLE_APART,
+  DISABLE_NO_FLUSH,
+  DISABLE_SERIALIZED,
+  DISABLE_SET,
+  UNSAFE_SET,
+  NR_VERDICTS
+};
+
+/* The same words are in the log, in the statistics and in --probe. */
+const char *verdict_words (enum verdict verdict);
+
 /* What the shim makes of it. */
 struct resolution {
-  enum mode mode;               /* never MODE_AUTO */
+  enum verdict verdict;
   bool advertise;               /* answer to can_multi_conn */
   bool replicate;               /* a flush goes to the whole group, which
                                  * without multi-conn is the connection */

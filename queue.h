@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* Doubly linked lists, by the names of <sys/queue.h>, which musl lacks: as
  * much of it as is used here.  A TAILQ can also be appended to.
  *

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* The group of handles: marks, and the replicated flush.
  *
  * The promise: when a flush returns success on any connection of a group,
@@ -18,8 +22,8 @@
  * Write-backs, the flushes that take WRITE_DIRTY, are numbered in each
  * group as they end.  "seen" of a handle says that nothing in it, nor
  * fetched by a request inside it, is older than that write-back.  A flush
- * that has the handle to itself advances it to the number as of when the
- * flush began.
+ * that has the handle to itself, from its beginning to its end, advances
+ * it to the number as of when the flush began.
  *
  * A round is one replicated flush:
  *
@@ -34,8 +38,9 @@
  * its handle, and only where the plugin takes one at a time: it is left
  * PENDING, that request runs it as it ends, and the others of the round
  * go on meanwhile.  One of the second phase waits for nothing.  A handle
- * with a request inside OWES its flush instead: the next request runs it,
- * once what is inside is out and before it enters the plugin.
+ * with a request inside, or that one enters meanwhile, OWES a flush
+ * instead: the next request runs it, once what is inside is out and before
+ * it enters the plugin.
  *
  * Flushes that arrive while a round runs share the next one: the running
  * one may have passed their handle already.
@@ -298,6 +303,11 @@ flush_handle (struct handle *h, unsigned mine, bool write_back,
     /* What it should have covered has no mark. */
     g->home->unflushed |= write_back && !(taken & WRITE_DIRTY);
   }
+  else if (covers && atomic_load (&h->state) & READ_MARKED)
+    /* A request that has entered meanwhile may have taken what was about to
+     * be dropped, and may put it into another cache of the handle's.
+     */
+    h->seen = seen;
   else if (covers) {
     if (h->seen < began)
       h->seen = began;
@@ -487,6 +497,15 @@ replica_done (struct group *g, struct handle *h, int err)
     must (pthread_cond_signal (&g->phase_over));
 }
 
+/* H flushes before its next request.  Needs "lock". */
+static void
+owe (struct group *g, struct handle *h)
+{
+  h->owed = g->written;
+  mark (h, OWES);
+  statistics.flushes_owed++;
+}
+
 /* Run the replica of H, which is queued or pending, or leave it to the
  * requests that have the handle.  Needs "lock", and lets go of it meanwhile.
  */
@@ -494,6 +513,7 @@ static void
 run_replica (struct group *g, struct handle *h)
 {
   const bool serialize = thread_model == SERIALIZE_HANDLE;
+  const uint64_t written = g->written;
   bool mine = false, in_round;
   int err;
 
@@ -507,9 +527,7 @@ run_replica (struct group *g, struct handle *h)
   else
     mine = occupy (h, serialize && g->phase == 1 ? PENDING : 0);
   if (!mine && g->phase == 2) {
-    h->owed = g->written;
-    mark (h, OWES);
-    statistics.flushes_owed++;
+    owe (g, h);
     replica_done (g, h, 0);
     return;
   }
@@ -522,6 +540,8 @@ run_replica (struct group *g, struct handle *h)
   atomic_fetch_and (&h->state, ~PENDING);
   g->replicas++;
   err = flush_handle (h, mine, g->phase == 1, &in_round);
+  if (err == 0 && g->phase == 2 && h->seen < written)
+    owe (g, h);
   replica_done (g, h, err);
   h->requests_turn = true;
   if (mine)
@@ -917,7 +937,7 @@ handle_joins (struct handle *h)
   LIST_INSERT_HEAD (&g->handles, h, in_group);
   g->replicating += h->resolution.replicate;
   if (!h->further) {
-    statistics.connections_opened++;
+    statistics.connections_opened[h->resolution.verdict]++;
     if (++statistics.connections_open > statistics.connections_most_at_once)
       statistics.connections_most_at_once = statistics.connections_open;
   }

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* The group of handles: marks, and the replicated flush.  The protocol is
  * written down at the head of replicate.c.
  *
@@ -73,7 +77,7 @@ struct handle {
 
 /* Since the start; see replicate_statistics. */
 struct statistics {
-  uint64_t connections_opened;
+  uint64_t connections_opened[NR_VERDICTS];
   uint64_t connections_open;
   uint64_t connections_most_at_once;
   uint64_t handles_open;

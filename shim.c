@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* The wrapped plugin: its struct, and one short function for each callback.
  *
  * The server asks for plugin_init and gets register_plugin, which calls
@@ -9,6 +13,7 @@
  */
 
 #include <errno.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -63,11 +68,29 @@ struct connection {
 
 #define UNASKED (-2)
 
-/* Before the server has forked: what is printed is seen. */
+/* What is new in nbdkit 1.26, and what this was built with has it. */
+#define HAS_AFTER_FORK \
+  (NBDKIT_VERSION_MINOR >= 26 && nbdkit_next_context_open != NULL)
+
+/* An error that ends the server before it serves anyone. */
 static void
 complain (const char *line)
 {
   fprintf (stderr, "mcshim: %s\n", line);
+}
+
+/* Something else to know, in the server's log. */
+static void __attribute__ ((format (printf, 1, 2)))
+say (const char *fmt, ...)
+{
+  char line[512];
+  va_list args;
+
+  va_start (args, fmt);
+  vsnprintf (line, sizeof line, fmt, args);
+  va_end (args);
+  one_line (line);
+  server_log (line);
 }
 
 static const char *
@@ -102,18 +125,14 @@ set_thread_model (int model)
  * in a flush.
  */
 static void
-warn_of_context (const struct context *c, void (*say) (const char *line))
+warn_of_context (const struct context *c)
 {
   static atomic_flag said = ATOMIC_FLAG_INIT;
   const char *function = context_lacks (c);
-  char line[256];
 
-  if (function == NULL || atomic_flag_test_and_set (&said))
-    return;
-  snprintf (line, sizeof line, "warning: the %.64s plugin uses %.64s, which "
-            "fails in a flush that other connections wait for",
-            plugin.name, function);
-  say (line);
+  if (function != NULL && !atomic_flag_test_and_set (&said))
+    say ("mcshim: warning: the %.64s plugin uses %.64s, which fails in a "
+         "flush that other connections wait for", plugin.name, function);
 }
 
 /* What replicate.c calls to flush one handle.  The thread may be another
@@ -154,9 +173,16 @@ static const struct replicate_ops ops = {
 /* Before any connection. */
 
 static void
+start_statistics (void)
+{
+  statsfile_start (&policy, plugin.name, thread_model_name ());
+}
+
+static void
 shim_unload (void)
 {
-  statsfile_finish (&policy, thread_model_name ());
+  start_statistics ();          /* if there was neither after_fork nor client */
+  statsfile_finish ();
   replicate_free (free_handle);
   policy_free (&policy);
   if (plugin.unload)
@@ -194,18 +220,111 @@ describe (void)
                   "this plugin, or its thread model");
 }
 
+/* What the mode depends on, as far as the plugin's struct tells. */
+static struct traits
+struct_traits (bool readonly)
+{
+  return (struct traits) {
+    .plugin = plugin.name,
+    .connections_serialized =
+      thread_model <= NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS,
+    .can_flush = plugin.flush || plugin._flush_v1,
+    .readonly = readonly || (!plugin.pwrite && !plugin._pwrite_v1),
+    .handles = nr_handles,
+  };
+}
+
+/* The one line at a normal start. */
+static void
+say_mode (const char *words)
+{
+  say ("mcshim " MCSHIM_VERSION ": %.64s: %s; dirty level %s, handles %u",
+       plugin.name, words, level_name (policy.level), nr_handles);
+}
+
+/* Say once for each verdict that there is one, and why; and once what
+ * policy.c has to say of the plugin.
+ */
+static void
+announce (const struct resolution *r)
+{
+  static atomic_uint said;
+  static atomic_flag noticed = ATOMIC_FLAG_INIT;
+  const unsigned bit = 1u << r->verdict;
+
+  if (!(atomic_fetch_or (&said, bit) & bit))
+    say_mode (verdict_words (r->verdict));
+  if (r->notice && !atomic_flag_test_and_set (&noticed))
+    say ("mcshim: %s", r->notice);
+}
+
+/* Resolve what each connection will come to, if that is sure by the options
+ * and the plugin's struct: whatever the plugin will answer.
+ */
+static bool
+foresee (struct resolution *r)
+{
+  const int readonly = opens_read_only ();
+  enum verdict first = NR_VERDICTS;
+  unsigned answers;
+
+  for (answers = 0; answers < 8; answers++) {
+    struct traits t = struct_traits (readonly == 1);
+
+    if (plugin.can_multi_conn && (answers & 1))
+      t.multi_conn = true;
+    if (plugin.can_flush && !(answers & 2))
+      t.can_flush = false;
+    if ((readonly == -1 || plugin.can_write) && (answers & 4))
+      t.readonly = true;
+    *r = policy_resolve (&policy, &t);
+    if (answers == 0)
+      first = r->verdict;
+    else if (r->verdict != first)
+      return false;
+  }
+  return true;
+}
+
 /* The server (since 1.18) calls it once the thread model is settled and the
  * filters are there as well.
  */
 static int
 shim_get_ready (void)
 {
+  struct resolution r;
+  char words[64];
+
   if (filter_loaded ("multi-conn"))
-    complain ("warning: the multi-conn filter is loaded too: what it does "
-              "is done twice, or wrong where requests overlap; leave it out");
+    say ("mcshim: warning: the multi-conn filter is loaded too: what it does "
+         "is done twice, or wrong where requests overlap; leave it out");
   describe ();
+  if (foresee (&r)) {
+    announce (&r);
+    if (r.replicate && !r.refusal)
+      warn_of_context (NULL);
+  }
+  else {
+    snprintf (words, sizeof words, "%s, settled as clients connect",
+              mode_name (policy.mode));
+    say_mode (words);
+  }
+  if (!HAS_AFTER_FORK && stays_in_process ())
+    start_statistics ();
   return plugin.get_ready ? plugin.get_ready () : 0;
 }
+
+#if NBDKIT_VERSION_MINOR >= 26
+static int
+shim_after_fork (void)
+{
+  const int r = plugin.after_fork ? plugin.after_fork () : 0;
+
+  if (r != -1)
+    start_statistics ();
+  return r;
+}
+#endif
 
 /* With several handles one that takes one request at a time is called in
  * parallel, each request with another.
@@ -236,23 +355,6 @@ shim_thread_model (void)
 }
 
 /* A connection opens and closes. */
-
-/* What the mode depends on, as far as the plugin's struct tells. */
-static struct traits
-struct_traits (bool readonly)
-{
-  return (struct traits) {
-    .plugin = plugin.name,
-    .connections_serialized =
-      thread_model <= NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS,
-    .can_flush = plugin.flush || plugin._flush_v1,
-    .readonly = readonly || (!plugin.pwrite && !plugin._pwrite_v1),
-    .handles = nr_handles,
-  };
-}
-
-/* Set once what policy.c has to say of the plugin has been said. */
-static atomic_flag noticed;
 
 /* R is what the first handle of C has answered.  Returns R. */
 static int64_t
@@ -401,15 +503,8 @@ settle (struct connection *c, int readonly)
     nbdkit_set_error (ENOTSUP);
     return -1;
   }
-  if (h->resolution.notice && !atomic_flag_test_and_set (&noticed))
-    nbdkit_error ("mcshim: %s", h->resolution.notice);
+  announce (&h->resolution);
   return t.handles > 1 ? prepare_spread (c, t.readonly) : 0;
-}
-
-static void
-log_warning (const char *line)
-{
-  nbdkit_error ("mcshim: %s", line);
 }
 
 /* Returns NULL after nbdkit_error. */
@@ -446,7 +541,7 @@ shim_open (int readonly)
 
   describe ();                  /* a server without get_ready */
   server_error_init ();
-  statsfile_start (&policy, thread_model_name ());
+  start_statistics ();          /* a server without after_fork */
   if (policy.exportname) {
     group = nbdkit_export_name ();
     if (group == NULL)          /* it has said why */
@@ -461,11 +556,12 @@ shim_open (int readonly)
     context_capture (&c->context);
     if (settle (c, readonly) == 0) {
       if (c->handle.resolution.replicate)
-        warn_of_context (&c->context, log_warning);
+        warn_of_context (&c->context);
       handle_joins (&c->handle);
-      nbdkit_debug ("mcshim: connection: mode %s, group %s%s%s",
-                    mode_name (c->handle.resolution.mode), group ? "\"" : "",
-                    group ? group : "of all", group ? "\"" : "");
+      nbdkit_debug ("mcshim: connection: group %s%s%s, mode %s",
+                    group ? "\"" : "", group ? group : "of all",
+                    group ? "\"" : "",
+                    verdict_words (c->handle.resolution.verdict));
       nbdkit_debug ("mcshim: a flush has %s connection's context",
                     c->context.whose ? "its own" : "no");
       return c;
@@ -595,7 +691,7 @@ shim_can_fua (void *handle)
   /* The plugin's own FUA says nothing to other connections: let the
    * server turn it into a write and a flush.
    */
-  if (r == NBDKIT_FUA_NATIVE && c->handle.resolution.mode == MODE_EMULATE)
+  if (r == NBDKIT_FUA_NATIVE && c->handle.resolution.verdict == EMULATE)
     r = NBDKIT_FUA_EMULATE;
   return r;
 }
@@ -886,10 +982,18 @@ load_policy (void)
               "this is not: must be false");
     ok = false;
   }
-  if (policy.stats_file && statsfile_check (policy.stats_file) == -1) {
-    fprintf (stderr, "mcshim: MCSHIM_STATS_FILE: '%s' can't be written: %m: "
-             "must be the path of a file, in a directory that exists\n",
-             policy.stats_file);
+  if (policy.stats_file && server_purpose () == SERVE &&
+      statsfile_take (&policy) == -1) {
+    char line[1024];
+
+    snprintf (line, sizeof line, errno == EWOULDBLOCK ?
+              "MCSHIM_STATS_FILE: '%.512s' belongs to a server that runs: "
+              "must be another path for each (%%p is the process ID)" :
+              "MCSHIM_STATS_FILE: '%.512s' can't be written: %m: must be the "
+              "path of a file, in a directory that exists",
+              policy.stats_file);
+    one_line (line);
+    complain (line);
     ok = false;
   }
   if (!ok)
@@ -913,25 +1017,15 @@ print_last (void)
   }
 }
 
-/* What is sure to be so for each connection is better said now. */
 static void
 warn_early (void)
 {
-  const struct traits t = struct_traits (false);
-  const struct resolution r = policy_resolve (&policy, &t);
-  const bool same_for_all = plugin.name && !plugin.can_multi_conn;
-
   if (policy.mode != MODE_DISABLE && handle_single_connection)
-    complain ("this nbdkit is older than 1.10 and cannot advertise "
-              "multi-conn: clients will not use it");
+    say ("mcshim: this nbdkit is older than 1.10 and cannot advertise "
+         "multi-conn: clients will not use it");
   if (policy.mode == MODE_UNSAFE)
-    complain ("warning: MCSHIM_MODE=unsafe: clients are told that a flush "
-              "counts for all connections, and nothing makes that true");
-  if (same_for_all && opens_for_writing () &&
-      (t.can_flush || !plugin.can_write) && r.notice && !atomic_flag_test_and_set (&noticed))
-    complain (r.notice);
-  if (same_for_all && r.replicate && !r.refusal)
-    warn_of_context (NULL, complain);
+    say ("mcshim: warning: MCSHIM_MODE=unsafe: clients are told that a flush "
+         "counts for all connections, and nothing makes that true");
 }
 
 static void
@@ -941,13 +1035,13 @@ wrap (void)
   wrapped._struct_size = sizeof wrapped;
   wrapped._thread_model = model_for_server ();
   wrapped.can_multi_conn = shim_can_multi_conn;
+  wrapped.close = shim_close;
 
 #define WRAP(callback)                                  \
   if (plugin.callback)                                  \
     wrapped.callback = shim_##callback
   WRAP (thread_model);
   WRAP (open);
-  WRAP (close);
   WRAP (export_description);
   WRAP (get_size);
   WRAP (can_write);
@@ -1020,7 +1114,9 @@ register_plugin (void)
     return &wrapped;
 
   wrapped.get_ready = shim_get_ready;
-  wrapped.close = shim_close;
+#if NBDKIT_VERSION_MINOR >= 26
+  wrapped.after_fork = shim_after_fork;
+#endif
   wrapped.unload = shim_unload;
   if (is_vddk && plugin.config_complete)
     wrapped.config_complete = shim_config_complete;

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* Which of its connection's handles serves a request: see spread.h. */
 
 #include <errno.h>

@@ -1,7 +1,14 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* MCSHIM_STATS_FILE: see statsfile.h.
  *
  * The file is written beside its place and then moved there, so that a
- * reader sees the old one or the new one, whole.
+ * reader sees the old one or the new one, whole.  The one that is in place
+ * is kept open and locked: that is how another server knows.
+ *
+ * A plugin may have set a locale with a decimal comma: no floating point.
  */
 
 #include <errno.h>
@@ -11,10 +18,12 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -23,35 +32,59 @@
 #include "statsfile.h"
 
 #define INTERVAL 1000           /* milliseconds */
+#define PATIENCE 2000           /* how long the server's end waits for it */
+
+static uint64_t start;          /* when the file was taken */
+static struct timespec start_time;
+static mode_t mode;             /* of the file */
+static int taken = -1;          /* open and locked, before there is "held" */
 
 /* Constant while the thread runs. */
-static const struct policy *kept_policy;
-static const char *kept_thread_model;
-static int stop_fd = -1;        /* readable: end; -1: there is no thread */
+static char *path, *shown;      /* the file; the same for messages */
+static char labels[256];
+static struct statistics last;  /* what the thread writes at the end */
+static int stop_fd = -1, stopped_fd = -1; /* readable: end; it has ended */
 static pthread_t thread;
-static uint64_t start;          /* when the plugin was registered */
 
-/* Returns the name of a new, empty file beside PATH, open as *FD, or NULL
+/* The thread's own. */
+static FILE *held;              /* in place, and locked */
+
+/* Returns TEMPLATE with the process ID for each %p, or NULL with errno set.
+ * The caller frees it.
+ */
+static char *
+expand (const char *template)
+{
+  char *s = strdup (template), *longer;
+  const char *p;
+
+  while (s != NULL && (p = strstr (s, "%p")) != NULL) {
+    if (asprintf (&longer, "%.*s%ld%s", (int) (p - s), s, (long) getpid (),
+                  p + 2) == -1)
+      longer = NULL;
+    free (s);
+    s = longer;
+  }
+  return s;
+}
+
+/* Returns the name of a new, empty file beside FILE, open as *FD, or NULL
  * with errno set.  The caller frees it.
  */
 static char *
-open_beside (const char *path, int *fd)
+open_beside (const char *file, int *fd)
 {
   struct stat st;
   char *name;
 
   /* A device or a directory must not be moved away. */
-  if (stat (path, &st) == 0 && !S_ISREG (st.st_mode)) {
+  if (stat (file, &st) == 0 && !S_ISREG (st.st_mode)) {
     errno = S_ISDIR (st.st_mode) ? EISDIR : EINVAL;
     return NULL;
   }
-  if (asprintf (&name, "%s.%ld", path, (long) getpid ()) == -1)
+  if (asprintf (&name, "%s.XXXXXX", file) == -1)
     return NULL;
-  /* What is there is of a process that had our number and was killed.  Or
-   * of somebody else, and then not to be written to.
-   */
-  unlink (name);
-  *fd = open (name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  *fd = mkostemp (name, O_CLOEXEC);
   if (*fd == -1) {
     free (name);
     return NULL;
@@ -59,93 +92,206 @@ open_beside (const char *path, int *fd)
   return name;
 }
 
-int
-statsfile_check (const char *path)
+/* Open the file, or make an empty one, and lock it as "taken".  Returns 0,
+ * or -1 with errno set.
+ */
+static int
+lock_in_place (const char *file)
 {
-  char *name;
-  int fd;
+  struct stat st, now;
+  int fd, saved;
+
+  for (;;) {
+    /* A symbolic link is replaced, not followed: there is nothing to lock. */
+    fd = open (file, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (fd == -1 && errno == ELOOP)
+      return 0;
+    if (fd == -1 && errno == ENOENT)
+      fd = open (file, O_RDONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (fd == -1) {
+      if (errno == EEXIST)
+        continue;
+      return -1;
+    }
+    /* Some file systems know no locks. */
+    if ((flock (fd, LOCK_EX | LOCK_NB) == -1 && errno == EWOULDBLOCK) ||
+        fstat (fd, &st) == -1) {
+      saved = errno;
+      close (fd);
+      errno = saved;
+      return -1;
+    }
+    /* Another server may have replaced it meanwhile. */
+    if (stat (file, &now) == 0 && now.st_dev == st.st_dev &&
+        now.st_ino == st.st_ino) {
+      mode = st.st_mode & 0777;
+      taken = fd;
+      return 0;
+    }
+    close (fd);
+  }
+}
+
+int
+statsfile_take (const struct policy *policy)
+{
+  char *file, *name;
+  int fd, r = -1, saved;
 
   start = now_ns ();
-  name = open_beside (path, &fd);
-  if (name == NULL)
+  clock_gettime (CLOCK_REALTIME, &start_time);
+  mode = 0644;
+  file = expand (policy->stats_file);
+  if (file == NULL)
     return -1;
-  close (fd);
-  unlink (name);
-  free (name);
-  return 0;
+  name = open_beside (file, &fd);
+  if (name != NULL) {
+    close (fd);
+    unlink (name);
+    free (name);
+    /* With its process ID in the name it is the server's alone, and the
+     * server may not have forked yet.
+     */
+    r = strcmp (file, policy->stats_file) == 0 ? lock_in_place (file) : 0;
+  }
+  saved = errno;
+  free (file);
+  errno = saved;
+  return r;
 }
 
 static void
-print_latency (FILE *f, const char *name, const struct latency *l)
+describe (FILE *f, const char *name, const char *type, const char *help)
 {
-  fprintf (f,
-           "%s_us_mean: %.1f\n"
-           "%s_us_p50: %.1f\n"
-           "%s_us_p99: %.1f\n"
-           "%s_us_max: %.1f\n",
-           name, l->count ? l->sum / 1e3 / l->count : 0.0,
-           name, latency_quantile (l, 50) / 1e3,
-           name, latency_quantile (l, 99) / 1e3,
-           name, l->max / 1e3);
+  fprintf (f, "# HELP mcshim_%s %s\n# TYPE mcshim_%s %s\n", name, help, name,
+           type);
 }
 
 static void
-print_statistics (FILE *f, const struct policy *policy,
-                  const char *thread_model, const struct statistics *s)
+print_number (FILE *f, const char *name, const char *type, const char *help,
+              uint64_t value)
 {
-  fprintf (f,
-           "mode: %s\n"
-           "level: %s\n"
-           "thread_model: %s\n"
-           "server: %ld\n"
-           "running: %s\n"
-           "uptime_ms: %" PRIu64 "\n"
-           "connections_open: %" PRIu64 "\n"
-           "connections_opened: %" PRIu64 "\n"
-           "connections_most_at_once: %" PRIu64 "\n"
-           "handles_open: %" PRIu64 "\n"
-           "handles_most_at_once: %" PRIu64 "\n"
-           "handle_opens_failed: %" PRIu64 "\n"
-           "reads: %" PRIu64 "\n"
-           "writes: %" PRIu64 "\n"
-           "client_flushes: %" PRIu64 "\n"
-           "plugin_flushes: %" PRIu64 "\n"
-           "flushes_skipped_clean: %" PRIu64 "\n"
-           "flushes_at_close: %" PRIu64 "\n"
-           "flushes_owed: %" PRIu64 "\n"
-           "owed_flushes: %" PRIu64 "\n"
-           "failed_flushes: %" PRIu64 "\n"
-           "rounds: %" PRIu64 "\n"
-           "replicas: %" PRIu64 "\n"
-           "replicas_per_round: %.2f\n",
-           mode_name (policy->mode), level_name (policy->level), thread_model,
-           (long) getpid (), stop_fd == -1 ? "false" : "true",
-           (now_ns () - start) / 1000000,
-           s->connections_open, s->connections_opened,
-           s->connections_most_at_once,
-           s->handles_open, s->handles_most_at_once, s->handle_opens_failed,
-           s->reads, s->writes,
-           s->client_flushes.count, s->plugin_flushes.count,
-           s->flushes_skipped_clean, s->flushes_at_close, s->flushes_owed,
-           s->owed_flushes, s->failed_flushes,
-           s->rounds, s->replicas,
-           s->rounds ? (double) s->replicas / s->rounds : 0.0);
-  print_latency (f, "client_flush", &s->client_flushes);
-  print_latency (f, "plugin_flush", &s->plugin_flushes);
+  describe (f, name, type, help);
+  fprintf (f, "mcshim_%s %" PRIu64 "\n", name, value);
+}
+
+/* NAME may have labels. */
+static void
+print_seconds (FILE *f, const char *name, uint64_t ns)
+{
+  fprintf (f, "mcshim_%s %" PRIu64 ".%09" PRIu64 "\n", name,
+           ns / 1000000000, ns % 1000000000);
+}
+
+static void
+print_latency (FILE *f, const char *name, const char *help,
+               const struct latency *l)
+{
+  static const unsigned percent[] = { 50, 90, 99 };
+  char sample[64];
+  size_t i;
+
+  snprintf (sample, sizeof sample, "%s_seconds", name);
+  describe (f, sample, "summary", help);
+  for (i = 0; i < sizeof percent / sizeof percent[0]; i++) {
+    snprintf (sample, sizeof sample, "%s_seconds{quantile=\"0.%u\"}", name,
+              percent[i] % 10 ? percent[i] : percent[i] / 10);
+    if (l->count > 0)
+      print_seconds (f, sample, latency_quantile (l, percent[i]));
+    else
+      fprintf (f, "mcshim_%s NaN\n", sample);
+  }
+  snprintf (sample, sizeof sample, "%s_seconds_sum", name);
+  print_seconds (f, sample, l->sum);
+  fprintf (f, "mcshim_%s_seconds_count %" PRIu64 "\n", name, l->count);
+
+  snprintf (sample, sizeof sample, "%s_max_seconds", name);
+  describe (f, sample, "gauge", "The longest of these.");
+  print_seconds (f, sample, l->max);
+}
+
+static const struct {
+  const char *name, *type, *help;
+  size_t offset;
+} numbers[] = {
+#define NUMBER(field) offsetof (struct statistics, field)
+  { "connections", "gauge", "Connections that are open.",
+    NUMBER (connections_open) },
+  { "connections_most_at_once", "gauge", "The most that were open at once.",
+    NUMBER (connections_most_at_once) },
+  { "handles", "gauge", "Handles of the plugin that are open.",
+    NUMBER (handles_open) },
+  { "handles_most_at_once", "gauge", "The most that were open at once.",
+    NUMBER (handles_most_at_once) },
+  { "handle_opens_failed_total", "counter",
+    "Further handles of a connection that could not be opened.",
+    NUMBER (handle_opens_failed) },
+  { "reads_total", "counter", "Reads, extents and cache requests.",
+    NUMBER (reads) },
+  { "writes_total", "counter", "Writes, zero and trim requests.",
+    NUMBER (writes) },
+  { "flushes_skipped_clean_total", "counter",
+    "Client flushes for which the plugin was not called.",
+    NUMBER (flushes_skipped_clean) },
+  { "flushes_owed_total", "counter",
+    "Replicas that were left to the next request of a busy handle.",
+    NUMBER (flushes_owed) },
+  { "owed_flushes_total", "counter",
+    "Plugin flushes that such requests made.", NUMBER (owed_flushes) },
+  { "flushes_at_close_total", "counter",
+    "Plugin flushes made because a connection closed.",
+    NUMBER (flushes_at_close) },
+  { "failed_flushes_total", "counter", "Plugin flushes that failed.",
+    NUMBER (failed_flushes) },
+  { "rounds_total", "counter", "Replicated flushes.", NUMBER (rounds) },
+  { "replicas_total", "counter", "Plugin flushes in these.",
+    NUMBER (replicas) },
+#undef NUMBER
+};
+
+static void
+print_statistics (FILE *f, const struct statistics *s, bool running)
+{
+  size_t i;
+
+  describe (f, "info", "gauge", "The shim, and what is set.");
+  fprintf (f, "mcshim_info{%s} 1\n", labels);
+  print_number (f, "process_id", "gauge", "The server's.", getpid ());
+  print_number (f, "running", "gauge", "Whether the server runs.", running);
+  describe (f, "start_time_seconds", "gauge",
+            "When the server was started, since the epoch.");
+  print_seconds (f, "start_time_seconds",
+                 start_time.tv_sec * UINT64_C (1000000000) +
+                 start_time.tv_nsec);
+  describe (f, "uptime_seconds", "gauge", "How long ago that was.");
+  print_seconds (f, "uptime_seconds", now_ns () - start);
+
+  describe (f, "connections_opened_total", "counter",
+            "Connections, by the mode they ended up in, and why.");
+  for (i = 0; i < NR_VERDICTS; i++)
+    if (s->connections_opened[i] > 0)
+      fprintf (f, "mcshim_connections_opened_total{mode=\"%s\"} %" PRIu64 "\n",
+               verdict_words (i), s->connections_opened[i]);
+  for (i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+    print_number (f, numbers[i].name, numbers[i].type, numbers[i].help,
+                  *(const uint64_t *) ((const char *) s + numbers[i].offset));
+  print_latency (f, "client_flush", "Flushes that clients asked for.",
+                 &s->client_flushes);
+  print_latency (f, "plugin_flush", "Flushes that the plugin was called for.",
+                 &s->plugin_flushes);
 }
 
 /* Replace the file, in one step.  Returns 0, or -1 with errno set; the old
  * file is then as it was.
  */
 static int
-replace (const struct policy *policy, const char *thread_model,
-         const struct statistics *s)
+replace (const struct statistics *s, bool running)
 {
   char *name;
   int fd, saved;
   FILE *f;
 
-  name = open_beside (policy->stats_file, &fd);
+  name = open_beside (path, &fd);
   if (name == NULL)
     return -1;
   f = fdopen (fd, "w");
@@ -154,17 +300,23 @@ replace (const struct policy *policy, const char *thread_model,
     close (fd);
     goto fail;
   }
-  print_statistics (f, policy, thread_model, s);
-  if (ferror (f)) {
+  /* Without a lock it can be read all the same. */
+  (void) flock (fd, LOCK_EX | LOCK_NB);
+  print_statistics (f, s, running);
+  if (fflush (f) != 0 || fchmod (fd, mode) == -1 ||
+      rename (name, path) == -1) {
     saved = errno;
     fclose (f);
     goto fail;
   }
-  if (fclose (f) != 0 || rename (name, policy->stats_file) == -1) {
-    saved = errno;
-    goto fail;
-  }
   free (name);
+  if (held != NULL)
+    fclose (held);              /* all of it was written */
+  held = f;
+  if (taken != -1) {
+    close (taken);
+    taken = -1;
+  }
   return 0;
 
  fail:
@@ -175,71 +327,122 @@ replace (const struct policy *policy, const char *thread_model,
 }
 
 /* Replace the file, and complain if that fails and did not fail the last
- * time.
+ * time.  Returns true if it is in place.
  */
-static void
-update (const struct policy *policy, const char *thread_model,
-        const struct statistics *s)
+static bool
+update (const struct statistics *s, bool running)
 {
   static bool failed;
-  bool ok = replace (policy, thread_model, s) == 0;
+  bool ok = replace (s, running) == 0;
 
   if (!ok && !failed)
-    nbdkit_error ("mcshim: MCSHIM_STATS_FILE: %s: %m", policy->stats_file);
+    nbdkit_error ("mcshim: MCSHIM_STATS_FILE: %s: %m", shown);
   failed = !ok;
+  return ok;
 }
 
 static void *
 keep (void *arg)
 {
   struct pollfd stop = { .fd = stop_fd, .events = POLLIN };
-  struct statistics last = { 0 }, now;
+  struct statistics written, now = replicate_statistics ();
+  bool ok;
 
   (void) arg;
   do {
-    now = replicate_statistics ();
-    if (memcmp (&now, &last, sizeof now) != 0)
-      update (kept_policy, kept_thread_model, &now);
-    last = now;
-  } while (poll (&stop, 1, INTERVAL) <= 0);
+    ok = update (&now, true);
+    written = now;
+    /* It rests while nothing happens. */
+    while (poll (&stop, 1, INTERVAL) <= 0) {
+      now = replicate_statistics ();
+      if (!ok || memcmp (&now, &written, sizeof now) != 0)
+        break;
+    }
+  } while (!(stop.revents & POLLIN));
+
+  update (&last, false);
+  if (eventfd_write (stopped_fd, 1) == -1)
+    abort ();                   /* it can't overflow */
   return NULL;
 }
 
-void
-statsfile_start (const struct policy *policy, const char *thread_model)
+/* Returns 0, or -1 with errno set. */
+static int
+start_thread (void)
 {
-  static atomic_flag started = ATOMIC_FLAG_INIT;
   int err;
 
-  if (policy->stats_file == NULL || atomic_flag_test_and_set (&started))
-    return;
-  kept_policy = policy;
-  kept_thread_model = thread_model;
   stop_fd = eventfd (0, EFD_CLOEXEC);
-  err = stop_fd == -1 ? errno : pthread_create (&thread, NULL, keep, NULL);
+  stopped_fd = eventfd (0, EFD_CLOEXEC);
+  err = stop_fd == -1 || stopped_fd == -1 ? errno :
+    pthread_create (&thread, NULL, keep, NULL);
   if (err == 0)
-    return;
+    return 0;
   if (stop_fd != -1)
     close (stop_fd);
+  if (stopped_fd != -1)
+    close (stopped_fd);
   stop_fd = -1;
   errno = err;
-  nbdkit_error ("mcshim: MCSHIM_STATS_FILE: %s will be written at the end "
-                "only: %m", policy->stats_file);
+  return -1;
 }
 
 void
-statsfile_finish (const struct policy *policy, const char *thread_model)
+statsfile_start (const struct policy *policy, const char *plugin,
+                 const char *thread_model)
 {
-  struct statistics s;
+  static atomic_flag started = ATOMIC_FLAG_INIT;
 
-  if (policy->stats_file == NULL)
+  if (policy->stats_file == NULL || atomic_flag_test_and_set (&started))
     return;
-  if (stop_fd != -1) {
-    if (eventfd_write (stop_fd, 1) == -1 || pthread_join (thread, NULL) != 0)
-      abort ();                 /* it would go on after we are unloaded */
+  snprintf (labels, sizeof labels, "version=\"%s\",plugin=\"%.64s\","
+            "mode=\"%s\",level=\"%s\",thread_model=\"%s\"", MCSHIM_VERSION,
+            plugin, mode_name (policy->mode), level_name (policy->level),
+            thread_model);
+  path = expand (policy->stats_file);
+  shown = path ? strdup (path) : NULL;
+  if (shown != NULL)
+    one_line (shown);
+  if (shown == NULL || start_thread () == -1)
+    nbdkit_error ("mcshim: MCSHIM_STATS_FILE: %s will be written at the end "
+                  "only: %m", shown ? shown : "it");
+}
+
+void
+statsfile_finish (void)
+{
+  struct pollfd stopped = { .fd = stopped_fd, .events = POLLIN };
+  int r;
+
+  if (shown == NULL)
+    return;
+  last = replicate_statistics ();
+  if (stop_fd == -1)
+    update (&last, false);
+  else {
+    if (eventfd_write (stop_fd, 1) == -1)
+      abort ();                 /* it can't overflow */
+    do
+      r = poll (&stopped, 1, PATIENCE);
+    while (r == -1 && errno == EINTR);
+    if (r <= 0) {
+      /* The thread goes on with what is this file's alone, and ends with
+       * the process.
+       */
+      nbdkit_error ("mcshim: MCSHIM_STATS_FILE: %s: the file system does not "
+                    "answer", shown);
+      return;
+    }
+    if (pthread_join (thread, NULL) != 0)
+      abort ();
     close (stop_fd);
-    stop_fd = -1;
+    close (stopped_fd);
   }
-  s = replicate_statistics ();
-  update (policy, thread_model, &s);
+  if (held != NULL) {
+    /* A child of the server's may have it open. */
+    flock (fileno (held), LOCK_UN);
+    fclose (held);
+  }
+  free (path);
+  free (shown);
 }

@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # shellcheck shell=bash
 # bash completion for mcshim(1).  Which options there are, and which of them
 # take a value, --help says; here is what the values are.

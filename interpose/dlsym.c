@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* dlsym, the one symbol that this library exports.
  *
  * nbdkit finds a plugin's registration function by the name

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* dlsym, as everybody else calls it.
  *
  * RTLD_NEXT and RTLD_DEFAULT depend on who calls dlsym, and the real one

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* Getting in, and telling where we are.
  *
  * The library is preloaded into every program that the user's command
@@ -76,10 +80,20 @@ extern const char *plugin_imports (const char *prefix);
 enum purpose { SERVE, DUMP_PLUGIN, HELP, VERSION };
 extern enum purpose server_purpose (void);
 
-/* True if the server will open the plugin for writing, by its options: it
- * has no -r, nor a filter, which may open the plugin read-only.
+/* Whether the server will open the plugin read-only, by its options: 1 with
+ * -r, 0 without, and -1 with a filter, which may do so.
  */
-extern bool opens_for_writing (void);
+extern int opens_read_only (void);
+
+/* True if the server will go on in this process, by its options: it does not
+ * fork.
+ */
+extern bool stays_in_process (void);
+
+/* Print a line that is no error where the server prints its errors.  Call it
+ * first before the server has forked.
+ */
+extern void server_log (const char *line);
 
 /* True if the server has loaded the filter NAME. */
 extern bool filter_loaded (const char *name);

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* One binary for every glibc since 2.17 (RHEL 7).
  *
  * Linked against a newer glibc, these symbols would ask for the version
@@ -62,12 +66,14 @@ OLD (pthread_getspecific, OLDEST);
 OLD (pthread_setspecific, OLDEST);
 #undef OLD
 
-/* Before 2.33 stat was an inline function around this one, which takes
+/* Before 2.33 stat and fstat were inline functions around these, which take
  * the layout of the struct as a number.  The struct is the one for large
  * files.
  */
 extern int __xstat64 (int version, const char *path, struct stat *st);
+extern int __fxstat64 (int version, int fd, struct stat *st);
 #define stat(path, st) __xstat64 (STAT_VERSION, path, st)
+#define fstat(fd, st) __fxstat64 (STAT_VERSION, fd, st)
 #endif
 
 #endif /* MCSHIM_OLDGLIBC_H */

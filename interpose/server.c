@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* The server that we are in: where the loader has put us, what the server
  * was started for, and which filters it has.
  */
@@ -5,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <syslog.h>
+#include <unistd.h>
 
 #include "interpose.h"
 
@@ -40,7 +46,9 @@ own_link_map (void)
 static struct {
   bool known;
   enum purpose purpose;
-  bool readonly, filtered;
+  bool readonly, filtered, foreground, runs;
+  char log[8];                  /* as --log says: stderr, syslog, null */
+  pid_t pid;                    /* as they were read */
 } options;
 
 /* True if ARG is the long option OPTION, or a beginning of it that
@@ -93,12 +101,18 @@ static void
 read_options (void)
 {
   char *arg = NULL;
+  const char *pid;
   size_t size = 0;
+  bool is_log;
   FILE *f;
 
   if (options.known)
     return;
   options.known = true;
+  options.pid = getpid ();
+  /* Socket activation. */
+  pid = getenv ("LISTEN_PID");
+  options.foreground = pid != NULL && atol (pid) == options.pid;
   f = fopen ("/proc/self/cmdline", "re");
   if (f == NULL)
     return;
@@ -114,8 +128,21 @@ read_options (void)
       options.readonly = true;
     else if (strncmp (arg, "--fi", 4) == 0)
       options.filtered = true;
+    else if (strncmp (arg, "--ru", 4) == 0)
+      options.runs = true;
+    else if (strncmp (arg, "--log=", 6) == 0)
+      snprintf (options.log, sizeof options.log, "%s", arg + 6);
+    if (is_option (arg, "--foreground", "--fo") ||
+        is_option (arg, "--no-fork", "--no-f") ||
+        is_option (arg, "--single", "--si") ||
+        is_option (arg, "--stdin", "--st") ||
+        HAS_LETTER (arg, "f") || HAS_LETTER (arg, "s"))
+      options.foreground = true;
+    is_log = strcmp (arg, "--log") == 0;
     if (takes_next (arg) && getdelim (&arg, &size, '\0', f) == -1)
       break;
+    if (is_log)
+      snprintf (options.log, sizeof options.log, "%s", arg);
   }
   free (arg);
   fclose (f);
@@ -128,11 +155,33 @@ server_purpose (void)
   return options.purpose;
 }
 
-bool
-opens_for_writing (void)
+int
+opens_read_only (void)
 {
   read_options ();
-  return !options.readonly && !options.filtered;
+  return options.readonly ? 1 : options.filtered ? -1 : 0;
+}
+
+bool
+stays_in_process (void)
+{
+  read_options ();
+  return options.foreground && !options.runs;
+}
+
+void
+server_log (const char *line)
+{
+  bool background;
+
+  read_options ();
+  /* With --run it forks, too, but not into the background. */
+  background = !options.runs && getpid () != options.pid;
+  if (strcmp (options.log, "syslog") == 0 ||
+      (options.log[0] == '\0' && background))
+    syslog (LOG_NOTICE, "%s", line);
+  else if (strcmp (options.log, "null") != 0)
+    fprintf (stderr, "%s\n", line);
 }
 
 bool

@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # A server that goes into the background: it forks and changes directory
 # after the plugin has been loaded.
 
@@ -45,7 +48,7 @@ teardown ()
   background MCSHIM_STATS_FILE=stats "$wbcache"
   client <<<'conn(); conn()'
   stop_background
-  stats=d/stats counted connections_opened 2
+  stats=d/stats counted connections_opened_total 2
 }
 
 @test "a relative path with directories in it" {

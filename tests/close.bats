@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # Connections that close, or are cut, with writes that no flush has covered.
 
 load common
@@ -140,7 +143,7 @@ def flushed():
 wait_for("flush", flushed)
 EOT
   stop_server
-  counted flushes_at_close 1
+  counted flushes_at_close_total 1
 }
 
 @test "a close waits for a flush of its own handle" {
@@ -189,5 +192,5 @@ EOT
   assert_equal "$(tail -1 "$log")" "- unload"
   lacks 'flush\|close' "$log"
   none after_close
-  counted connections_opened 3
+  counted connections_opened_total 3
 }

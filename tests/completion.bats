@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # Completion of the launcher's command line, in bash and in zsh.
 
 load common
@@ -42,7 +45,7 @@ completes ()
   mapfile -t options < <(mcshim --help | grep -oE '^  --[a-z-]+=?' |
                            sed 's/^  //')
   completes mcshim --mod = --mode=
-  completes mcshim --ver = --version
+  completes mcshim --vers = --version
   completes mcshim --flush = --flush-on-close= --flush-threads=
   for option in "${options[@]}"; do
     completes mcshim "${option%=}" = "$option"

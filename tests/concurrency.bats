@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # Requests that overlap.  The plugin holds one of them at a known point, by
 # its control file, so that nothing here depends on speed.
 

@@ -1,10 +1,13 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # The consistency checker, briefly, in each thread model; tests/soak does it
 # at length.  The last tests are of the checker: it must see what is wrong.
 
 load common
 
-checker=$BATS_TEST_DIRNAME/clients/consistency
+checker=$BATS_TEST_DIRNAME/../mcshim-checker
 
 # consistent [MCSHIM_X=VALUE...] "PLUGIN-PARAMETER..." CLIENT-OPTION...
 consistent ()

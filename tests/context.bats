@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # What a plugin's flush asks the server about its connection: it gets its own
 # connection's answer or an error, whichever connection's client has asked for
 # the flush, and whichever thread runs it.

@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # docs/deployment.md: each of its blocks is run as it stands there.  Where it
 # says /usr/local, /run and so on it gets directories of the test's own.
 
@@ -18,21 +21,23 @@ setup ()
 }
 
 # recipe HEADING: its blocks that begin with the path of a file become that
-# file, and the others go to "block".
+# file, as they are pasted: the path may stand below #!.  The others go to
+# "block".
 recipe ()
 {
   sed -n "/^## $1\$/,/^## /p" "$BATS_TEST_DIRNAME/../docs/deployment.md" |
     awk -v box="$box" '
       /^```/ { inside = !inside; file = "block"; first = 1; next }
       !inside { next }
+      first && /^#!/ { interpreter = $0 "\n"; next }
       first && /^# \// {
         file = box $2
         dir = file
         sub("/[^/]*$", "", dir)
         system("mkdir -p " dir)
       }
-      !first || !/^# \// { print > file }
-      { first = 0 }'
+      { printf "%s%s\n", interpreter, $0 > file }
+      { first = 0; interpreter = "" }'
 }
 
 # in_box SCRIPT: with what it leaves in the background stopped at its end.
@@ -93,8 +98,10 @@ has_systemd ()
 
 @test "a program that starts nbdkit" {
   recipe "A program that starts nbdkit"
-  in_box '. ./block'
-  in_box 'python3 /srv/parent.py'
+  run -0 --separate-stderr in_box '. ./block'
+  assert_output on
+  run -0 --separate-stderr in_box 'python3 /srv/parent.py'
+  assert_output on
 }
 
 @test "a program that clears the environment" {
@@ -105,6 +112,7 @@ has_systemd ()
         --run "nbdinfo --can multi-conn \$uri"
     }
     off parent
+    head -c 2 /usr/local/bin/nbdkit | grep -qx "#!"
     chmod +x /usr/local/bin/nbdkit
     hash -r
     parent'

@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # The tarball for machines without a compiler.
 
 load common
@@ -10,7 +13,7 @@ load common
   for file in README.md LICENSE; do [ -s elsewhere/$file ]; done
   # In the shell of a server, which may be that of another root.
   export wbcache flag
-  run -0 nbdkit -U - null \
+  run -0 --separate-stderr nbdkit -U - null \
     --run 'elsewhere/mcshim nbdkit -U - "$wbcache" --run "$flag"'
   assert_output true
 }

@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # --dump-plugin, --help and --version of a plugin under the shim.
 
 load common
@@ -8,7 +11,7 @@ same_dump ()
 {
   no_shim nbdkit --dump-plugin "$@" > plain
   under_shim MCSHIM_MODE=unsafe nbdkit --dump-plugin "$@" > shimmed
-  local ours='^struct_size=\|^has_can_multi_conn=\|^has_can_fua=\|^mcshim_'
+  local ours='^struct_size=\|^has_close=\|^has_can_multi_conn=\|^has_can_fua=\|^mcshim_'
   diff <(grep -v "$ours" plain) <(grep -v "$ours" shimmed)
   has_line 'has_can_multi_conn=1' shimmed
   has_line 'mcshim_mode=unsafe' shimmed
@@ -35,6 +38,11 @@ same_dump ()
     export ODD
     same_dump "$plugins/odd.so"
   done
+}
+
+@test "close is always there: a connection ends, whatever was taken for what" {
+  ODD=noclose run -0 under_shim nbdkit --dump-plugin "$plugins/odd.so"
+  assert_line has_close=1
 }
 
 @test "no flush: no can_fua is made up" {
@@ -103,6 +111,12 @@ same_dump ()
     [ -s "$stats" ]
     rm "$stats"
   done
+  # Nor is it misled into leaving out the close of a plugin that has none.
+  ODD=noclose serve MCSHIM_STATS_FILE="$stats" -e --dump-plugin \
+    "$plugins/odd.so"
+  all_see True
+  stop_server
+  counted connections 0 connections_opened_total 4
   # shellcheck disable=SC2086 # words
   for words in "-e x --dump-plugin" "-ex --dump-plugin" "--export=x --dump-plugin"; do
     run -0 under_shim nbdkit $words "$plugins/odd.so"

@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # What the server's children inherit: no shim, and the rest of LD_PRELOAD as
 # it was.
 
@@ -20,53 +23,53 @@ setup ()
 }
 
 @test "--run: nothing but the shim" {
-  run -0 child "$shim_so"
+  run -0 --separate-stderr child "$shim_so"
   assert_output unset
 }
 
 @test "--run: entries before and after, by colons" {
-  run -0 child "$a:$shim_so"
+  run -0 --separate-stderr child "$a:$shim_so"
   assert_output "$a"
-  run -0 child "$shim_so:$a"
+  run -0 --separate-stderr child "$shim_so:$a"
   assert_output "$a"
-  run -0 child "$a:$shim_so:$b"
+  run -0 --separate-stderr child "$a:$shim_so:$b"
   assert_output "$a:$b"
 }
 
 @test "--run: entries before and after, by spaces" {
-  run -0 child "$a $shim_so"
+  run -0 --separate-stderr child "$a $shim_so"
   assert_output "$a"
-  run -0 child "$shim_so $a"
+  run -0 --separate-stderr child "$shim_so $a"
   assert_output "$a"
-  run -0 child "$a $shim_so $b"
+  run -0 --separate-stderr child "$a $shim_so $b"
   assert_output "$a $b"
 }
 
 @test "--run: more than one separator, and none of the others lost" {
-  run -0 child ":$a  $shim_so::$b:"
+  run -0 --separate-stderr child ":$a  $shim_so::$b:"
   assert_equal "$(tr -s ': ' '\n' <<<"$output" | grep . | paste -sd,)" "$a,$b"
 }
 
 @test "--run: an entry that only looks like the shim stays" {
   cp "$a" ./libmcshim.so
-  run -0 child "$shim_so:$BATS_TEST_TMPDIR/libmcshim.so"
+  run -0 --separate-stderr child "$shim_so:$BATS_TEST_TMPDIR/libmcshim.so"
   assert_output "$BATS_TEST_TMPDIR/libmcshim.so"
 }
 
 @test "--run: the shim under another name, by a symbolic link" {
   ln -s "$shim_so" other.so
-  run -0 child "$BATS_TEST_TMPDIR/other.so:$a"
+  run -0 --separate-stderr child "$BATS_TEST_TMPDIR/other.so:$a"
   assert_output "$a"
 }
 
 @test "--run: the shim by a relative path" {
   ln -s "$shim_so" other.so
-  run -0 child "./other.so:$a"
+  run -0 --separate-stderr child "./other.so:$a"
   assert_output "$a"
 }
 
 @test "--run: the shim by its name, found on LD_LIBRARY_PATH" {
-  LD_LIBRARY_PATH=$(dirname "$shim_so") run -0 child "$(basename "$shim_so")"
+  LD_LIBRARY_PATH=$(dirname "$shim_so") run -0 --separate-stderr child "$(basename "$shim_so")"
   assert_output unset
 }
 
@@ -80,7 +83,7 @@ setup ()
   done
   # shellcheck disable=SC2016 # the loader's variables
   for name in '$LIB/x86.so' '${LIB}/x86.so' '$LIB//x86.so'; do
-    run -0 child "$PWD/$name:$PWD/other/$name"
+    run -0 --separate-stderr child "$PWD/$name:$PWD/other/$name"
     assert_output "$PWD/other/$name"
   done
 }
@@ -96,14 +99,14 @@ ctypes.CDLL(None).execve(
           *[b"LD_PRELOAD=" + os.fsencode(a) for a in sys.argv[1:3]]))'
   # shellcheck disable=SC2016 # for the server's shell
   local seen='tr "\0" "\n" < /proc/$$/environ | grep LD_PRELOAD'
-  run -0 python3 -c "$exec" "$shim_so" "$shim_so:$a" "$wbcache" --run "$seen"
+  run -0 --separate-stderr python3 -c "$exec" "$shim_so" "$shim_so:$a" "$wbcache" --run "$seen"
   assert_output "LD_PRELOAD=$a"
-  run -0 python3 -c "$exec" "$a:$shim_so" "$shim_so" "$wbcache" --run "$seen"
+  run -0 --separate-stderr python3 -c "$exec" "$a:$shim_so" "$shim_so" "$wbcache" --run "$seen"
   assert_output "LD_PRELOAD=$a"
 }
 
 @test "--run: the knobs stay, since a child may start nbdkit by itself" {
-  run -0 under_shim MCSHIM_MODE=emulate nbdkit -U - "$wbcache" \
+  run -0 --separate-stderr under_shim MCSHIM_MODE=emulate nbdkit -U - "$wbcache" \
     --run 'echo $MCSHIM_MODE'
   assert_output emulate
 }
@@ -133,7 +136,7 @@ EOT
 
 @test "a program that starts nbdkit: the shim works in there" {
   local command='nbdkit -U - "$1" --run "$2"'
-  run -0 under_shim sh -c "$command" sh "$wbcache" "$flag"
+  run -0 --separate-stderr under_shim sh -c "$command" sh "$wbcache" "$flag"
   assert_output true
   run -0 no_shim sh -c "$command" sh "$wbcache" "$flag"
   assert_output false

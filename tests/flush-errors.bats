@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # A plugin flush that fails: the client is told, the other connections are
 # flushed all the same, and the next flush tries again.
 

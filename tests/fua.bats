@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # FUA: where a flush is replicated a FUA write is too, and elsewhere the
 # plugin's own FUA is left alone.
 

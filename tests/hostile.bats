@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # A client that floods the server with opens, flushes and disconnects: others
 # are served meanwhile, and no threads pile up.  memcheck.bats has the memory.
 

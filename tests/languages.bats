@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # nbdkit's plugins for other languages, each with a script that keeps a
 # write-back cache per connection and says nothing of multi-conn.  Where its
 # thread model allows that, replicas run on threads of the shim's, which the
@@ -173,7 +176,7 @@ EOT
   local model
   for model in PARALLEL SERIALIZE_REQUESTS SERIALIZE_ALL_REQUESTS; do
     python $model
-    "$BATS_TEST_DIRNAME/clients/consistency" --seconds=2 --churn "$uri"
+    "$BATS_TEST_DIRNAME/../mcshim-checker" --seconds=2 --churn "$uri"
     stop_server
   done
 }

@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # The library under valgrind's memcheck.
 
 load common
@@ -74,7 +77,7 @@ EOT
   script
   stop_server
   check_memory
-  counted connections_opened 5
+  counted connections_opened_total 5
 }
 
 @test "requests serialized, groups by export name" {

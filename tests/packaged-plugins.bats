@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # nbdkit's own plugins, as they are packaged; the languages have a file of
 # their own.
 
@@ -60,7 +63,7 @@ EOT
 
 @test "sh: what nbdinfo says, with the shim and without" {
   disk
-  run -0 under_shim nbdkit -U - sh script --run "$flag"
+  run -0 --separate-stderr under_shim nbdkit -U - sh script --run "$flag"
   assert_output true
   run -0 no_shim nbdkit -U - sh script --run "$flag"
   assert_output false
@@ -68,7 +71,7 @@ EOT
 
 @test "sh: a read-only script of two methods" {
   disk "${no_write[@]}"
-  run -0 under_shim nbdkit -U - sh script --run "$flag"
+  run -0 --separate-stderr under_shim nbdkit -U - sh script --run "$flag"
   assert_output true
 }
 

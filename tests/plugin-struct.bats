@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # Plugins as they may be built: either API version, structs of any size, and
 # callbacks that are not there.
 
@@ -177,7 +180,7 @@ EOT
   ! nbdkit --dump-plugin sh | grep -qx has_block_size=1 ||
     assert_output --partial "block_size_preferred: 4096"
   local plain=$output
-  run info under_shim
+  run --separate-stderr info under_shim
   assert_success
   assert_output "$plain"
 }

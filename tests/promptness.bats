@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # What a flush waits for, on a real server: the plugin holds requests at known
 # points, and each test ends only if nothing waits for them.
 

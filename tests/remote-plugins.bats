@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # The plugins that fetch a disk from another machine: the ones that nbdkit
 # 1.24 has without multi-conn, and that a client needs several connections of.
 
@@ -31,10 +34,22 @@ backend_started ()
   [ -s remote/pid ] || ! kill -0 "$backend_pid" 2>/dev/null
 }
 
+# wire: what goes to $port passes through one that delays each direction by
+# 1 ms, and $port is this one's.  It ends when the test closes its input.
+wire ()
+{
+  mkfifo wire.in
+  "$BATS_TEST_DIRNAME/clients/relay" "$port" 1000 <wire.in >wire.port 3>&- &
+  exec {wire}>wire.in
+  wait_until [ -s wire.port ]
+  port=$(cat wire.port)
+}
+
 teardown ()
 {
   local status=0
   common_teardown || status=$?
+  [ -z "${wire:-}" ] || exec {wire}>&-
   if [ -n "${backend_pid:-}" ] && kill "$backend_pid" 2>/dev/null; then
     wait "$backend_pid"
   fi
@@ -55,10 +70,12 @@ make_image ()
 
 same_data () { sha256sum -c <(sha256sum < "$1" | sed "s|-$|$2|"); }
 
-# serve_ssh SIZE [MCSHIM_X=VALUE...]: the file remote/disk, over ssh.
+# serve_ssh SIZE [MCSHIM_X=VALUE...]: the file remote/disk, over ssh.  With
+# $wired, there is latency.
 serve_ssh ()
 {
   backend sshd ssh
+  [ -z "${wired:-}" ] || wire
   truncate -s "$1" remote/disk
   serve "${@:2}" MCSHIM_STATS_FILE="$stats" ssh host=127.0.0.1 port="$port" \
     user=root identity="$PWD/remote/key" verify-remote-host=false \
@@ -80,9 +97,9 @@ h[2].flush()
 expect(bytes(h[3].pread(4, 0)), b"last")
 EOT
   stop_server
-  counted client_flushes 2
+  counted client_flush_seconds_count 2
   # Four are dirty, and then one, with four that have read.
-  counted plugin_flushes 8 failed_flushes 0
+  counted plugin_flush_seconds_count 8 failed_flushes_total 0
   assert_equal "$(head -c 4 remote/disk)" last
 }
 
@@ -93,7 +110,7 @@ EOT
     image "$uri"
   stop_server
   same_data image remote/disk
-  counted connections_most_at_once 4 flushes_at_close 0 failed_flushes 0
+  counted connections_most_at_once 4 flushes_at_close_total 0 failed_flushes_total 0
 }
 
 @test "curl, which has no flush: nbdcopy reads over four connections" {
@@ -104,7 +121,7 @@ EOT
   nbdcopy --connections=4 --threads=4 "$uri" copy
   stop_server
   same_data remote/disk copy
-  counted connections_most_at_once 4 plugin_flushes 0
+  counted connections_most_at_once 4 plugin_flush_seconds_count 0
 }
 
 @test "curl, which could write: as without the shim" {
@@ -115,5 +132,48 @@ EOT
 expect(conn().can_multi_conn(), False)
 expect(bytes(conn().pread(5, 0)), b"first")
 EOT
-  has 'mcshim.*flush.* -r ' "$server_err"
+  has 'mcshim .*: disable: no flush, start with -r; ' "$server_err"
+}
+
+# Over one connection, with several handles.
+
+@test "ssh: one connection writes with eight handles, over a wire" {
+  wired=yes serve_ssh 33M MCSHIM_HANDLES=8
+  head -c 33M /dev/urandom > image
+  nbdcopy --connections=1 --destination-is-zero --flush image "$uri"
+  stop_server
+  same_data image remote/disk
+  counted handles_most_at_once 8 handle_opens_failed_total 0
+}
+
+@test "ssh: one connection writes, overwrites and reads, and no handle is late" {
+  wired=yes serve_ssh 4M MCSHIM_HANDLES=4 MCSHIM_STRIPE=64K
+  client <<'EOT'
+h = conn()
+def fill(letter):
+    def done(offset):
+        buf = nbd.Buffer.from_bytearray(bytearray(letter * 100000, 'ascii'))
+        return h.aio_pwrite(buf, offset)
+    return [done(i * 100000) for i in range(40)]
+for letter in "ab":
+    for cookie in fill(letter):
+        finish(h, cookie)
+expect(bytes(h.pread(4000000, 0)), b"b" * 4000000)
+h.flush()
+EOT
+  stop_server
+  assert_equal "$(tr -d b < remote/disk | tr -d '\0' | wc -c)" 0
+}
+
+@test "curl: one connection reads with sixteen handles, over a wire" {
+  backend nginx curl
+  head -c 65M /dev/urandom > remote/disk
+  wire
+  serve MCSHIM_STATS_FILE="$stats" MCSHIM_HANDLES=16 -r curl \
+    url="http://127.0.0.1:$port/disk"
+  nbdcopy --connections=1 --requests=16 "$uri" copy
+  stop_server
+  same_data remote/disk copy
+  counted handle_opens_failed_total 0
+  [ "$(value handles_most_at_once)" -gt 1 ]
 }

@@ -1,9 +1,18 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # MCSHIM_STATS_FILE: what is counted, and how the file is written.
 
 load common
 
-@test "every counter, in the form key: value" {
+# has_sample NAME VALUE: that very line, with labels in the name.
+has_sample () { has_line "mcshim_$1 $2" "$stats"; }
+
+# alone: there is no other file beside it.
+alone () { assert_equal "$(ls -A "${stats%/*}")" "${stats##*/}"; }
+
+@test "every counter, in Prometheus' format" {
   : > "$control"
   serve MCSHIM_STATS_FILE="$stats" "$wbcache" model=requests log="$log" \
     control="$control"
@@ -25,24 +34,49 @@ close(h[2], 2)                  # Unflushed: flushed now.
 h[2] = conn()
 EOT
   stop_server
-  refute grep -v '^[a-z0-9_]*: [a-z0-9_.]*$' "$stats"
-  counted mode auto
-  counted level connection
-  counted thread_model serialize_requests
-  counted connections_opened 4
+  has_sample 'info{version="[0-9.]*",plugin="wbcache",mode="auto",level="connection",thread_model="serialize_requests"}' 1
+  has_sample 'connections_opened_total{mode="emulate"}' 4
   counted connections_most_at_once 3
-  counted client_flushes 4
-  assert_equal "$(value plugin_flushes)" "$(grep -c ' flush$' "$log")"
-  counted flushes_skipped_clean 1
-  counted flushes_at_close 1
-  counted failed_flushes 1
-  counted writes 4
-  counted reads 2
+  counted client_flush_seconds_count 4
+  assert_equal "$(value plugin_flush_seconds_count)" \
+    "$(grep -c ' flush$' "$log")"
+  counted flushes_skipped_clean_total 1
+  counted flushes_at_close_total 1
+  counted failed_flushes_total 1
+  counted writes_total 4
+  counted reads_total 2
   # A round for each flush but the one that was clean.  The first took two
   # connections; so did the last, since the one before it failed.
-  counted rounds 3
-  assert_equal "$(value replicas)" "$(($(value plugin_flushes) - 1))"
-  counted running false
+  counted rounds_total 3
+  assert_equal "$(value replicas_total)" \
+    "$(($(value plugin_flush_seconds_count) - 1))"
+  counted running 0
+}
+
+@test "promtool finds nothing, before there is a client and later" {
+  needs promtool
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
+  wait_until test -s "$stats"
+  run -0 promtool check metrics < "$stats"
+  assert_output ""
+  client <<<'h = conn(); h.pwrite(b"a", 0); h.flush()'
+  wait_until counts client_flush_seconds_count 1
+  run -0 promtool check metrics < "$stats"
+  assert_output ""
+}
+
+@test "each name has one HELP and one TYPE, before its samples" {
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
+  stop_server
+  awk '
+    $1 == "#" && $2 == "HELP" { if (help[$3]++ || NF < 4) exit wrong = 1; next }
+    $1 == "#" && $2 == "TYPE" { if (type[$3]++ || !help[$3]) exit wrong = 1; next }
+    !/^mcshim_[a-z_]*(\{[a-z_]*="[^"]*"(,[a-z_]*="[^"]*")*\})? [0-9.NaN]*$/ {
+      exit wrong = 1 }
+    { name = $1; sub(/\{.*/, "", name)
+      base = name; sub(/_(sum|count)$/, "", base)
+      if (!type[name] && !type[base]) exit wrong = 1 }
+    END { if (wrong) print; exit wrong }' "$stats"
 }
 
 @test "latencies: no quantile beyond the maximum, none below the plugin's delay" {
@@ -56,11 +90,23 @@ EOT
   stop_server
   local kind
   for kind in client_flush plugin_flush; do
-    awk -v mean="$(value ${kind}_us_mean)" -v p50="$(value ${kind}_us_p50)" \
-        -v p99="$(value ${kind}_us_p99)" -v max="$(value ${kind}_us_max)" \
-        'BEGIN { exit !(3000 <= mean && mean <= max && 3000 <= p50 &&
-                        p50 <= p99 && p99 <= max) }'
+    # 0.5, 0.9, 0.99
+    sed -n "s/^mcshim_${kind}_seconds{.*} //p" "$stats" | paste -sd' ' |
+      awk -v sum="$(value ${kind}_seconds_sum)" \
+        -v max="$(value ${kind}_max_seconds)" \
+        '{ exit !(NF == 3 && 0.003 <= sum / 10 && sum / 10 <= max &&
+                  0.003 <= $1 && $1 <= $2 && $2 <= $3 && $3 <= max) }'
   done
+}
+
+@test "the file is there before the first client" {
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
+  wait_until test -s "$stats"
+  counted connections 0 running 1 process_id "$(<"$server/pid")"
+  awk -v start="$(value start_time_seconds)" -v now="$(date +%s)" \
+    'BEGIN { exit !(now - 600 < start && start < now + 2) }'
+  stop_server
+  counted running 0
 }
 
 @test "the file follows the server while it runs, and rests while it does" {
@@ -68,30 +114,28 @@ EOT
   client <<'EOT'
 path = os.environ["sock"].replace("/sock", "/stats")
 def says(line):
-    try:
-        with open(path) as f:
-            return line + "\n" in f
-    except FileNotFoundError:
-        return False
+    with open(path) as f:
+        return "mcshim_" + line + "\n" in f
 h = conn()
 h.pwrite(b"a" * 512, 0)
-wait_for("a write", lambda: says("writes: 1"))
-assert says("running: true") and says("connections_open: 1")
+wait_for("a write", lambda: says("writes_total 1"))
+assert says("running 1") and says("connections 1")
 before = os.stat(path).st_mtime_ns
 tick()
 expect(os.stat(path).st_mtime_ns, before)
 h.flush()
-wait_for("a flush", lambda: says("client_flushes: 1"))
+wait_for("a flush", lambda: says("client_flush_seconds_count 1"))
 EOT
   stop_server
-  counted running false
+  counted running 0
 }
 
 @test "a file that can't be written any more is said once, until it can" {
   not_under_tsan
   mkdir d
   serve MCSHIM_STATS_FILE=d/stats "$wbcache"
-  rmdir d
+  wait_until test -s d/stats
+  rm -r d
   client <<'EOT'
 h = conn()
 err = os.environ["sock"].replace("/sock", "/server.err")
@@ -101,39 +145,58 @@ tick()                          # It tries again.
 EOT
   assert_equal "$(grep -c 'MCSHIM_STATS_FILE.*d/stats' "$server_err")" 1
   mkdir d
-  client <<<'conn()'
+  wait_until test -s d/stats
   stop_server
-  test -s d/stats
+  stats=d/stats counted connections_opened_total 1
 }
 
-@test "the mode and level that were set" {
+@test "the mode and level that were set, and the mode of each connection" {
   serve MCSHIM_STATS_FILE="$stats" MCSHIM_MODE=emulate \
     MCSHIM_TRACK_DIRTY=conn "$wbcache" model=all
   stop_server
-  counted mode emulate
-  counted level connection
-  counted thread_model serialize_all_requests
+  has_sample 'info{.*,mode="emulate",level="connection",thread_model="serialize_all_requests"}' 1
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache" multiconn=1
+  client <<<'h = [conn() for i in range(2)]'
+  stop_server
+  has_sample 'connections_opened_total{mode="plugin: it has multi-conn"}' 2
 }
 
-@test "an existing file is replaced, in one step" {
+@test "an existing file is replaced, in one step, and keeps its mode" {
   echo old > "$stats"
+  chmod 640 "$stats"
   ln "$stats" keep
   serve MCSHIM_STATS_FILE="$stats" "$wbcache"
-  assert_equal "$(<"$stats")" old
-  client <<<'conn()'
+  wait_until counts running 1
+  assert_equal "$(stat -c %a "$stats")" 640
   stop_server
-  counted connections_opened 1
   assert_equal "$(<keep)" old
   run ls
   refute_line --regexp '^(\.|)stats.+'
 }
 
+@test "a new file can be read by all: nbdkit sets the umask itself" {
+  (umask 077; serve MCSHIM_STATS_FILE="$stats" "$wbcache")
+  wait_until counts running 1
+  assert_equal "$(stat -c %a "$stats")" 644
+}
+
+@test "a symbolic link is replaced, not followed" {
+  echo old > elsewhere
+  ln -s elsewhere "$stats"
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
+  wait_until eval '! test -L "$stats"'
+  stop_server
+  assert_equal "$(<elsewhere)" old
+  counted running 0
+}
+
 @test "nothing is left of the check at start" {
   mkdir d
   serve MCSHIM_STATS_FILE=d/stats "$wbcache"
-  assert_equal "$(ls -A d)" ""
+  wait_until test -s d/stats
+  stats=d/stats alone
   stop_server
-  assert_equal "$(ls -A d)" stats
+  stats=d/stats alone
 }
 
 @test "a server that fails to start for other reasons leaves no file behind" {
@@ -147,7 +210,103 @@ EOT
   not_under_tsan
   mkdir d
   serve MCSHIM_STATS_FILE=d/stats "$wbcache"
-  rmdir d
+  wait_until test -s d/stats
+  rm -r d
   stop_server
   has 'MCSHIM_STATS_FILE.*d/stats' "$server_err"
+}
+
+# taken: another server with this path does not start, and says why.
+taken ()
+{
+  run -1 under_shim MCSHIM_STATS_FILE="$stats" nbdkit -U - "$wbcache" \
+    --run 'echo started'
+  assert_output "mcshim: MCSHIM_STATS_FILE: '$stats' belongs to a server that runs: must be another path for each (%p is the process ID)"
+}
+
+@test "a path is one server's, until it ends, also by SIGKILL" {
+  local first
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
+  first=$server
+  taken
+  wait_until test -s "$stats"
+  taken
+  counted process_id "$(<"$first/pid")"
+  stop_server
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
+  wait_until counts process_id "$(<"$server/pid")"
+  taken
+  kill -KILL "$(<"$server/pid")"
+  wait_until test -s "$server/status"
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
+  wait_until counts process_id "$(<"$server/pid")"
+}
+
+@test "%p in the path is the process ID: a file for each server" {
+  local first
+  mkdir d
+  serve MCSHIM_STATS_FILE="d/a-%p-%p.prom" "$wbcache"
+  first=$(<"$server/pid")
+  serve MCSHIM_STATS_FILE="d/a-%p-%p.prom" "$wbcache"
+  wait_until test -s "d/a-$first-$first.prom"
+  wait_until test -s "d/a-$server_pid-$server_pid.prom"
+  assert_equal "$(find d -type f | wc -l)" 2
+}
+
+@test "what has the old name of the temporary file stays, as a rotated log" {
+  run -0 under_shim MCSHIM_STATS_FILE="$stats" sh -c '
+    echo log > "$1.$$"
+    echo "$1.$$" > name
+    exec nbdkit -U - "$2" --run true' sh "$stats" "$wbcache"
+  [ -s "$stats" ]
+  assert_equal "$(<"$(<name)")" log
+}
+
+@test "a file system that hangs does not hold up the server's end" {
+  local end
+  HANG=$PWD/hang PRELOAD_AFTER=$plugins/hang.so \
+    serve MCSHIM_STATS_FILE="$stats" "$wbcache"
+  wait_until counts running 1
+  touch hang
+  client <<<'conn().pread(512, 0)'
+  kill -TERM "$(<"$server/pid")"
+  end=$((SECONDS + 30))
+  wait_until test -s "$server/status"
+  [ $SECONDS -lt $end ]
+  assert_equal "$(<"$server/status")" 0
+  has "MCSHIM_STATS_FILE: $stats: the file system does not answer" \
+    "$server_err"
+}
+
+@test "a plugin with a decimal comma" {
+  has_plugin python
+  needs localedef
+  localedef -i de_DE -f UTF-8 "$PWD/de_DE.UTF-8" || skip "no German locale here"
+  cat > plugin.py <<'EOT'
+import locale
+locale.setlocale(locale.LC_ALL, "de_DE.UTF-8")
+assert locale.localeconv()["decimal_point"] == ","
+def open(readonly): return 1
+def get_size(h): return 512
+def pread(h, buf, offset, flags): buf[:] = bytearray(len(buf))
+API_VERSION = 2
+EOT
+  LOCPATH=$PWD serve MCSHIM_STATS_FILE="$stats" -r python plugin.py
+  client <<<'conn().pread(512, 0)'
+  stop_server
+  refute grep '[0-9],[0-9]' "$stats"
+  has_sample uptime_seconds '[0-9]*\.[0-9]\{9\}'
+}
+
+@test "a path with control characters: not in messages" {
+  local odd=$'no\033[31mwhere\n/stats'
+  run -1 under_shim MCSHIM_STATS_FILE="$odd" nbdkit -U - "$wbcache" --run true
+  assert_output "mcshim: MCSHIM_STATS_FILE: '$PWD/no?[31mwhere?/stats' can't be written: No such file or directory: must be the path of a file, in a directory that exists"
+  mkdir $'d\a'
+  serve MCSHIM_STATS_FILE=$'d\a/stats' "$wbcache"
+  wait_until test -s $'d\a/stats'
+  rm -r $'d\a'
+  stop_server
+  has 'd?/stats: No such file' "$server_err"
+  lacks $'\a' "$server_err"
 }

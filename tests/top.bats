@@ -1,77 +1,102 @@
 #!/usr/bin/env bats
-# mcshim --top: the statistics of a running server.
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
+# mcshim --top: a line a second of a running server's statistics.
 
 load common
 
 launcher=$BATS_TEST_DIRNAME/../scripts/mcshim
 
-# What a terminal shows, without the colours that nobody uses.
-screen () { tr -d '\r' < "$BATS_TEST_TMPDIR/screen"; }
-shows () { screen | grep -q -- "$1"; }
-
-# top_on_terminal: --top in a terminal of its own, whose keyboard is $keys.
-top_on_terminal ()
+# top [COMMAND...]: prints to "lines", until the test ends.
+top ()
 {
-  mkfifo keys
-  # What runs in the background ignores ^C, and so would its children.
-  env --default-signal=INT script -qefc "trap : INT; stty -a > before; $launcher --top $stats; echo \$? > status
-                stty -a > after" screen < keys > /dev/null 3>&- &
-  exec {keyboard}> keys
+  "$@" "$launcher" --top "$stats" > lines < /dev/null 3>&- &
+  top=$!
 }
 
-@test "in a terminal: rates and totals, until q, and the terminal is as before" {
-  serve MCSHIM_STATS_FILE="$stats" "$wbcache" model=requests
-  top_on_terminal
-  wait_until shows "waiting for $stats"
-  client <<'EOT'
-h = [conn() for i in range(2)]
-h[0].pwrite(b"a" * 512, 0)
-h[1].pread(512, 0)
-h[1].flush()
-wait_for("the screen", lambda: "client flushes" in open("screen").read())
-EOT
-  wait_until shows '^reads  *[0-9.]*  *1$'
-  wait_until shows '^plugin flushes  *[0-9.]*  *2$'
-  shows "server $(<"$server/pid"), up 0:00:0"
-  shows '^mode auto, level connection, serialize_requests$'
-  shows '^plugin flush  *[0-9.]*  *[0-9.]*  *[0-9.]*  *[0-9.]*$'
-  printf q >&"$keyboard"
-  wait_until test -s after
-  assert_equal "$(<status)" 0
-  assert_equal "$(<after)" "$(<before)"
-  stop_server
+teardown ()
+{
+  [ -z "${top-}" ] || kill "$top" 2>/dev/null || true
+  common_teardown
 }
 
-@test "in a terminal: ^C ends it, and the terminal is as before" {
-  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
-  client <<<'conn()'
-  top_on_terminal
-  wait_until shows "q quits"
-  printf '\003' >&"$keyboard"
-  wait_until test -s after
-  assert_equal "$(<status)" 130
-  assert_equal "$(<after)" "$(<before)"
-}
+header='^conn  reads writes flushes  plugin    ms$'
 
-@test "in a pipe: a line a second, until the server has ended" {
-  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
-  "$launcher" --top "$stats" > lines < /dev/null 3>&- &
-  local top=$!
+# busy: one client, who has requests under way for as long as wanted.
+busy ()
+{
   client <<'EOT'
 h = conn()
-h.pwrite(b"a" * 512, 0)
-wait_for("a write", lambda: any(float(l.split()[3]) > 0
-                               for l in open("lines").readlines()[1:]))
+def went_on():
+    h.pread(512, 0)
+    h.pwrite(b"a" * 512, 0)
+    h.flush()
+    with open("lines") as f:
+        return any(len(l.split()) == 6 and l.split()[0] == "1" and
+                   all(float(n) > 0 for n in l.split()) for l in f)
+wait_for("a line of it", went_on)
 EOT
-  stop_server
-  wait "$top"
-  assert_equal "$(awk 'NR == 1 { print $1, $4 }' lines)" "up,s writes/s"
-  awk 'NR == 2 { exit !(NF == 8 && $2 == 1) }' lines
 }
 
-@test "in a pipe: ends when nobody reads any more" {
+@test "it waits, and tells who the server is, and what goes on" {
+  top
+  wait_until grep -qx "waiting for $stats" lines
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache" model=requests flushdelay=2000
+  wait_until grep -q "$header" lines
+  has_line "wbcache, process $(<"$server/pid"): auto, connection" lines
+  busy
+  # A flush takes at least 2 ms.
+  awk 'NF == 6 && $6 ~ /^[0-9.]+$/ && $6 < 2 { exit wrong = 1 }
+    END { exit wrong }' lines
+}
+
+@test "it waits through restarts, and says when the process has gone" {
+  local first
   serve MCSHIM_STATS_FILE="$stats" "$wbcache"
-  client <<<'conn()'
+  first=$(<"$server/pid")
+  top
+  wait_until grep -q "$header" lines
+  stop_server
+  wait_until grep -qx "process $first has ended" lines
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
+  wait_until grep -q "^wbcache, process $(<"$server/pid"): " lines
+  kill -KILL "$(<"$server/pid")"
+  wait_until grep -qx "no process $(<"$server/pid") here" lines
+}
+
+# With each awk that there is, a decimal comma in the locale, and a terminal
+# that can do nothing.
+@test "40 columns, plain text, whatever the awk, the locale and the terminal" {
+  localedef -i de_DE -f UTF-8 "$PWD/de_DE.UTF-8" || true
+  mkdir bin
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
+  local awk
+  for awk in mawk gawk original-awk "busybox awk"; do
+    command -v "${awk% *}" || continue
+    printf '#!/bin/sh\nexec %s "$@"\n' "$awk" > bin/awk
+    chmod +x bin/awk
+    top env PATH="$PWD/bin:$PATH" LOCPATH="$PWD" LC_ALL=de_DE.UTF-8 TERM=dumb
+    wait_until grep -q "$header" lines
+    busy
+    kill "$top"
+    refute grep '.\{41\}\|,[0-9]\|[^ -~]' lines
+  done
+}
+
+@test "control characters in the file are not passed on" {
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
+  wait_until test -s "$stats"
+  stop_server
+  printf 'mcshim_info{version="1",plugin="\033[31mred\a",mode="a",level="b"} 1
+mcshim_process_id %d\nmcshim_start_time_seconds 1\n' $$ > "$stats"
+  top
+  wait_until grep -qx "\[31mred, process $$: a, b" lines
+  refute grep '[^ -~]' lines
+}
+
+@test "it ends when nobody reads any more" {
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
   "$launcher" --top "$stats" < /dev/null | head -n 1 > lines
   assert_equal "${PIPESTATUS[*]}" "141 0"
 }

@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # docs/troubleshooting.md: its headings are the names of these tests.
 
 load common
@@ -34,6 +37,7 @@ flag ()
   stop_server
   serve memory 1M
   grep libmcshim "/proc/$(<"$server/pid")/maps"
+  "$launcher" --status | grep "^process  *$(<"$server/pid"): "
   stop_server
   run -0 bash -c '"$1" nbdkit -fv -U - memory 1M --run true 2>&1 |
     grep mcshim' - "$launcher"
@@ -136,7 +140,8 @@ EOT
   # most COMMAND: how many connections it opened.
   most ()
   {
-    MCSHIM_STATS_FILE=$stats "$launcher" nbdkit -U - "$wbcache" --run "$1"
+    MCSHIM_STATS_FILE=$stats "$launcher" nbdkit -U - "$wbcache" --run "$1" \
+      2>>"$server_err"
     value connections_most_at_once
   }
   assert_equal "$(most 'nbdcopy --threads=4 "$uri" null:')" 4
@@ -176,16 +181,16 @@ EOT
   serve MCSHIM_STATS_FILE="$stats" "$wbcache" fua=native
   client <<<"FLAGS = 0; $script"
   stop_server
-  counted client_flushes 3 plugin_flushes 6
+  counted client_flush_seconds_count 3 plugin_flush_seconds_count 6
   serve MCSHIM_STATS_FILE="$stats" "$wbcache" fua=native
   client <<<"FLAGS = nbd.CMD_FLAG_FUA; $script"
   stop_server
-  counted client_flushes 9
+  counted client_flush_seconds_count 9
   # The plugin that says multi-conn by itself keeps its FUA.
   serve MCSHIM_STATS_FILE="$stats" "$wbcache" fua=native multiconn=1
   client <<<"FLAGS = nbd.CMD_FLAG_FUA; $script"
   stop_server
-  counted client_flushes 3
+  counted client_flush_seconds_count 3
 }
 
 @test "A flush fails, and no write had failed" {
@@ -227,15 +232,17 @@ EOT' 2>>"$server_err"
 
 @test "There are no statistics" {
   serve MCSHIM_STATS_FILE="$stats" "$wbcache"
-  refute [ -e "$stats" ]
+  wait_until test -s "$stats"
+  run "$launcher" --stats="$stats" nbdkit -U - "$wbcache" --run true
+  assert_output --partial "belongs to a server that runs"
   client <<<'conn()'
-  wait_until counts connections_opened 1
+  wait_until counts connections_opened_total 1
   kill -KILL "$(<"$server/pid")"
   wait_until test -s "$server/status"
-  counted running true
+  counted running 1
   rm "$stats"
   [ "$(id -u)" -eq 0 ] || skip "needs root to change to another user"
   run "$launcher" --stats="$stats" nbdkit -u nobody -U - "$wbcache" --run true
   assert_output --partial "MCSHIM_STATS_FILE: $stats: Permission denied"
-  refute [ -e "$stats" ]
+  refute [ -s "$stats" ]
 }

@@ -1,4 +1,7 @@
 #!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 # The plugin that the others are tested with: does it do what it is there for?
 # No shim, unless a test says so.
 

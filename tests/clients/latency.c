@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* How long one request takes, on a server with many connections.
  *
  *   latency WHAT CONNECTIONS DIRTY ROUNDS URI [BUSY IN-FLIGHT [WRITE-EVERY]]

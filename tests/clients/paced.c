@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* A client that is as fast as it shall be, for tests of what measures it.
  *
  * It takes the first number of the file "figures", reads so many MiB from

@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
 """A client: runs the Python script on stdin with what is defined here.
 
 script.py FILE LINE: the script stands in FILE, at LINE or near it.  When it

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* Two handles of the plugin behind one connection (spread.c, shim.c), for
  * spin, which tries every interleaving of a few requests.  What a round is
  * inside is replicate.pml's to prove; here it has the same two phases, and one

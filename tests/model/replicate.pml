@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* The replication protocol of replicate.c, for spin, which tries every
  * interleaving of a few requests.  Names are those of replicate.c, whose
  * head comment explains the protocol; here is what stands for what.
@@ -16,9 +20,11 @@
  * has no number.
  *
  * Plugin.  One block, of which one cell is followed: on the disk, and in
- * a cache per handle.  A write dirties the cell.  A read that misses
- * takes the cell from the disk and only then fills the cache, unless that
- * has the cell by now; in PARALLEL anything may happen between the two.
+ * a cache per handle.  A write dirties the cell.  A read takes the cell
+ * from the cache, or from the disk, and only then fills the cache, unless
+ * that has the cell by now; in PARALLEL anything may happen between the
+ * two.  So one that had found it in the cache puts it back if it has been
+ * dropped, as a second cache of the plugin's does.
  * A write to the rest of the block ("neighbour") has to fetch what
  * surrounds it, and so fills the cell in the same way.  A flush writes
  * back what was dirty when it began, and drops what is clean when it
@@ -47,9 +53,8 @@
  *                the request that it was for
  *   Prompt       a round does not wait for a request on a handle that has
  *                nothing to write back
- * Deadlocks spin finds by itself; with ENDLESS it also looks for a round,
- * or with TURNS for a request, that does not end although everybody goes
- * on.
+ * Deadlocks spin finds by itself; with ENDLESS it also looks for a round
+ * that does not end although everybody goes on.
  *
  * Words like NO_OWED take one guard of the protocol away; "run" has the
  * list.  Each must make an assertion fail: else the model is blind.
@@ -178,8 +183,9 @@ byte want[CLIENTS];             /* the same when its flush was entered */
 byte must;                      /* what each read from now on returns */
 byte gone;                      /* a close lost the values up to this ... */
 bool told;                      /* ... and a flush has failed since */
-bool unreported;                /* a flush failed, but no round has yet */
-bool told_owed[CLIENTS];        /* the same when its flush was entered */
+bool unreported;                /* a flush failed, but no round has yet ... */
+bool unreported_close;          /* ... or one at a close since the last began */
+bool told_owed[CLIENTS];        /* either, when its flush was entered */
 byte limbo;                     /* of a handle in mode plugin, not on disk */
 
 /* Never true.  Spin reports the text of an assertion that fails. */
@@ -228,8 +234,7 @@ inline request_enters (i)
   enter (i);
   if
   :: op == WRITE
-  :: op != WRITE && conn[i].valid -> seen = conn[i].value
-  :: op != WRITE && !conn[i].valid -> seen = fetched; miss = true
+  :: op != WRITE -> seen = (conn[i].valid -> conn[i].value : fetched)
   fi
 }
 
@@ -241,12 +246,11 @@ inline request_leaves (i)
      conn[i].valid = true;
      conn[i].dirty = true;
      conn[i].value = returned + 1
-  :: op != WRITE && miss && !conn[i].valid && !is_plain (i) ->
+  :: op != WRITE && !conn[i].valid && !is_plain (i) ->
      conn[i].valid = true;
      conn[i].value = seen
   :: else
   fi;
-  miss = false;
   leave (i)
 }
 
@@ -293,7 +297,7 @@ inline flush_leaves (i)
 #ifdef REFRESH
      :: conn[i].valid && !conn[i].dirty -> conn[i].value = fetched
 #else
-     :: !conn[i].dirty && !early && !snapped -> drop (i)
+     :: !conn[i].dirty && !early -> drop (i)
 #endif
      :: else
      fi
@@ -399,7 +403,12 @@ inline flush_ends (i)
 #endif
      unflushed = unflushed || (is_write && !taken_write);
      conn[i].seen = before
+#ifndef NO_ENTERED
+  :: !failed && covers && conn[i].read_marked -> conn[i].seen = before
+  :: !failed && covers && !conn[i].read_marked ->
+#else
   :: !failed && covers ->
+#endif
      conn[i].seen = (conn[i].seen < began -> began : conn[i].seen);
      conn[i].owes = conn[i].owes && conn[i].seen < conn[i].owed
   :: else
@@ -530,7 +539,17 @@ inline replica_goes_on (i)
   :: runs ->
      flush_runs (i);
      d_step {
+       as_of = began;
        flush_ends (i);
+       if
+#ifndef NO_OWED
+       :: !failed && phase_two && conn[i].seen < as_of ->
+          conn[i].owed = written;
+          conn[i].owes = true
+#endif
+       :: else
+       fi;
+       as_of = 0;
        is_write = false;
        conn[i].flushed = true;
        conn[i].failed = failed;
@@ -552,7 +571,7 @@ inline replica_goes_on (i)
 
 active proctype helper ()
 {
-  byte c, snap, began, before, mine;
+  byte c, snap, began, before, mine, as_of;
   bool taken_write, taken_read, snapped, early, failed, covers, is_write;
   bool runs;
 
@@ -648,6 +667,8 @@ inline round_begins ()
   running = true;
   each_client (into_batch);
   err = close_err;
+  unreported = unreported || unreported_close;
+  unreported_close = false;
 #ifndef KEEP_CLOSE_ERR
   close_err = false;
 #endif
@@ -861,9 +882,9 @@ inline enter_marked (i)
 active [CLIENTS] proctype client ()
 {
   byte self;                    /* what its flush came in on */
-  byte c, seen, floor, snap, began, before, mine, target;
+  byte c, seen, floor, snap, began, before, mine, target, as_of;
   mtype op;
-  bool one, miss, taken_write, taken_read, snapped, early, failed;
+  bool one, taken_write, taken_read, snapped, early, failed;
   bool covers, is_write, runs, in_round, refused;
 
 idle:
@@ -1021,7 +1042,7 @@ flush:
   atomic {
     printf ("client %d: flush begins\n", me);
     want[me] = returned;
-    told_owed[me] = unreported;
+    told_owed[me] = unreported || unreported_close;
 #ifdef SHARE_RUNNING
     waiter[me] = (running -> IN_BATCH : WAITING);
 #else
@@ -1167,7 +1188,7 @@ solo:
 #ifndef NO_CLOSE_ERR
        close_err = true;
 #endif
-       unreported = true
+       unreported_close = true
     :: else
     fi;
     in_round = false;

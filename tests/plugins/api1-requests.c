@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* api1.c, of which one handle takes one request at a time, and several are
  * called at once.
  */

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* A plugin of API version 1, as nbdkit 1.24's ssh, curl and split are: no
  * flags, no can_multi_conn, and the data callbacks in the five early slots
  * of the struct.  Each connection has a write-back cache.

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* A plugin whose flush asks the server about its connection, and logs what
  * it is told.  What it may ask is for the file to say that includes this:
  * the shim looks at the symbols.

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* A second library to preload that interposes dlsym too, and passes every
  * call on.  $DLSYM_LOG gets a line for each "plugin_init" asked for.
  */

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* A library to preload that lets the shim, and nobody else, run out of
  * something: while the file $EXHAUST names posix_memalign, calloc or
  * pthread_create on a line of its own, that function fails when it is

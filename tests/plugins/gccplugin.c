@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* A plugin of GCC, not of nbdkit: it too exports plugin_init, with other
  * arguments and another result.  The types of GCC's headers are not
  * needed to say hello, and to fail if $GCCPLUGIN_FAIL is set.

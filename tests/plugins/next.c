@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* A second library to preload: one that wraps close by asking dlsym for
  * the RTLD_NEXT one.  What that finds depends on the caller, so a dlsym
  * that answers for itself would hand back the wrong function, or this one.

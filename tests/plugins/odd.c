@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* A plugin whose struct is odd, in the way that $ODD says, since nbdkit
  * reads the struct before a plugin sees any parameter:
  *

@@ -1,9 +1,13 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* For what moved into libc with glibc 2.34: a library that is to be
  * preloaded beside the shim into an older one's programs must ask for the
  * older version.  interpose/oldglibc.h has the whole story.
  */
 
-#if defined (__x86_64__) && !defined (__ILP32__)
+#if defined (__GLIBC__) && defined (__x86_64__) && !defined (__ILP32__)
 #define OLD(function)                                                   \
   __asm__ (".symver " #function "," #function "@GLIBC_2.2.5")
 #else

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* helpers.c: threads that help, given a lock and a piece of work. */
 
 #include "helpers.h"

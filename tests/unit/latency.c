@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* latency.h: a quantile is never too low, and at most an eighth too high. */
 
 #include "latency.h"

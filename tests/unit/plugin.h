@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* A plugin with a cache for each handle, and connections to it, as shim.c
  * would call them: see tests/plugins/wbcache.c for the real one.
  *
@@ -253,7 +257,7 @@ renew (struct conn *c)
   c->h.plugin = c;
   c->h.flushable = true;
   c->h.resolution = (struct resolution) {
-    .mode = MODE_EMULATE, .advertise = true, .replicate = true,
+    .verdict = EMULATE, .advertise = true, .replicate = true,
   };
 }
 
@@ -401,7 +405,8 @@ opened_as_mode (const char *name, enum mode mode, bool multi_conn)
   struct conn *c = another ();
 
   c->h.resolution = (struct resolution) {
-    .mode = mode, .replicate = mode == MODE_EMULATE,
+    .verdict = mode == MODE_EMULATE ? EMULATE : PLUGIN_HAS_FLAG,
+    .replicate = mode == MODE_EMULATE,
   };
   c->h.multi_conn = multi_conn;
   do_open (c, name);
@@ -417,7 +422,7 @@ opened_apart (const char *name)
   struct conn *c = another ();
 
   c->h.resolution = (struct resolution) {
-    .mode = MODE_DISABLE, .replicate = true,
+    .verdict = DISABLE_SET, .replicate = true,
   };
   c->h.connection = (struct connection *) c;
   CHECK (handle_opens_apart (&c->h, name) == 0);

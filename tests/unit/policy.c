@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* policy.c without a server: environments in, decisions out. */
 
 #include <limits.h>
@@ -476,7 +480,6 @@ test_resolve (void)
         break;
       }
 
-    CHECK (r.mode != MODE_AUTO, "%s", what);
     CHECK ((r.refusal != NULL) == refused, "%s", what);
     if (r.refusal) {
       CHECK (strstr (r.refusal, "flush"), "%s: %s", what, r.refusal);
@@ -488,12 +491,52 @@ test_resolve (void)
     }
     CHECK (r.advertise == flag, "%s", what);
     CHECK (r.replicate == emulates, "%s", what);
-    CHECK ((r.mode == MODE_EMULATE) == emulates, "%s", what);
+    CHECK ((r.verdict == EMULATE) == emulates, "%s", what);
+    CHECK (!r.notice, "%s: %s", what, r.notice);
 
     /* Told where auto would have emulated, and could not. */
-    CHECK ((r.notice != NULL) == (p.mode == MODE_AUTO && !flag &&
-                                  !t.connections_serialized), "%s", what);
-    CHECK (!r.notice || strstr (r.notice, " -r "), "%s: %s", what, r.notice);
+    CHECK ((r.verdict == DISABLE_NO_FLUSH) ==
+           (p.mode == MODE_AUTO && !flag && !t.connections_serialized), "%s",
+           what);
+    CHECK ((r.verdict == DISABLE_SERIALIZED) ==
+           (p.mode == MODE_AUTO && t.connections_serialized), "%s", what);
+    CHECK ((r.verdict == PLUGIN_READ_ONLY) ==
+           (p.mode == MODE_AUTO && flag && !t.multi_conn && !t.can_flush),
+           "%s", what);
+    CHECK ((r.verdict == PLUGIN_HAS_FLAG) ==
+           (t.multi_conn && (p.mode == MODE_PLUGIN ||
+                             (p.mode == MODE_AUTO &&
+                              !t.connections_serialized))), "%s", what);
+    /* The words begin with the mode, which is not auto. */
+    CHECK (strncmp (verdict_words (r.verdict), mode_name (p.mode),
+                    strlen (mode_name (p.mode))) == 0 || p.mode == MODE_AUTO,
+           "%s: %s", what, verdict_words (r.verdict));
+    CHECK (strncmp (verdict_words (r.verdict), "auto", 4) != 0, "%s", what);
+  }
+}
+
+/* At "fast" a flush that is not replicated may be skipped although another
+ * connection needs it: who can't have that is told.
+ */
+static void
+test_fast (void)
+{
+  static const enum level levels[] =
+    { LEVEL_CONNECTION, LEVEL_FAST, LEVEL_OFF };
+
+  for (int i = 0; i < 3 * 5 * 8; i++) {
+    const struct policy p =
+      { .mode = (enum mode) (i / 8 % 5), .level = levels[i / 40] };
+    const struct traits t = {
+      .plugin = "file", .connections_serialized = i & 1, .multi_conn = i & 2,
+      .can_flush = i & 4,
+    };
+    const struct resolution r = policy_resolve (&p, &t);
+    const bool told = r.notice && strstr (r.notice, "=fast: ");
+
+    CHECK (told == (p.level == LEVEL_FAST && !t.connections_serialized &&
+                    !t.multi_conn && t.can_flush && !r.replicate),
+           "%d: %s", i, r.notice ? r.notice : "");
   }
 }
 
@@ -530,12 +573,12 @@ test_apart (void)
                 t.multi_conn, t.can_flush, t.readonly);
       if (table[i].apart && p.mode == MODE_AUTO) {
         CHECK (r.advertise == t.multi_conn, "%s", what);
-        CHECK (r.mode == (t.multi_conn ? MODE_PLUGIN : MODE_DISABLE), "%s",
-               what);
+        CHECK (r.verdict == (t.multi_conn ? PLUGIN_HAS_FLAG : DISABLE_APART),
+               "%s", what);
         CHECK (!r.replicate && !r.refusal && !r.notice, "%s", what);
       }
       else
-        CHECK (r.mode == file.mode && r.advertise == file.advertise &&
+        CHECK (r.verdict == file.verdict && r.advertise == file.advertise &&
                r.replicate == file.replicate && r.refusal == file.refusal &&
                r.notice == file.notice, "%s", what);
     }
@@ -570,7 +613,7 @@ test_wants (void)
       t.can_flush = !t.can_flush;
     const struct resolution b = policy_resolve (&p, &t);
 
-    CHECK (a.mode == b.mode && a.advertise == b.advertise &&
+    CHECK (a.verdict == b.verdict && a.advertise == b.advertise &&
            a.replicate == b.replicate && a.refusal == b.refusal &&
            a.notice == b.notice,
            "%s, %d", mode_name (p.mode), i % 16);
@@ -597,7 +640,7 @@ test_several (void)
     const struct resolution two = policy_resolve (&p, &t);
 
     CHECK (two.replicate || !t.can_flush, "%d", i);
-    CHECK (one.mode == two.mode && one.advertise == two.advertise &&
+    CHECK (one.verdict == two.verdict && one.advertise == two.advertise &&
            one.refusal == two.refusal, "%d", i);
     /* Nothing is skipped then that needs a warning. */
     CHECK (one.notice == two.notice ||
@@ -653,6 +696,7 @@ main (void)
     { "the list of the knobs", test_print_knobs },
     { "what was meant by a name that is wrong", test_suggestions },
     { "what each mode makes of each plugin", test_resolve },
+    { "a level of fast that skips flushes is warned of", test_fast },
     { "connections that are kept apart have no flag in auto", test_apart },
     { "a plugin is asked what matters", test_wants },
     { "what several handles make of it", test_several },

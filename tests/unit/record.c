@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* interpose/record.c, on servers that are like nbdkit's of each age as far
  * as it can see, and on some that are not.
  */

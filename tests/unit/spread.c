@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* spread.c: which handle serves a request, and when it waits. */
 
 #include "spread.h"

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* Threads that a test has under control.
  *
  * What the library calls of libpthread comes here (--wrap in the

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
 /* What every unit test has: a table of tests, and CHECK.
  *
  * A test is a function.  It runs in a process of its own, so that it

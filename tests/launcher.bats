@@ -1,0 +1,70 @@
+#!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
+# mcshim's own command line: what it takes, and how it says what is wrong.
+
+load common
+
+source=$BATS_TEST_DIRNAME/..
+mcshim=$source/scripts/mcshim
+
+# complains MESSAGE ARGUMENT...: that is the first line, the exit status is 2,
+# and nothing is started.
+complains ()
+{
+  run -2 "$mcshim" "${@:2}"
+  assert_line --index 0 "mcshim: $1"
+  refute_line started
+}
+
+@test "-h is --help" {
+  run -0 "$mcshim" --help
+  local help=$output
+  run -0 "$mcshim" -h
+  assert_output "$help"
+  assert_line --index 0 --partial "usage: mcshim "
+}
+
+@test "--json and --seconds without what they are for" {
+  complains "--json needs --probe or --try" --json echo started
+  complains "--seconds needs --probe or --try" --seconds=2 echo started
+}
+
+@test "--probe, --try, --top and --status: one at a time" {
+  local one other
+  for one in --probe --try --top=x --status; do
+    for other in --probe --try --top=x --status; do
+      [ "$one" != "$other" ] || continue
+      complains "${other%=*}: only one of --probe, --try, --top and --status" \
+        "$one" "$other" echo started
+    done
+  done
+  complains "--top starts no command: must be alone" --top=x echo started
+}
+
+@test "--exportname no nbdkit explains itself" {
+  local word
+  for word in no No 0 false off yes; do
+    complains "--exportname: '$word' is taken as the command: must be --exportname=$word" \
+      --exportname "$word" echo started
+  done
+}
+
+@test "what is wrong is one line of text, whatever was typed" {
+  complains 'unknown option --a?[31m?b' $'--a\033[31m\nb' echo started
+  mkdir $'d\a'
+  complains "--top: 'd?' is a directory: must be the file that a server was given with --stats" \
+    --top=$'d\a'
+}
+
+@test "a path with a space or a colon: said before anything is built" {
+  local dir
+  for dir in "a b" "a:b"; do
+    mkdir "$dir"
+    cp "$source/Makefile" "$dir"
+    run -2 env -u MAKEFLAGS make -C "$dir" all
+    assert_output --partial "/$dir: LD_PRELOAD cannot name a path with a space or colon: move this directory"
+    assert_equal "$(ls "$dir")" Makefile
+  done
+}
