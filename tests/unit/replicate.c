@@ -2433,6 +2433,11 @@ test_beside (void)
   handle_gives_up (&b->h);
   s = replicate_statistics ();
   CHECK (s.handle_opens_failed == 1 && s.handles_open == 2);
+  CHECK (do_close (c) == 0);
+  c = opened_as ("x");
+  do_write (c, 1);
+  CHECK (flush (a) == 0);
+  CHECK (disk[c->cell] == 1, "it is the group that there was");
 
   /* A group ends with the last of them. */
   renew (b);
