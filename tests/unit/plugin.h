@@ -422,7 +422,7 @@ opened_apart (const char *name)
   struct conn *c = another ();
 
   c->h.resolution = (struct resolution) {
-    .mode = MODE_DISABLE, .replicate = true,
+    .verdict = DISABLE_SET, .replicate = true,
   };
   c->h.connection = (struct connection *) c;
   CHECK (handle_opens_apart (&c->h, name) == 0);
