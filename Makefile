@@ -21,13 +21,16 @@ INSTALL ?= install
 VERSION := $(shell sed -n 's/^version=//p' scripts/mcshim)
 # What it reads in for --probe, --try and so on goes to a directory of its own.
 launcher := scripts/mcshim
-launcher_parts := $(addprefix scripts/mcshim-,captive probe status top try)
+launcher_parts := $(addprefix scripts/mcshim-,captive probe status top try \
+                    verify)
+
+musl := $(findstring musl-gcc,$(CC))
 
 # Warnings are errors in CI only: a user's compiler may know more of them.
 # musl-gcc looks for musl's headers alone, and nbdkit's stand beside glibc's.
 common := -std=gnu11 -pthread -Wall -Wextra -Wshadow -Wstrict-prototypes \
           -Wno-psabi $(if $(CI),-Werror) \
-          $(if $(findstring musl-gcc,$(CC)),-idirafter /usr/include)
+          $(if $(musl),-idirafter /usr/include)
 
 # libatomic where the processor has no 64-bit atomics (armel).
 atomic = $(if $(filter 1,$(shell echo __GCC_ATOMIC_LLONG_LOCK_FREE | \
@@ -50,9 +53,12 @@ $(build)/interpose/%.o: sanitize_this :=
 sanitize_this = $(sanitize)
 
 plugin_dir := tests/plugins
+# musl has no dlvsym for dlsymmer.
 plugins := $(patsubst tests/plugins/%.c,$(plugin_dir)/%.so,\
-             $(wildcard tests/plugins/*.c))
+             $(filter-out $(if $(musl),%/dlsymmer.c),\
+               $(wildcard tests/plugins/*.c)))
 clients := $(patsubst %.c,%,$(wildcard tests/clients/*.c))
+checker := mcshim-checker
 units   := $(patsubst tests/unit/%.c,$(build)/unit/%,\
              $(wildcard tests/unit/*.c))
 
@@ -60,8 +66,15 @@ units   := $(patsubst tests/unit/%.c,$(build)/unit/%,\
 # else is built and installed.
 man := $(build)/mcshim.1 $(build)/libmcshim.7
 have_man := $(if $(shell command -v pod2man),$(man))
+# The same goes for what --verify runs, without libnbd.  It is this machine's.
+have_checker := $(if $(filter build,$(build)),$(shell \
+                  pkg-config --exists libnbd 2>/dev/null && echo $(checker)))
 
-all: $(lib) $(if $(SANITIZE),,$(have_man))
+all: $(lib) $(if $(SANITIZE),,$(have_man)) $(have_checker)
+
+$(checker): $(wildcard verify/*.[ch]) Makefile
+	$(CC) $(common) $(CPPFLAGS) $(CFLAGS) -o $@ $(filter %.c,$^) $(LDFLAGS) \
+	  $$(pkg-config --cflags --libs libnbd)
 
 man: $(man)
 
@@ -89,13 +102,15 @@ $(build)/%.o: %.S Makefile
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 # What the tests use: plugins for nbdkit, libraries to preload beside the shim
-# (before glibc 2.34 these need libdl), clients over libnbd, and programs that
-# test without a server.
+# (before glibc 2.34 these need libdl; musl has none), clients over libnbd, and
+# programs that test without a server.
+
+libdl := $(if $(musl),,-Wl,--no-as-needed -l:libdl.so.2)
 
 # The library as it must not be: the tests must see it.
 any_handle := $(build)/any-handle/libmcshim.so
 
-test-programs: test-plugins $(clients) units $(any_handle)
+test-programs: test-plugins $(clients) $(checker) units $(any_handle)
 test-plugins: $(plugins)
 
 $(any_handle): spread.c $(filter-out $(build)/spread.o,$(lib_obj)) spread.h
@@ -109,7 +124,7 @@ depend_on = -MMD -MP -MF $(build)/$(subst /,-,$@).d
 $(plugin_dir)/%.so: tests/plugins/%.c Makefile
 	@mkdir -p $(build) $(@D)
 	$(CC) $(common) -fPIC -shared $(CPPFLAGS) $(CFLAGS) $(depend_on) \
-	  -o $@ $< $(LDFLAGS) -Wl,--no-as-needed -l:libdl.so.2
+	  -o $@ $< $(LDFLAGS) $(libdl)
 
 tests/clients/%: tests/clients/%.c Makefile
 	@mkdir -p $(build)
@@ -200,7 +215,7 @@ triple_s390x    := s390x-linux-gnu
 ARCH ?= arm64 armel armhf i386 mips64el ppc64el riscv64 s390x
 check-cross:
 	scripts/deps cross
-	$(MAKE) --no-print-directory $(clients)
+	$(MAKE) --no-print-directory $(clients) $(checker)
 	@status=0; for arch in $(ARCH); do \
 	  $(MAKE) --no-print-directory check-cross-$$arch || status=1; \
 	done; exit $$status
@@ -210,6 +225,20 @@ check-cross-%:
 	    triple_%,$(.VARIABLES))), not "$*"))-gcc build=build-$* \
 	  lib=build-$*/libmcshim.so plugin_dir=build-$*/plugins all test-plugins
 	MCSHIM_SO=$(CURDIR)/build-$*/libmcshim.so tests/compat/run $*
+
+# The same with musl in place of glibc, on an nbdkit that is built for it.
+check-musl:
+	scripts/deps musl
+	$(MAKE) --no-print-directory $(clients)
+	$(MAKE) --no-print-directory CC=musl-gcc build=build-musl \
+	  lib=build-musl/libmcshim.so plugin_dir=build-musl/plugins all test-plugins
+	tests/musl
+
+# nbdkit's own tests and libnbd's, without the library and with it.
+check-upstream:
+	scripts/deps upstream
+	$(MAKE) --no-print-directory all
+	tests/upstream
 
 # The protocol, checked exhaustively: it holds, and does not without any of
 # its guards.
@@ -239,11 +268,11 @@ check-asan check-tsan:
 # What it costs and brings, beside the plain server and the filter.
 bench:
 	scripts/deps bench
-	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients)
+	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients) $(checker)
 	scripts/bench --results=$(build)/bench.json --plots=docs/plots
 bench-quick:
 	scripts/deps bench
-	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients)
+	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients) $(checker)
 	scripts/bench --quick --only=instructions,flushes,mixed
 
 # The README's table of what it brings.
@@ -251,6 +280,13 @@ bench-headline:
 	scripts/deps compat
 	$(MAKE) --no-print-directory all tests/clients/relay
 	scripts/bench --only=headline
+
+# docs/plugins.md, from runs with each plugin of each nbdkit, on SERVERS as
+# check-compat takes them.
+plugin-table:
+	scripts/deps compat
+	$(MAKE) --no-print-directory all
+	tests/plugin-table $(SERVERS)
 
 # Packages, in build/deb and build/rpm, and what becomes of them in a clean
 # Debian.
@@ -270,8 +306,9 @@ check-kernel:
 	tests/kernel-client
 
 # What must pass before a release, the quick ones first.
-release_checks := check check-tools check-compat check-cross check-deb check-rpm \
-  check-kernel check-asan check-tsan model mutants bench-quick soak
+release_checks := check check-tools check-compat check-cross check-musl \
+  check-upstream check-deb check-rpm check-kernel check-asan check-tsan model \
+  mutants bench-quick soak
 release-check:
 	@test -z "$$(git status --porcelain)" || { \
 	  echo "release-check: first commit or remove what git status shows"; \
@@ -285,11 +322,13 @@ release-check:
 deps:
 	scripts/deps check
 
-install: $(lib) $(have_man)
+install: $(lib) $(have_man) $(have_checker)
 	$(INSTALL) -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(LIBDIR)"
 	$(INSTALL) -m 755 $(lib) "$(DESTDIR)$(LIBDIR)/libmcshim.so"
 	$(INSTALL) -d "$(DESTDIR)$(LIBDIR)/mcshim"
 	$(INSTALL) -m 644 $(launcher_parts) "$(DESTDIR)$(LIBDIR)/mcshim"
+	test -z "$(have_checker)" || \
+	  $(INSTALL) -m 755 $(checker) "$(DESTDIR)$(LIBDIR)/mcshim"
 	sed 's|^libdir=.*|libdir="$(LIBDIR)"|' $(launcher) > $(build)/mcshim
 	$(INSTALL) -m 755 $(build)/mcshim "$(DESTDIR)$(BINDIR)/mcshim"
 	$(INSTALL) -d "$(DESTDIR)$(BASHCOMPDIR)" "$(DESTDIR)$(ZSHCOMPDIR)"
@@ -304,10 +343,10 @@ install: $(lib) $(have_man)
 # unpacked.
 dist = $(build)/mcshim-$(VERSION)-$(firstword $(subst -, ,$(shell \
          $(CC) -dumpmachine)))
-dist: $(lib) $(have_man)
+dist: $(lib) $(have_man) $(have_checker)
 	rm -rf $(dist)
 	$(INSTALL) -d $(dist)
-	$(INSTALL) -m 755 $(lib) $(launcher) $(dist)
+	$(INSTALL) -m 755 $(lib) $(launcher) $(have_checker) $(dist)
 	$(INSTALL) -m 644 $(launcher_parts) README.md LICENSE $(have_man) $(dist)
 	tar -C $(build) --owner=0 --group=0 -czf $(dist).tar.gz $(notdir $(dist))
 	@echo $(dist).tar.gz
@@ -325,12 +364,13 @@ uninstall:
 
 clean:
 	rm -rf build build-* libmcshim.so
-	rm -f $(plugins) $(clients)
+	rm -f $(plugins) $(clients) $(checker)
 
 .PHONY: all man test-programs test-plugins units unit mutants demo check \
-	check-tools check-fresh check-compat check-cross \
+	check-tools check-fresh check-compat check-cross check-musl \
+	check-upstream \
 	model soak check-asan check-tsan check-deb check-rpm check-kernel deb rpm \
-	bench bench-quick bench-headline release-check deps install dist uninstall clean
+	bench bench-quick bench-headline plugin-table release-check deps install dist uninstall clean
 .DELETE_ON_ERROR:
 
 -include $(lib_obj:.o=.d) $(unit_obj:.o=.d) $(wildcard $(build)/*.d)

@@ -663,7 +663,7 @@ expect(sorted(handles("flush")), [0, 1])
 expect(bytes(conn().pread(10 * 4096, 0)), letters(10 * 4096))
 EOT
     ends_well
-    counted handle_opens_failed 1
+    counted handle_opens_failed_total 1
     gave_up 2 "another could not be opened"
     assert_equal "$(grep -c 'mcshim:' "$server_err")" 1
   done
@@ -800,13 +800,13 @@ h[1].pread(3 * 4096, 0)
 tick()
 with open(os.environ["stats"]) as f:
     now = f.read()
-for line in ("connections_open: 1", "handles_open: 3"):
+for line in ("mcshim_connections 1\n", "mcshim_handles 3\n"):
     expect(line in now, True)
 EOT
   ends_well
-  counted connections_open 0 connections_opened 2 connections_most_at_once 2 \
-    handles_open 0 handles_most_at_once 6 handle_opens_failed 0 \
-    writes 6 reads 3
+  counted connections 0 connections_opened_total 2 connections_most_at_once 2 \
+    handles 0 handles_most_at_once 6 handle_opens_failed_total 0 \
+    writes_total 6 reads_total 3
 }
 
 @test "API version 1" {

@@ -297,7 +297,7 @@ inline flush_leaves (i)
 #ifdef REFRESH
      :: conn[i].valid && !conn[i].dirty -> conn[i].value = fetched
 #else
-     :: !conn[i].dirty && !early && !snapped -> drop (i)
+     :: !conn[i].dirty && !early -> drop (i)
 #endif
      :: else
      fi

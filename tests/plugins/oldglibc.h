@@ -7,7 +7,7 @@
  * older version.  interpose/oldglibc.h has the whole story.
  */
 
-#if defined (__x86_64__) && !defined (__ILP32__)
+#if defined (__GLIBC__) && defined (__x86_64__) && !defined (__ILP32__)
 #define OLD(function)                                                   \
   __asm__ (".symver " #function "," #function "@GLIBC_2.2.5")
 #else
