@@ -516,7 +516,8 @@ new_connection (const char *group, int readonly)
   unsigned i;
   int err;
 
-  c = allocate (sizeof *c + (several ? NR_QUESTIONS : 0) * sizeof c->answers[0]);
+  c = allocate (sizeof *c +
+                (several ? NR_QUESTIONS * sizeof c->answers[0] : 0));
   if (c != NULL) {
     c->handle.connection = c;
     c->readonly = readonly;
@@ -894,8 +895,9 @@ PIECES (cache, false, NO_BUF,
  * of it, and of more than one extent only if MORE.
  */
 static bool
-add_extents (struct nbdkit_extents *extents, const struct nbdkit_extents *piece,
-             uint64_t end, bool more, int *r)
+add_extents (struct nbdkit_extents *extents,
+             const struct nbdkit_extents *piece, uint64_t end, bool more,
+             int *r)
 {
   const size_t n = nbdkit_extents_count (piece);
   struct nbdkit_extent e = { 0 };

@@ -207,7 +207,7 @@ EOT
 
 # Connections that only read #################################################
 
-# only_reads SCRIPT-OPTION...: in the ways in which a connection may be so.
+# only_reads [PARAMETER...]
 only_reads ()
 {
   start -r "$@"
@@ -645,7 +645,7 @@ EOT
 
 # Handles that can't be had ##################################################
 
-# goes_on WITH REASON SCRIPT-LINE...
+# gave_up N REASON: that is in the log.
 gave_up () { has "mcshim: a connection goes on with $1 handles of up to 4: $2" "$server_err"; }
 
 @test "a handle that can't be opened is given up, and that is said once" {
@@ -835,7 +835,6 @@ EOT
 }
 
 @test "a further handle is opened as the first was" {
-  local tls=()
   disk thread_model='echo serialize_requests' can_write='exit 0' \
     open="echo \$2 \$3 >> '$log'; echo h"
   serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"

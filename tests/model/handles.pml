@@ -13,6 +13,9 @@
  * the cache, or on the disk if it is not cached.  A request is for one range,
  * or crosses from 0 into 1.  A long zero is one call on handle 0 for both.
  *
+ * It is asked at SERIALIZE_REQUESTS.  In PARALLEL the order of what one handle
+ * gets at once is the plugin's to keep, and that is all that would be seen.
+ *
  * Clients send requests on the one connection; each waits for its reply.  The
  * cell's values only grow, and there is one write of a cell at a time, as two
  * at once have no order.  At the end the connection closes.
@@ -162,7 +165,8 @@ inline plugin_flush (i, mine)
        fi;
        written++
     :: else
-    fi
+    fi;
+    began = 0; covers = false; was_dirty = false; r = 0
   }
 }
 
@@ -209,7 +213,7 @@ inline replicate ()
      j++
   :: else -> break
   od;
-  round = false
+  atomic { round = false; j = 0; k = 0 }
 }
 
 mtype = { WRITE, NEIGHBOUR, READ };
@@ -274,7 +278,8 @@ inline call (i, range)
     :: op == NEIGHBOUR -> h[i].at[range].dirty = true
     :: op == READ -> assert (Own || h[i].at[range].value >= value[range])
     fi;
-    leave (i)
+    leave (i);
+    missed = false; fetched = 0
   }
 }
 
@@ -328,6 +333,14 @@ inline reply ()
      r++
   :: else -> break
   od
+}
+
+/* Fewer states. */
+inline clear ()
+{
+  value[0] = 0; value[1] = 0;
+  first = 0; last = 0; i = 0; r = 0;
+  op = WRITE
 }
 
 /* As it comes, or split. */
@@ -401,7 +414,7 @@ proctype client ()
        new_values ()
      };
      request ();
-     atomic { reply () }
+     atomic { reply (); clear () }
   :: atomic {
        neighbours > 0 -> neighbours--;
        op = NEIGHBOUR;
@@ -411,7 +424,8 @@ proctype client ()
        fi;
        last = first
      };
-     request ()
+     request ();
+     atomic { clear () }
   :: atomic {
        reads > 0 -> reads--;
        op = READ;
@@ -423,14 +437,18 @@ proctype client ()
        :: first = 0; last = 1
        fi
      };
-     request ()
+     request ();
+     atomic { clear () }
   :: atomic {
        flushes > 0 -> flushes--;
        want[0] = replied[0];
        want[1] = replied[1]
      };
      replicate ();
-     assert (Durable || (disk[0] >= want[0] && disk[1] >= want[1]))
+     atomic {
+       assert (Durable || (disk[0] >= want[0] && disk[1] >= want[1]));
+       want[0] = 0; want[1] = 0
+     }
   :: atomic {
        longs > 0 && !writing[0] && !writing[1] -> longs--;
        op = WRITE;
@@ -439,7 +457,7 @@ proctype client ()
        new_values ()
      };
      long_zero ();
-     atomic { reply () }
+     atomic { reply (); clear () }
   :: break
   od;
   ended++
