@@ -7,7 +7,7 @@
 
 load common
 
-checker=$BATS_TEST_DIRNAME/clients/consistency
+checker=$BATS_TEST_DIRNAME/../mcshim-checker
 
 # consistent [MCSHIM_X=VALUE...] "PLUGIN-PARAMETER..." CLIENT-OPTION...
 consistent ()
