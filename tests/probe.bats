@@ -293,7 +293,7 @@ complains ()
   complains "-p needs a value" --probe nbdkit -p
   complains "serves nothing" --probe nbdkit --dump-plugin memory
   complains "--size needs --try" --probe --size=1M nbdkit memory 1M
-  complains "--json needs --probe or --try" --json nbdkit memory 1M
+  complains "--json needs --probe, --try or --verify" --json nbdkit memory 1M
   complains "--seconds needs --probe" --seconds=1 nbdkit memory 1M
   complains "'x'" --seconds=x --probe nbdkit memory 1M
   complains "only one of" --probe --top=file nbdkit memory 1M
