@@ -21,7 +21,8 @@ INSTALL ?= install
 VERSION := $(shell sed -n 's/^version=//p' scripts/mcshim)
 # What it reads in for --probe, --try and so on goes to a directory of its own.
 launcher := scripts/mcshim
-launcher_parts := $(addprefix scripts/mcshim-,captive probe status top try)
+launcher_parts := $(addprefix scripts/mcshim-,captive probe status top try \
+                    verify)
 
 musl := $(findstring musl-gcc,$(CC))
 
@@ -57,6 +58,7 @@ plugins := $(patsubst tests/plugins/%.c,$(plugin_dir)/%.so,\
              $(filter-out $(if $(musl),%/dlsymmer.c),\
                $(wildcard tests/plugins/*.c)))
 clients := $(patsubst %.c,%,$(wildcard tests/clients/*.c))
+checker := mcshim-checker
 units   := $(patsubst tests/unit/%.c,$(build)/unit/%,\
              $(wildcard tests/unit/*.c))
 
@@ -64,8 +66,15 @@ units   := $(patsubst tests/unit/%.c,$(build)/unit/%,\
 # else is built and installed.
 man := $(build)/mcshim.1 $(build)/libmcshim.7
 have_man := $(if $(shell command -v pod2man),$(man))
+# The same goes for what --verify runs, without libnbd.  It is this machine's.
+have_checker := $(if $(filter build,$(build)),$(shell \
+                  pkg-config --exists libnbd 2>/dev/null && echo $(checker)))
 
-all: $(lib) $(if $(SANITIZE),,$(have_man))
+all: $(lib) $(if $(SANITIZE),,$(have_man)) $(have_checker)
+
+$(checker): $(wildcard verify/*.[ch]) Makefile
+	$(CC) $(common) $(CPPFLAGS) $(CFLAGS) -o $@ $(filter %.c,$^) $(LDFLAGS) \
+	  $$(pkg-config --cflags --libs libnbd)
 
 man: $(man)
 
@@ -101,7 +110,7 @@ libdl := $(if $(musl),,-Wl,--no-as-needed -l:libdl.so.2)
 # The library as it must not be: the tests must see it.
 any_handle := $(build)/any-handle/libmcshim.so
 
-test-programs: test-plugins $(clients) units $(any_handle)
+test-programs: test-plugins $(clients) $(checker) units $(any_handle)
 test-plugins: $(plugins)
 
 $(any_handle): spread.c $(filter-out $(build)/spread.o,$(lib_obj)) spread.h
@@ -206,7 +215,7 @@ triple_s390x    := s390x-linux-gnu
 ARCH ?= arm64 armel armhf i386 mips64el ppc64el riscv64 s390x
 check-cross:
 	scripts/deps cross
-	$(MAKE) --no-print-directory $(clients)
+	$(MAKE) --no-print-directory $(clients) $(checker)
 	@status=0; for arch in $(ARCH); do \
 	  $(MAKE) --no-print-directory check-cross-$$arch || status=1; \
 	done; exit $$status
@@ -259,11 +268,11 @@ check-asan check-tsan:
 # What it costs and brings, beside the plain server and the filter.
 bench:
 	scripts/deps bench
-	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients)
+	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients) $(checker)
 	scripts/bench --results=$(build)/bench.json --plots=docs/plots
 bench-quick:
 	scripts/deps bench
-	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients)
+	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients) $(checker)
 	scripts/bench --quick --only=instructions,flushes,mixed
 
 # The README's table of what it brings.
@@ -271,6 +280,13 @@ bench-headline:
 	scripts/deps compat
 	$(MAKE) --no-print-directory all tests/clients/relay
 	scripts/bench --only=headline
+
+# docs/plugins.md, from runs with each plugin of each nbdkit, on SERVERS as
+# check-compat takes them.
+plugin-table:
+	scripts/deps compat
+	$(MAKE) --no-print-directory all
+	tests/plugin-table $(SERVERS)
 
 # Packages, in build/deb and build/rpm, and what becomes of them in a clean
 # Debian.
@@ -306,11 +322,13 @@ release-check:
 deps:
 	scripts/deps check
 
-install: $(lib) $(have_man)
+install: $(lib) $(have_man) $(have_checker)
 	$(INSTALL) -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(LIBDIR)"
 	$(INSTALL) -m 755 $(lib) "$(DESTDIR)$(LIBDIR)/libmcshim.so"
 	$(INSTALL) -d "$(DESTDIR)$(LIBDIR)/mcshim"
 	$(INSTALL) -m 644 $(launcher_parts) "$(DESTDIR)$(LIBDIR)/mcshim"
+	test -z "$(have_checker)" || \
+	  $(INSTALL) -m 755 $(checker) "$(DESTDIR)$(LIBDIR)/mcshim"
 	sed 's|^libdir=.*|libdir="$(LIBDIR)"|' $(launcher) > $(build)/mcshim
 	$(INSTALL) -m 755 $(build)/mcshim "$(DESTDIR)$(BINDIR)/mcshim"
 	$(INSTALL) -d "$(DESTDIR)$(BASHCOMPDIR)" "$(DESTDIR)$(ZSHCOMPDIR)"
@@ -325,10 +343,10 @@ install: $(lib) $(have_man)
 # unpacked.
 dist = $(build)/mcshim-$(VERSION)-$(firstword $(subst -, ,$(shell \
          $(CC) -dumpmachine)))
-dist: $(lib) $(have_man)
+dist: $(lib) $(have_man) $(have_checker)
 	rm -rf $(dist)
 	$(INSTALL) -d $(dist)
-	$(INSTALL) -m 755 $(lib) $(launcher) $(dist)
+	$(INSTALL) -m 755 $(lib) $(launcher) $(have_checker) $(dist)
 	$(INSTALL) -m 644 $(launcher_parts) README.md LICENSE $(have_man) $(dist)
 	tar -C $(build) --owner=0 --group=0 -czf $(dist).tar.gz $(notdir $(dist))
 	@echo $(dist).tar.gz
@@ -346,13 +364,13 @@ uninstall:
 
 clean:
 	rm -rf build build-* libmcshim.so
-	rm -f $(plugins) $(clients)
+	rm -f $(plugins) $(clients) $(checker)
 
 .PHONY: all man test-programs test-plugins units unit mutants demo check \
 	check-tools check-fresh check-compat check-cross check-musl \
 	check-upstream \
 	model soak check-asan check-tsan check-deb check-rpm check-kernel deb rpm \
-	bench bench-quick bench-headline release-check deps install dist uninstall clean
+	bench bench-quick bench-headline plugin-table release-check deps install dist uninstall clean
 .DELETE_ON_ERROR:
 
 -include $(lib_obj:.o=.d) $(unit_obj:.o=.d) $(wildcard $(build)/*.d)

@@ -323,6 +323,44 @@ in_file ()
     pwrite="dd of='$1' oflag=seek_bytes conv=notrunc seek=\$4 status=none")
 }
 
+# Of --probe, --try and --verify nothing is left in the directory "asked", which
+# is their TMPDIR and stands in the command lines of server and clients.
+nothing_left ()
+{
+  wait_until nothing_runs
+  assert_equal "$(ls -A asked)" ""
+}
+
+nothing_runs () { ! pgrep -f "$TMPDIR/tmp[.]" >/dev/null; }
+
+# in_terminal COMMAND...: runs it in one, types what the file "type" has line
+# by line: a pattern to wait for, a tab, and what to type.  Prints what was
+# seen; the status is the command's.
+in_terminal ()
+{
+  timeout 90 python3 -c '
+import os, pty, re, sys
+pid, fd = pty.fork()
+if pid == 0:
+    os.execvp(sys.argv[1], sys.argv[1:])
+seen = b""
+steps = [l.rstrip("\n").split("\t") for l in open("type")]
+while True:
+    try:
+        data = os.read(fd, 4096)
+    except OSError:
+        data = b""
+    if not data:
+        break
+    seen += data
+    while steps and re.search(steps[0][0].encode(), seen):
+        typed = steps.pop(0)[1].encode().decode("unicode_escape")
+        os.write(fd, typed.encode())
+sys.stdout.write(seen.decode())
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+' "$@"
+}
+
 # client [COMMAND...]: runs the Python script on stdin, by COMMAND where there
 # is one, with the helpers that are in clients/script.py.
 client ()

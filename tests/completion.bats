@@ -45,7 +45,7 @@ completes ()
   mapfile -t options < <(mcshim --help | grep -oE '^  --[a-z-]+=?' |
                            sed 's/^  //')
   completes mcshim --mod = --mode=
-  completes mcshim --ver = --version
+  completes mcshim --vers = --version
   completes mcshim --flush = --flush-on-close= --flush-threads=
   for option in "${options[@]}"; do
     completes mcshim "${option%=}" = "$option"

@@ -7,7 +7,7 @@
 
 load common
 
-checker=$BATS_TEST_DIRNAME/clients/consistency
+checker=$BATS_TEST_DIRNAME/../mcshim-checker
 
 # consistent [MCSHIM_X=VALUE...] "PLUGIN-PARAMETER..." CLIENT-OPTION...
 consistent ()
@@ -134,7 +134,7 @@ across=(--connections=1 --block=4096 --stripe=4096 --churn)
 
 @test "several handles: one connection's own order" {
   for model in parallel requests all; do
-    in_order "${several[@]}" "model=$model" "${across[@]}"
+    in_order "${several[@]}" "model=$model ownorder=1" "${across[@]}"
   done
   in_order MCSHIM_HANDLES=16 MCSHIM_STRIPE=4096 model=requests \
     --connections=1 --block=1024 --stripe=4096

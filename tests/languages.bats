@@ -176,7 +176,7 @@ EOT
   local model
   for model in PARALLEL SERIALIZE_REQUESTS SERIALIZE_ALL_REQUESTS; do
     python $model
-    "$BATS_TEST_DIRNAME/clients/consistency" --seconds=2 --churn "$uri"
+    "$BATS_TEST_DIRNAME/../mcshim-checker" --seconds=2 --churn "$uri"
     stop_server
   done
 }

@@ -293,7 +293,7 @@ complains ()
   complains "-p needs a value" --probe nbdkit -p
   complains "serves nothing" --probe nbdkit --dump-plugin memory
   complains "--size needs --try" --probe --size=1M nbdkit memory 1M
-  complains "--json needs --probe or --try" --json nbdkit memory 1M
+  complains "--json needs --probe, --try or --verify" --json nbdkit memory 1M
   complains "--seconds needs --probe" --seconds=1 nbdkit memory 1M
   complains "'x'" --seconds=x --probe nbdkit memory 1M
   complains "only one of" --probe --top=file nbdkit memory 1M
@@ -301,6 +301,17 @@ complains ()
   complains "takes no value" --probe=nbdkit memory
   complains "MCSHIM_FLUSH_THREADS" --flush-threads=0 --probe nbdkit memory 1M
   complains "cannot open plugin" --probe nbdkit nosuch
+}
+
+@test "whether one connection may have more handles" {
+  local model
+  for model in parallel requests all; do
+    run -0 "$mcshim" --probe nbdkit "$wbcache" model=$model
+    case $model in
+      all) assert_line --regexp '^more handles +no$' ;;
+      *) assert_line --regexp '^more handles +yes, .*: --handles=16$' ;;
+    esac
+  done
 }
 
 @test "a plugin that hangs: where, and nothing is left" {

@@ -25,15 +25,6 @@ try ()
 
 told () { jq -c "$1" told; }
 
-# The directory stands in the command lines of server and clients.
-nothing_left ()
-{
-  wait_until nothing_runs
-  assert_equal "$(ls -A asked)" ""
-}
-
-nothing_runs () { ! pgrep -f "$TMPDIR/tmp[.]" >/dev/null; }
-
 # written: a count of requests that change something
 written () { grep -c ' write$\| zero$\| trim$\| flush$' "$log" || true; }
 
@@ -185,6 +176,16 @@ concludes ()
 '"4 connections read 2.0 times as fast as with track-dirty=connection"]'
 }
 
+@test "--handles with several values: each of them, over one connection" {
+  pace
+  echo "8 8 64  64 8 8  8 8 64" > figures
+  try --handles=1,16 nbdkit "$wbcache" size=1G model=requests
+  assert_equal "$(told '.results[] | [.name, .used, .gain]' | paste -sd' ')" \
+    '["today",1,1] ["handles=1",1,1] ["handles=16",1,8]'
+  assert_equal "$(told '[.advice, .why]')" '["use --handles=16",'\
+'"1 connection reads 8.0 times as fast as with handles=1"]'
+}
+
 @test "--vary: no verdict within what one round differs from the next" {
   pace
   concludes "no verdict" "the values differ no more" \
@@ -307,34 +308,6 @@ read_of ()
   grep -q ' write$' "$log"
   grep -q ' flush$' "$log"
   refute grep -q ' zero$\| trim$' "$log"
-}
-
-# in_terminal COMMAND...: runs it in one, types what the file "type" has line
-# by line: a pattern to wait for, a tab, and what to type.  Prints what was
-# seen; the status is the command's.
-in_terminal ()
-{
-  timeout 90 python3 -c '
-import os, pty, re, sys
-pid, fd = pty.fork()
-if pid == 0:
-    os.execvp(sys.argv[1], sys.argv[1:])
-seen = b""
-steps = [l.rstrip("\n").split("\t") for l in open("type")]
-while True:
-    try:
-        data = os.read(fd, 4096)
-    except OSError:
-        data = b""
-    if not data:
-        break
-    seen += data
-    while steps and re.search(steps[0][0].encode(), seen):
-        typed = steps.pop(0)[1].encode().decode("unicode_escape")
-        os.write(fd, typed.encode())
-sys.stdout.write(seen.decode())
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-' "$@"
 }
 
 @test "--write asks, and takes only yes" {

@@ -30,6 +30,13 @@
  *   readahead=US    a thread of each handle's fetches blocks that nobody
  *                   asked for, every so many microseconds
  *
+ * These no shim can mend:
+ *
+ *   together=N      N blocks are written back together, if one of them is
+ *                   dirty, as they were when it was written
+ *   lateflush=US    what a flush has written back comes to the disk so many
+ *                   microseconds after that
+ *
  * This makes it better:
  *
  *   ownorder=1      no copy is put back that the handle's own write has made
@@ -77,6 +84,7 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/inotify.h>
+#include <time.h>
 #include <unistd.h>
 
 #define NBDKIT_API_VERSION 2
@@ -125,6 +133,14 @@ struct handle {
   uint64_t flushed;             /* How many flushes have begun. */
 };
 
+/* A block on its way to the disk. */
+struct late {
+  struct late *next;
+  uint64_t block;
+  struct timespec due;
+  uint8_t data[BLOCK];
+};
+
 /* Parameters. */
 static int64_t size = 1024 * 1024;
 static char *initial;
@@ -133,7 +149,8 @@ static int multiconn;
 static int fua = NBDKIT_FUA_NONE;
 static int fuaflush, earlydrop, mapcache, refresh, opencopy, ownorder;
 static unsigned flushdelay, writebackdelay, readdelay, filldelay, writedelay,
-  opendelay, closedelay, readahead, failflush, seed, smaller;
+  opendelay, closedelay, readahead, failflush, seed, smaller, lateflush,
+  together = 1;
 static char *summary_file, *control_file;
 static int log_fd = -1;
 static bool model_asked;
@@ -142,6 +159,7 @@ static bool model_asked;
 static pthread_mutex_t disk_lock = PTHREAD_MUTEX_INITIALIZER;
 static uint8_t *disk;
 static uint64_t nr_blocks;
+static struct late *first_late, **last_late = &first_late; /* disk_lock. */
 static atomic_ulong top;        /* No block from here on was written. */
 
 static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -397,6 +415,7 @@ wbcache_config (const char *key, const char *value)
     { "writedelay", &writedelay }, { "opendelay", &opendelay },
     { "closedelay", &closedelay }, { "readahead", &readahead },
     { "failflush", &failflush }, { "seed", &seed }, { "smaller", &smaller },
+    { "lateflush", &lateflush }, { "together", &together },
   };
   const struct { const char *key; int *boolean; } booleans[] = {
     { "multiconn", &multiconn }, { "fuaflush", &fuaflush },
@@ -447,6 +466,7 @@ wbcache_config (const char *key, const char *value)
   "earlydrop=BOOL (flush drops clean blocks when it begins)\n"          \
   "mapcache=BOOL failflush=OF-1000 seed=NUMBER smaller=HANDLE\n"        \
   "refresh=BOOL opencopy=BOOL readahead=US ownorder=BOOL\n"             \
+  "together=BLOCKS lateflush=US\n"                                      \
   "flushdelay=US writebackdelay=US (if there is something to write)\n"  \
   "readdelay=US filldelay=US writedelay=US opendelay=US closedelay=US\n" \
   "log=FILE summary=FILE control=FILE"
@@ -462,6 +482,10 @@ wbcache_config_complete (void)
   }
   if (failflush > 1000) {
     nbdkit_error ("failflush: %u: must be at most 1000", failflush);
+    return -1;
+  }
+  if (together == 0) {
+    nbdkit_error ("together: 0: must be at least 1");
     return -1;
   }
   nr_blocks = (size + BLOCK - 1) / BLOCK;
@@ -496,6 +520,7 @@ static void
 wbcache_unload (void)
 {
   struct handle *h;
+  struct late *late;
   FILE *fp;
 
   log_callback ("-", "unload");
@@ -522,6 +547,10 @@ wbcache_unload (void)
     free (h->map);
     free (h->writes);
     free (h);
+  }
+  while ((late = first_late) != NULL) {
+    first_late = late->next;
+    free (late);
   }
   free (disk);
   free (initial);
@@ -562,10 +591,53 @@ drop_block (struct handle *h, uint64_t b)
   h->state[b] = 0;
 }
 
+/* What is due has come to the disk.  Wants disk_lock. */
+static void
+receive_late (void)
+{
+  struct timespec now;
+  struct late *late;
+
+  clock_gettime (CLOCK_MONOTONIC, &now);
+  while ((late = first_late) != NULL &&
+         (late->due.tv_sec < now.tv_sec ||
+          (late->due.tv_sec == now.tv_sec &&
+           late->due.tv_nsec <= now.tv_nsec))) {
+    memcpy (disk + late->block * BLOCK, late->data, BLOCK);
+    first_late = late->next;
+    if (!first_late)
+      last_late = &first_late;
+    free (late);
+  }
+}
+
+/* Wants disk_lock. */
+static void
+send_late (uint64_t b, const uint8_t *from)
+{
+  struct late *late = malloc (sizeof *late);
+
+  if (!late)
+    abort ();
+  clock_gettime (CLOCK_MONOTONIC, &late->due);
+  late->due.tv_sec += lateflush / 1000000;
+  late->due.tv_nsec += lateflush % 1000000 * 1000;
+  if (late->due.tv_nsec >= 1000000000) {
+    late->due.tv_nsec -= 1000000000;
+    late->due.tv_sec++;
+  }
+  late->block = b;
+  memcpy (late->data, from, BLOCK);
+  late->next = NULL;
+  *last_late = late;
+  last_late = &late->next;
+}
+
 static void
 fetch_block (uint64_t b, uint8_t *to)
 {
   lock (&disk_lock);
+  receive_late ();
   memcpy (to, disk + b * BLOCK, BLOCK);
   unlock (&disk_lock);
 }
@@ -870,7 +942,10 @@ write_back (struct handle *h, uint64_t n)
     if (!(h->state[b] & FLUSHING))
       continue;
     lock (&disk_lock);
-    memcpy (disk + b * BLOCK, h->data + b * BLOCK, BLOCK);
+    if (lateflush)
+      send_late (b, h->data + b * BLOCK);
+    else
+      memcpy (disk + b * BLOCK, h->data + b * BLOCK, BLOCK);
     unlock (&disk_lock);
     h->state[b] &= ~FLUSHING;
     if (!refresh && !(h->state[b] & DIRTY))
@@ -940,6 +1015,22 @@ flush_handle (struct handle *h)
   return r;
 }
 
+/* The other blocks that go to the disk with this one.  Wants h->lock. */
+static void
+dirty_neighbours (struct handle *h, uint64_t b)
+{
+  uint8_t block[BLOCK];
+  const uint64_t first = b - b % together;
+
+  for (uint64_t i = first; i < MIN (first + together, nr_blocks); ++i) {
+    if (h->state[i] == 0) {
+      fetch_block (i, block);
+      fill_block (h, i, block);
+    }
+    h->state[i] |= DIRTY;
+  }
+}
+
 /* Write, or zero if buf is NULL.  A native FUA goes to the disk, to these
  * bytes of it only.
  */
@@ -959,7 +1050,6 @@ write_range (struct handle *h, const uint8_t *buf, uint32_t count,
   while (count > 0) {
     const uint64_t b = offset / BLOCK;
     const uint32_t n = MIN (count, BLOCK - offset % BLOCK);
-    uint8_t block[BLOCK];
 
     if (through) {
       lock (&disk_lock);
@@ -969,13 +1059,8 @@ write_range (struct handle *h, const uint8_t *buf, uint32_t count,
         memset (disk + offset, 0, n);
       unlock (&disk_lock);
     }
-    else {
-      if (h->state[b] == 0) {
-        fetch_block (b, block);
-        fill_block (h, b, block);
-      }
-      h->state[b] |= DIRTY;
-    }
+    else
+      dirty_neighbours (h, b);
     if (h->state[b] != 0) {
       if (buf)
         memcpy (h->data + offset, buf, n);

@@ -45,6 +45,14 @@
  * see the version.  With --churn a connection is replaced once it has nothing
  * in flight and has been flushed.
  *
+ * With --kill the server gets SIGKILL when the reply to a flush has come,
+ * and --save writes down what was promised until then.  When the server
+ * runs again, --check looks whether all of it is there.
+ *
+ * With --sequences requests go one after the other: see sequences.c.
+ *
+ * The first thing found is also told in steps, for a person.
+ *
  * Commands go through libnbd's asynchronous calls, so that several are
  * under way on one connection.  There is no thread per connection: whoever
  * waits for a reply polls the socket, and handles whatever arrives.
@@ -56,6 +64,7 @@
 #include <inttypes.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -69,6 +78,8 @@
 #include <unistd.h>
 
 #include <libnbd.h>
+
+#include "checker.h"
 
 #define REPLY_TIMEOUT 30        /* Seconds. */
 #define REPORTED 5              /* Violations that get a line. */
@@ -101,7 +112,8 @@ struct block {
   atomic_uint begun;            /* The newest that was sent, */
   atomic_uint zeroed;           /* the newest sent as a zero or trim, */
   atomic_uint published;        /* and the newest that must be seen. */
-  atomic_uint written_on, flushed_on; /* For the report. */
+  atomic_uint written_on, flushed_on; /* For the report, */
+  atomic_bool through;          /* and whether FUA published it. */
 };
 
 struct command {
@@ -140,15 +152,19 @@ struct thread {
 };
 
 /* Options. */
-static uint64_t nr_threads = 8, nr_connections = 4, seconds, max_operations;
-static uint64_t seed, nr_ahead, block_size = 512, stride, stripe;
+uint64_t seed, seconds, block_size = 512, nr_connections = 4;
+uint64_t range_offset, range_size;
+const char *uri;
+static uint64_t nr_threads = 8, max_operations, nr_ahead, stride, stripe;
 static uint64_t one_at_a_time, churn, hard_cuts, reads_first, allow_errors;
-static uint64_t mixed, hang_writes, patience = 25, own_order;
-static const char *hang, *uri;
+static uint64_t mixed, hang_writes, patience = 25, own_order, sequences;
+static uint64_t victim;
+static const char *hang, *save, *check;
 
 static struct thread *threads;
 static struct block *blocks;
 static uint64_t nr_blocks;
+static uint32_t salt;           /* What earlier runs left is not ours. */
 static atomic_uint next_block, next_number;
 static bool can_zero, can_trim, can_fua, can_cache, can_status;
 
@@ -156,9 +172,9 @@ static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct connection **slots;
 
 static struct timespec start_time;
-static atomic_bool stop, failed;
+static atomic_bool stop, failed, killed, told;
 static atomic_ulong stale, lost, held_up, hung, errors, reconnections,
-  reported, probed;
+  reported, probed, publications;
 
 /* Print what made the test impossible, unless something did before. */
 static void
@@ -169,23 +185,13 @@ fail (const char *what, const char *why)
   stop = true;
 }
 
-static uint64_t
-mix (uint64_t *state)           /* splitmix64 */
-{
-  uint64_t z = *state += UINT64_C (0x9e3779b97f4a7c15);
-
-  z = (z ^ (z >> 30)) * UINT64_C (0xbf58476d1ce4e5b9);
-  z = (z ^ (z >> 27)) * UINT64_C (0x94d049bb133111eb);
-  return z ^ (z >> 31);
-}
-
 static unsigned
 pick (struct thread *t, unsigned n)
 {
   return mix (&t->random_state) % n;
 }
 
-static double
+double
 elapsed (void)
 {
   struct timespec now;
@@ -218,7 +224,13 @@ static const char usage[] =
   "                                 the server lets its flush wait for them\n"
   "  --patience=25                  seconds for others' flushes meanwhile\n"
   "  --own-order                    what one connection sees of its own\n"
-  "  --stripe=BYTES                 with it: requests lie across multiples\n";
+  "  --stripe=BYTES                 with it: requests lie across multiples\n"
+  "  --offset=BYTES --size=BYTES    use no more of the disk than this\n"
+  "  --sequences                    one request after the other; the first\n"
+  "                                 that goes wrong is made short and told\n"
+  "  --kill=PID --save=FILE         kill the server in the midst of it, at\n"
+  "                                 the flush of that number (--operations),\n"
+  "  --check=FILE                   and look whether it has kept its word\n";
 
 static void
 parse_or_exit (int argc, char *argv[])
@@ -236,7 +248,13 @@ parse_or_exit (int argc, char *argv[])
     { "--stride", &stride, 0 }, { "--allow-errors", &allow_errors, 1 },
     { "--hang-writes", &hang_writes, 1 }, { "--patience", &patience, 0 },
     { "--own-order", &own_order, 1 }, { "--stripe", &stripe, 0 },
+    { "--offset", &range_offset, 0 }, { "--size", &range_size, 0 },
+    { "--sequences", &sequences, 1 }, { "--kill", &victim, 0 },
     { NULL, NULL, 0 }
+  };
+  static const struct { const char *name, **value; } files[] = {
+    { "--hang=", &hang }, { "--save=", &save }, { "--check=", &check },
+    { NULL, NULL }
   };
   char *end;
   int i, j;
@@ -244,8 +262,11 @@ parse_or_exit (int argc, char *argv[])
   for (i = 1; i < argc && argv[i][0] == '-'; ++i) {
     const size_t len = strcspn (argv[i], "=");
 
-    if (strncmp (argv[i], "--hang=", 7) == 0 && argv[i][7]) {
-      hang = argv[i] + 7;
+    for (j = 0; files[j].name; ++j)
+      if (strncmp (argv[i], files[j].name, len + 1) == 0 && argv[i][len + 1])
+        break;
+    if (files[j].name) {
+      *files[j].value = argv[i] + len + 1;
       continue;
     }
     for (j = 0; options[j].name; ++j)
@@ -262,15 +283,19 @@ parse_or_exit (int argc, char *argv[])
       goto bad;
   }
   stride = stride ? stride : block_size;
-  if (seconds == 0 && max_operations == 0)
+  if (seconds == 0 && (max_operations == 0 || victim))
     seconds = 10;
+  if (check)
+    nr_threads = nr_connections = 1;
   if (i + 1 == argc && nr_threads > 0 && nr_connections > 0 &&
       block_size > 0 && block_size % 8 == 0 && stride >= block_size &&
       patience > 0 && patience < REPLY_TIMEOUT &&
       /* A run has no gaps. */
       (!own_order || (stride == block_size && stripe % block_size == 0 &&
                       !hang)) &&
-      (own_order || !stripe)) {
+      (own_order || !stripe) && !victim == !save &&
+      !(victim && (own_order || hang)) && (int) victim >= 0 &&
+      !(check && (victim || own_order || hang))) {
     uri = argv[i];
     return;
   }
@@ -309,7 +334,7 @@ opened (struct connection *conn, bool ok)
     return conn;
   }
   errors++;
-  if (!allow_errors)
+  if (!allow_errors && !killed)
     fail ("connect", nbd_get_error ());
   nbd_close (conn->nbd);
   free (conn);
@@ -428,7 +453,7 @@ completed (void *opaque, int *error)
 static uint64_t
 offset_of (const struct command *cmd)
 {
-  return (cmd->block - blocks) * stride + cmd->skip;
+  return range_offset + (cmd->block - blocks) * stride + cmd->skip;
 }
 
 static uint64_t
@@ -542,7 +567,7 @@ finish (struct thread *t, struct command *cmd)
 
   if (one_at_a_time)
     pthread_mutex_unlock (&conn->turn);
-  if (cmd->error && conn->end >= EARLY)
+  if (cmd->error && (conn->end >= EARLY || killed))
     t->unanswered = true;
   else if (cmd->error) {
     errors++;
@@ -578,6 +603,19 @@ flush_slot (struct thread *t, unsigned slot)
 
 /* Reads *****************************************************************/
 
+static uint64_t
+stamp (const struct block *b, unsigned version)
+{
+  return (uint64_t) (uint32_t) (b - blocks + 1 + salt) << 32 | version;
+}
+
+/* Has this word been written to the block, by this run? */
+static bool
+is_stamp (const struct block *b, uint64_t word)
+{
+  return word != 0 && word >> 32 == stamp (b, 0) >> 32;
+}
+
 /* Returns the first word that the blocks must not hold, or NULL, and sets
  * *WHICH to its block.  Each word is checked for itself, for a read beside
  * a write may find some of both.
@@ -594,17 +632,11 @@ find_bad_word (const struct command *cmd, unsigned *which)
 
     for (end += block_size / 8; w < end; ++w)
       if (*w == 0 ? zeroed < floor :
-          *w >> 32 != (uint64_t) (b - blocks) + 1 ||
-          (uint32_t) *w < floor || (uint32_t) *w > begun)
+          is_stamp (b, *w) ? (uint32_t) *w < floor || (uint32_t) *w > begun :
+          floor > 0)
         return w;
   }
   return NULL;
-}
-
-static uint64_t
-stamp (const struct block *b, unsigned version)
-{
-  return (uint64_t) (b - blocks + 1) << 32 | version;
 }
 
 /* Takes over the caller's reference to the connection. */
@@ -642,6 +674,34 @@ is_lost (struct thread *t)
   return finish (t, &t->command) && find_bad_word (&t->command, &which);
 }
 
+/* For a person: what was written and published, and what a read found. */
+static void
+tell_story (const struct block *b, unsigned read_on, uint64_t word,
+            bool status, bool at_end)
+{
+  const uint64_t at = range_offset + (b - blocks) * stride;
+
+  printf ("step: connection %u wrote A at %" PRIu64 "%s\n", b->written_on + 1,
+          at, b->through ? " with FUA" : "");
+  if (!own_order && !b->through)
+    printf ("step: connection %u flushed\n", b->flushed_on + 1);
+  if (check)
+    puts ("step: the server was killed and started again");
+  else if (at_end)
+    puts ("step: all connections were closed");
+  printf ("step: ");
+  if (at_end)
+    printf ("a new connection ");
+  else
+    printf ("connection %u ", read_on + 1);
+  printf ("%s at %" PRIu64 "%s\n", status ? "was told of zeroes" :
+          word == 0 ? "read zeroes" : is_stamp (b, word) ? "read B" :
+          "read what was there before", at,
+          is_stamp (b, word) ? ", which is older" : "");
+  printf ("found: %s\n", check ? "crash" : status ? "extents" : own_order ? "own" :
+          "overlap");
+}
+
 static void
 finish_read (struct thread *t, struct command *cmd, bool at_end)
 {
@@ -662,7 +722,7 @@ finish_read (struct thread *t, struct command *cmd, bool at_end)
   b = cmd->block + which;
   number = b - blocks;
   is_stale = !at_end &&
-    (word == 0 || (word >> 32 == number + 1 && (uint32_t) word < floor)) &&
+    (word == 0 || (is_stamp (b, word) && (uint32_t) word < floor)) &&
     /* With --hang, an open may hang. */
     !(b == t->own && t->own_is == SETTLED && !own_order && !hang &&
       probed++ < PROBED && is_lost (t));
@@ -673,7 +733,8 @@ finish_read (struct thread *t, struct command *cmd, bool at_end)
 
   if (reported++ >= REPORTED)
     return;
-  if (word >> 32 == number + 1)
+  flockfile (stdout);
+  if (is_stamp (b, word))
     snprintf (got, sizeof got, "%u", (unsigned) word);
   else
     snprintf (got, sizeof got, word ? "0x%016" PRIx64 :
@@ -685,6 +746,9 @@ finish_read (struct thread *t, struct command *cmd, bool at_end)
   if (!own_order)
     printf (" and flushed on %u", b->flushed_on);
   putchar ('\n');
+  if (!atomic_exchange (&told, true))
+    tell_story (b, read_on, word, word == 0 && status, at_end);
+  funlockfile (stdout);
 }
 
 /* One of the requests that may leave something in a cache. */
@@ -750,13 +814,27 @@ take_fresh_block (struct thread *t)
     fail ("the export is too small", "no fresh block is left");
 }
 
+/* What a reply has come for is to outlast this. */
 static void
-publish (struct thread *t, unsigned flushed_on)
+kill_server (void)
+{
+  if (atomic_exchange (&killed, true))
+    return;
+  stop = true;
+  if (kill (victim, SIGKILL) == -1)
+    fail ("kill", strerror (errno));
+}
+
+static void
+publish (struct thread *t, unsigned flushed_on, bool through)
 {
   t->own_is = SETTLED;
   t->own->flushed_on = flushed_on;
+  t->own->through = through;
   t->own->published = t->own->begun;
   t->shown = t->own;
+  if (++publications == max_operations && victim)
+    kill_server ();
 }
 
 /* Write, zero or trim COUNT blocks from B on.  Takes over the caller's
@@ -820,7 +898,7 @@ write_own (struct thread *t)
   else if (!ok)
     t->own_is = UNKNOWN;
   else if (flags)
-    publish (t, t->written_on);
+    publish (t, t->written_on, true);
   else
     t->own_is = UNFLUSHED;
 }
@@ -837,7 +915,7 @@ flush_own (struct thread *t)
     t->own_is = UNKNOWN;
   put_connection (conn);
   if (t->own_is == UNFLUSHED)
-    publish (t, t->flushed_on);
+    publish (t, t->flushed_on, false);
   t->own_is = SETTLED;
 }
 
@@ -848,7 +926,7 @@ goes_on (const struct thread *t)
     (t->index < max_operations % nr_threads);
 
   return !stop && (seconds == 0 || elapsed () < seconds) &&
-    (max_operations == 0 || t->operations < share);
+    (max_operations == 0 || victim || t->operations < share);
 }
 
 static void *
@@ -1178,6 +1256,53 @@ check_all_blocks (void)
   put_connection (slots[0]);
 }
 
+/* What the blocks must hold when the server runs again. */
+static void
+save_blocks (void)
+{
+  FILE *fp = fopen (save, "w");
+  bool ok = fp && fprintf (fp, "%" PRIu32 "\n", salt) > 0;
+
+  for (uint64_t i = 0; ok && i < nr_blocks; ++i) {
+    const struct block *b = &blocks[i];
+
+    if (b->published > 0)
+      ok = fprintf (fp, "%" PRIu64 " %u %u %u %u %u %d\n", i, b->begun,
+                    b->zeroed, b->published, b->written_on, b->flushed_on,
+                    b->through) > 0;
+  }
+  if ((fp && fclose (fp) == EOF) || !ok) {
+    perror (save);
+    exit (2);
+  }
+}
+
+static void
+load_blocks (void)
+{
+  FILE *fp = fopen (check, "r");
+  unsigned begun, zeroed, published, written_on, flushed_on;
+  uint64_t i;
+  int n = 0, through;
+
+  if (fp && fscanf (fp, "%" SCNu32, &salt) == 1)
+    while ((n = fscanf (fp, "%" SCNu64 "%u%u%u%u%u%d", &i, &begun, &zeroed,
+                        &published, &written_on, &flushed_on, &through)) == 7
+           && i < nr_blocks) {
+      blocks[i].begun = begun;
+      blocks[i].zeroed = zeroed;
+      blocks[i].published = published;
+      blocks[i].written_on = written_on;
+      blocks[i].flushed_on = flushed_on;
+      blocks[i].through = through;
+    }
+  if (n != EOF) {
+    fprintf (stderr, "consistency: %s: must be what --save wrote\n", check);
+    exit (2);
+  }
+  fclose (fp);
+}
+
 static void *
 allocate (size_t n, size_t size)
 {
@@ -1206,6 +1331,11 @@ main (int argc, char *argv[])
     alarm (seconds + 3 * REPLY_TIMEOUT);
   setvbuf (stdout, NULL, _IOLBF, 0);
   printf ("seed: %" PRIu64 "\n", seed);
+  salt = start_time.tv_sec * 1000 + start_time.tv_nsec / 1000000;
+  if (sequences) {
+    clock_gettime (CLOCK_MONOTONIC, &start_time);
+    return check_sequences ();
+  }
 
   slots = allocate (nr_connections, sizeof *slots);
   for (unsigned i = 0; i < nr_connections; ++i)
@@ -1222,7 +1352,11 @@ main (int argc, char *argv[])
   can_status = mixed &&
     nbd_can_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
   multi_conn = nbd_can_multi_conn (nbd);
-  nr_blocks = nbd_get_size (nbd) / stride;
+  nr_blocks = nbd_get_size (nbd);
+  nr_blocks -= range_offset < nr_blocks ? range_offset : nr_blocks;
+  if (range_size > 0 && range_size < nr_blocks)
+    nr_blocks = range_size;
+  nr_blocks /= stride;
   blocks = allocate (nr_blocks, sizeof *blocks);
 
   nr_workers = nr_threads + (hang != NULL);
@@ -1248,6 +1382,11 @@ main (int argc, char *argv[])
   }
   if (failed)
     exit (2);
+  if (check) {
+    load_blocks ();
+    check_all_blocks ();
+    return stale + lost > 0 ? 1 : failed ? 2 : 0;
+  }
 
   clock_gettime (CLOCK_MONOTONIC, &start_time);
   for (unsigned i = 0; i < nr_workers; ++i) {
@@ -1265,7 +1404,12 @@ main (int argc, char *argv[])
     reads += threads[i].reads;
   }
   took = elapsed ();
-  check_all_blocks ();
+  if (victim) {
+    kill_server ();
+    save_blocks ();
+  }
+  else
+    check_all_blocks ();
 
   printf ("multi_conn: %d\n", multi_conn);
   printf ("operations: %" PRIu64 "\n", operations);

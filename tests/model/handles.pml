@@ -1,0 +1,484 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
+/* Two handles of the plugin behind one connection (spread.c, shim.c), for
+ * spin, which tries every interleaving of a few requests.  What a round is
+ * inside is replicate.pml's to prove; here it has the same two phases, and one
+ * thread runs it.
+ *
+ * The export is two ranges, 0 and 1, and each has a block that the plugin
+ * caches as a whole.  One cell of the block is followed.  A write sets it; a
+ * write to the neighbourhood makes the block dirty with the cell as it is in
+ * the cache, or on the disk if it is not cached.  A request is for one range,
+ * or crosses from 0 into 1.  A long zero is one call on handle 0 for both.
+ *
+ * Clients send requests on the one connection; each waits for its reply.  The
+ * cell's values only grow, and there is one write of a cell at a time, as two
+ * at once have no order.  At the end the connection closes.
+ *
+ * Assertions:
+ *   Own       a read that begins after the reply to a write returns that
+ *             value, or a newer one, without any flush
+ *   Durable   when a flush returns, the disk has each value whose write had
+ *             its reply before the flush was entered
+ *   Order     when all is closed the disk has the last value
+ *   Overlap   at SERIALIZE_REQUESTS one callback at a time runs on a handle
+ *
+ * Words that take something away:
+ *   ANY_HANDLE       any handle for any piece
+ *   NO_SPLIT         a request that crosses is one call
+ *   LONG_BESIDE      a long zero is not alone
+ *   NO_FLUSH_BEFORE  nor has the others' writes written back before it
+ *   NO_FLUSH_AFTER   nor its own, and older copies dropped, after it
+ *   ONE_FLUSHED      a flush goes to the first handle only
+ *   ONE_CLOSED       so does the one at close
+ *   NO_EXCLUSION     at SERIALIZE_REQUESTS the server's own exclusion is taken
+ *                    as enough, which is not there any more
+ */
+
+#ifdef SERIALIZE_REQUESTS
+#define serialize true
+#else
+#define serialize false
+#endif
+
+#ifndef CLIENTS
+#define CLIENTS 2
+#endif
+#ifndef WRITES
+#define WRITES 2
+#endif
+#ifndef NEIGHBOURS
+#define NEIGHBOURS 1
+#endif
+#ifndef READS
+#define READS 1
+#endif
+#ifndef FLUSHES
+#define FLUSHES 1
+#endif
+#ifndef LONGS
+#define LONGS 1
+#endif
+
+byte writes = WRITES, neighbours = NEIGHBOURS, reads = READS;
+byte flushes = FLUSHES, longs = LONGS;
+
+typedef block {
+  bool valid, dirty, flushing;
+  byte value;
+};
+
+typedef handle {
+  bool write_dirty, read_marked, owes;
+  byte seen;
+  byte count;                   /* who is inside, by the state word */
+  byte inside;                  /* callbacks that run */
+  block at[2];
+};
+
+handle h[2];
+byte disk[2];
+byte written;                   /* write-backs that have ended */
+bool round;                     /* one runs */
+
+/* The gate: pieces that are inside, and the one that is alone. */
+byte pieces;
+bool alone;
+
+/* What is remembered for the assertions. */
+byte newest[2], replied[2];
+bool writing[2];
+byte ended;
+
+hidden byte Own, Durable, Order, Overlap;
+
+/* Let a piece into handle H, or a flush that has it to itself.  A flush that
+ * is owed comes first.
+ */
+#ifdef NO_EXCLUSION
+#define free(i) true
+#else
+#define free(i) (!serialize || h[i].count == 0)
+#endif
+
+inline enter (i)
+{
+  assert (Overlap || !serialize || h[i].inside == 0);
+  h[i].inside++
+}
+
+inline leave (i)
+{
+  h[i].inside--
+}
+
+/* A plugin flush, of whoever has counted himself inside MINE times.  Begins
+ * and ends apart; anything may happen between.
+ */
+inline plugin_flush (i, mine)
+{
+  atomic {
+    began = written;
+    covers = (h[i].count == mine);
+    was_dirty = h[i].write_dirty;
+    h[i].write_dirty = false;
+    if
+    :: covers -> h[i].read_marked = false
+    :: else
+    fi;
+    enter (i);
+    h[i].at[0].flushing = h[i].at[0].dirty;
+    h[i].at[0].dirty = false;
+    h[i].at[1].flushing = h[i].at[1].dirty;
+    h[i].at[1].dirty = false
+  }
+  atomic {
+    r = 0;
+    do
+    :: r < 2 ->
+       if
+       :: h[i].at[r].flushing -> disk[r] = h[i].at[r].value
+       :: else
+       fi;
+       h[i].at[r].flushing = false;
+       h[i].at[r].valid = h[i].at[r].dirty;
+       r++
+    :: else -> break
+    od;
+    leave (i);
+    if
+    :: covers ->
+       h[i].seen = (h[i].seen < began -> began : h[i].seen);
+       h[i].owes = false
+    :: else
+    fi;
+    if
+    :: was_dirty ->
+       if
+       :: covers && h[i].seen == written -> h[i].seen++
+       :: else
+       fi;
+       written++
+    :: else
+    fi
+  }
+}
+
+/* Both phases, on this thread. */
+inline replicate ()
+{
+  atomic { !round -> round = true };
+  j = 0;
+  do
+  :: j < 2 && h[j].write_dirty ->
+#ifdef ONE_FLUSHED
+     if
+     :: j > 0 -> break
+     :: else
+     fi;
+#endif
+     if
+     :: serialize ->
+        atomic { free (j) -> h[j].count++ };
+        plugin_flush (j, 1);
+        h[j].count--
+     :: else -> plugin_flush (j, 0)
+     fi;
+     j++
+  :: j < 2 && !h[j].write_dirty -> j++
+  :: j == 2 -> break
+  od;
+  j = 0;
+  do
+  :: j < 2 ->
+     atomic {
+       if
+       :: h[j].read_marked && h[j].seen != written && h[j].count == 0 ->
+          h[j].count++; k = 1
+       :: h[j].read_marked && h[j].seen != written && h[j].count > 0 ->
+          h[j].owes = true; k = 0
+       :: else -> k = 0
+       fi
+     }
+     if
+     :: k == 1 -> plugin_flush (j, 1); h[j].count--
+     :: else
+     fi;
+     j++
+  :: else -> break
+  od;
+  round = false
+}
+
+mtype = { WRITE, NEIGHBOUR, READ };
+
+/* Get into handle I for a piece. */
+inline begin_piece (i)
+{
+  do
+  :: atomic { h[i].owes && h[i].count == 0 -> h[i].count++ };
+     plugin_flush (i, 1);
+     h[i].count--
+  :: atomic {
+       !h[i].owes && free (i) -> h[i].count++;
+       if
+       :: !h[i].read_marked -> h[i].seen = written; h[i].read_marked = true
+       :: else
+       fi
+     };
+     break
+  od
+}
+
+inline end_piece (i, wrote)
+{
+  atomic {
+    if
+    :: wrote -> h[i].write_dirty = true
+    :: else
+    fi;
+    h[i].count--
+  }
+}
+
+/* What the plugin does for range RANGE in a call on handle I.  OP and VALUE
+ * are the client's.
+ */
+inline fetch (i, range)
+{
+  missed = !h[i].at[range].valid;
+  fetched = disk[range]
+}
+
+inline fill (i, range)
+{
+  if
+  :: missed && !h[i].at[range].valid ->
+     h[i].at[range].value = fetched;
+     h[i].at[range].valid = true
+  :: else
+  fi
+}
+
+inline call (i, range)
+{
+  atomic { enter (i); fetch (i, range) };
+  atomic {
+    fill (i, range);
+    if
+    :: op == WRITE ->
+       h[i].at[range].value = value[range];
+       h[i].at[range].dirty = true
+    :: op == NEIGHBOUR -> h[i].at[range].dirty = true
+    :: op == READ -> assert (Own || h[i].at[range].value >= value[range])
+    fi;
+    leave (i)
+  }
+}
+
+/* The piece of a request on RANGE. */
+inline choose (range)
+{
+#ifdef ANY_HANDLE
+  if
+  :: i = 0
+  :: i = 1
+  fi
+#else
+  i = range
+#endif
+}
+
+inline piece (range)
+{
+#ifndef LONG_BESIDE
+  atomic { !alone -> pieces++ };
+#endif
+  choose (range);
+  begin_piece (i);
+  call (i, range);
+  end_piece (i, op != READ);
+#ifndef LONG_BESIDE
+  pieces--
+#endif
+}
+
+inline new_values ()
+{
+  r = first;
+  do
+  :: r <= last ->
+     writing[r] = true;
+     newest[r]++;
+     value[r] = newest[r];
+     r++
+  :: else -> break
+  od
+}
+
+inline reply ()
+{
+  r = first;
+  do
+  :: r <= last ->
+     replied[r] = value[r];
+     writing[r] = false;
+     r++
+  :: else -> break
+  od
+}
+
+/* As it comes, or split. */
+inline request ()
+{
+#ifdef NO_SPLIT
+  if
+  :: first < last ->
+     atomic { !alone -> pieces++ };
+     begin_piece (0);
+     call (0, 0);
+     call (0, 1);
+     end_piece (0, op != READ);
+     pieces--
+  :: else -> piece (first)
+  fi
+#else
+  piece (first);
+  if
+  :: first < last -> piece (last)
+  :: else
+  fi
+#endif
+}
+
+inline long_zero ()
+{
+#ifndef LONG_BESIDE
+  atomic { !alone -> alone = true };
+  pieces == 0;
+#endif
+#ifndef NO_FLUSH_BEFORE
+  replicate ();
+#endif
+  begin_piece (0);
+  atomic { enter (0) };
+  atomic {
+    r = 0;
+    do
+    :: r < 2 ->
+       h[0].at[r].valid = true;
+       h[0].at[r].dirty = true;
+       h[0].at[r].value = value[r];
+       r++
+    :: else -> break
+    od;
+    leave (0)
+  };
+  end_piece (0, true);
+#ifndef NO_FLUSH_AFTER
+  replicate ();
+#endif
+  alone = false
+}
+
+proctype client ()
+{
+  byte value[2], want[2], fetched, began, i, j, k, r, first, last;
+  bool covers, was_dirty, missed;
+  mtype op;
+
+  do
+  :: atomic {
+       writes > 0 && !(writing[0] && writing[1]) -> writes--;
+       op = WRITE;
+       if
+       :: !writing[0] -> first = 0; last = 0
+       :: !writing[1] -> first = 1; last = 1
+       :: !writing[0] && !writing[1] -> first = 0; last = 1
+       fi;
+       new_values ()
+     };
+     request ();
+     atomic { reply () }
+  :: atomic {
+       neighbours > 0 -> neighbours--;
+       op = NEIGHBOUR;
+       if
+       :: first = 0
+       :: first = 1
+       fi;
+       last = first
+     };
+     request ()
+  :: atomic {
+       reads > 0 -> reads--;
+       op = READ;
+       value[0] = replied[0];
+       value[1] = replied[1];
+       if
+       :: first = 0; last = 0
+       :: first = 1; last = 1
+       :: first = 0; last = 1
+       fi
+     };
+     request ()
+  :: atomic {
+       flushes > 0 -> flushes--;
+       want[0] = replied[0];
+       want[1] = replied[1]
+     };
+     replicate ();
+     assert (Durable || (disk[0] >= want[0] && disk[1] >= want[1]))
+  :: atomic {
+       longs > 0 && !writing[0] && !writing[1] -> longs--;
+       op = WRITE;
+       first = 0;
+       last = 1;
+       new_values ()
+     };
+     long_zero ();
+     atomic { reply () }
+  :: break
+  od;
+  ended++
+}
+
+/* The server closes a connection when all its requests are out. */
+proctype server ()
+{
+  byte began, j, r;
+  bool covers, was_dirty;
+
+  ended == CLIENTS;
+  j = 0;
+  do
+  :: j < 2 ->
+#ifdef ONE_CLOSED
+     if
+     :: j == 1 -> break
+     :: else
+     fi;
+#endif
+     if
+     :: h[j].write_dirty -> plugin_flush (j, 0)
+     :: else
+     fi;
+     j++
+  :: else -> break
+  od;
+  assert (Order || (disk[0] == newest[0] && disk[1] == newest[1]))
+}
+
+init {
+  byte n;
+
+  atomic {
+    do
+    :: n < CLIENTS -> run client (); n++
+    :: else -> break
+    od;
+    run server ()
+  }
+}

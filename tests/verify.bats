@@ -1,0 +1,265 @@
+#!/usr/bin/env bats
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (C) 2026 mcshim authors
+
+# mcshim --verify: each kind of plugin is found to be what it is.
+
+load common
+
+mcshim=$BATS_TEST_DIRNAME/../scripts/mcshim
+
+setup ()
+{
+  common_setup
+  mkdir asked
+  export TMPDIR=$BATS_TEST_TMPDIR/asked
+}
+
+# verify STATUS OPTION... nbdkit ARGUMENT...: leaves the answer in the file
+# "told".  Each part of it gets the least time that there is, a second.
+verify ()
+{
+  local status=0
+  timeout 280 "$mcshim" --verify --yes --json --seconds=1 "${@:2}" > told ||
+    status=$?
+  if [ $status -ne "$1" ]; then
+    cat told
+    fail "the status is $status, must be $1"
+  fi
+  python3 -m json.tool < told > /dev/null
+  nothing_left
+}
+
+told () { jq -c "$1" told; }
+
+# concludes ADVICE WHY COMMAND: the last two are patterns
+concludes ()
+{
+  assert_equal "$(told .advice)" "\"$1\""
+  [[ $(told .why) == \"$2\" ]] || fail "$(told .why)"
+  [[ $(told .command) == \"$3\" ]] || fail "$(told .command)"
+}
+
+# kept: whether each of the things that are tried is, in their order
+kept () { told '[.results[] | .kept]'; }
+
+# finding NAME: in a word, and its story, without the offsets
+finding ()
+{
+  jq -r --arg name "$1" '.results[] | select(.name == $name) |
+    .finding, .story[]' told | sed 's/ at [0-9]*//' | paste -sd,
+}
+
+@test "wbcache: kept with the shim, not alone" {
+  verify 0 nbdkit "$wbcache"
+  assert_equal "$(kept)" "[false,true,true,true,true]"
+  assert_equal "$(finding alone)" \
+    "flush,connection 1 wrote A,connection 2 flushed,connection 2 read zeroes"
+  assert_equal "$(told '[.results[1].multi_conn, .finished]')" "[true,true]"
+  [ "$(told '.results[1].requests')" -gt 100 ]
+  concludes "use auto" \
+    "kept with replicated flushes; also with several --handles" \
+    "*mcshim nbdkit $wbcache"
+}
+
+@test "memory: kept alone, and the flag is set" {
+  verify 0 nbdkit memory 1M
+  assert_equal "$(kept)" "[true,true,true,true,true]"
+  concludes "not needed" "the flag is set and kept without the shim" \
+    "nbdkit memory 1M"
+}
+
+@test "kept alone, but without the flag" {
+  truncate -s 1M image
+  in_file "$PWD/image"
+  disk "${in_file[@]}" thread_model='echo parallel'
+  verify 0 nbdkit eval "${disk[@]}"
+  concludes "use auto" "kept; alone as well, so that --mode=unsafe would do*" \
+    "*mcshim nbdkit eval *"
+}
+
+@test "tmpdisk: each connection has data of its own" {
+  has_plugin tmpdisk
+  needs mkfs.ext4
+  verify 3 nbdkit tmpdisk 1M
+  assert_equal "$(kept)" "[false,null]"
+  [[ $(finding alone) == "apart,"* ]] || fail "$(finding alone)"
+  concludes "cannot help" "each connection has data of its own" \
+    "nbdkit tmpdisk 1M"
+}
+
+@test "whole blocks are written back" {
+  verify 3 nbdkit "$wbcache" together=8
+  assert_equal "$(kept)" "[false,false,false,false,false]"
+  [[ $(finding connection) =~ ^neighbour,"connection 1 wrote A,\
+connection 2 wrote B,connection 1 flushed,connection 1 read " ]] ||
+    fail "$(finding connection)"
+  assert_equal "$(told .advice)" '"cannot help"'
+  [[ $(told .why) == '"it writes back more than was written'* ]]
+}
+
+@test "a flush that returns too early" {
+  verify 3 nbdkit "$wbcache" lateflush=1000000
+  assert_equal "$(finding connection)" \
+    "late,connection 1 wrote A,connection 1 flushed,connection 1 read zeroes"
+  assert_equal "$(told .advice)" '"cannot help"'
+}
+
+@test "only some levels keep it" {
+  verify 0 --track-dirty=off nbdkit "$wbcache" refresh=1 opencopy=1
+  assert_equal "$(kept)" "[false,false,true,true,true]"
+  concludes "use auto, track-dirty=fast" \
+    "kept with replicated flushes; also with several --handles" \
+    "*mcshim --track-dirty=fast nbdkit $wbcache refresh=1 opencopy=1"
+}
+
+@test "a plugin that sets the flag and does not keep it" {
+  verify 0 nbdkit "$wbcache" multiconn=1
+  assert_equal "$(kept)" "[false,true,true,true,true]"
+  concludes "use emulate" "kept with replicated flushes; also *" \
+    "*mcshim --mode=emulate nbdkit $wbcache multiconn=1"
+}
+
+@test "what is written is gone" {
+  verify 3 nbdkit null 1M
+  assert_equal "$(finding alone)" \
+    "own,connection 1 wrote A,connection 1 read zeroes"
+  concludes "cannot help" "a connection does not see what it has written itself" \
+    "nbdkit null 1M"
+}
+
+@test "extents that hide data" {
+  not_under_tsan
+  head -c 64K /dev/zero > image
+  in_file "$PWD/image"
+  disk "${in_file[@]}" can_extents='exit 0' extents='echo $4 $3 hole,zero'
+  verify 3 nbdkit eval "${disk[@]}"
+  [[ $(finding alone) =~ ^extents,.*was\ told\ of\ zeroes$ ]] ||
+    fail "$(finding alone)"
+}
+
+@test "--crash: a file outlives the server, and so far only the range is used" {
+  truncate -s 2M image
+  verify 0 --crash --range=512K,1M nbdkit file image
+  assert_equal "$(kept)" "[true,true,true,true,true]"
+  assert_equal "$(told '[.offset, .bytes]')" "[524288,1048576]"
+  cmp -n 512K image /dev/zero
+  cmp -i 1536K:0 -n 512K image /dev/zero
+  run -1 cmp -i 512K:0 -n 1M image /dev/zero
+}
+
+@test "--crash: memory does not" {
+  verify 3 --crash nbdkit memory 1M
+  assert_equal "$(kept)" "[false,false,false,false,false]"
+  [[ $(finding alone) =~ ^"crash,connection "[1-4]" wrote A".*",the server was \
+killed and started again,a new connection read zeroes"$ ]] ||
+    fail "$(finding alone)"
+  concludes "cannot help" "what was flushed has not outlived the server" \
+    "nbdkit memory 1M"
+}
+
+@test "the same seed finds the same" {
+  for n in 1 2; do
+    SERVE_WITH=no_shim serve "$wbcache" together=8
+    run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --sequences --seed=7 "$uri"
+    assert_line --index 0 "seed: 7"
+    # Where on the disk depends on how often it was tried.
+    sed '/^requests/d; s/ at [0-9]*//' <<< "$output" > "found.$n"
+    stop_server
+  done
+  diff found.1 found.2
+}
+
+@test "--verify: the table" {
+  run -0 --separate-stderr "$mcshim" --verify --yes --seconds=1 --seed=7 \
+    nbdkit "$wbcache"
+  assert_line --index 0 "Overwriting 1048576 bytes, for 1 seconds or less:"
+  assert_line --index 1 --regexp '^ +multi-conn flag  promise    requests$'
+  assert_line --index 2 --regexp '^alone +off +not kept +[0-9]+$'
+  assert_line --index 3 --regexp '^mcshim, connection +on +kept +[0-9]+$'
+  assert_line --regexp '^alone: a flush on one connection does not show'
+  assert_line --regexp '^  connection 1 wrote A at [0-9]+,$'
+  assert_line "  connection 2 flushed,"
+  assert_line --regexp '^  connection 2 read zeroes at [0-9]+$'
+  assert_line "To see it again: --verify --seed=7"
+  assert_line --regexp '^mcshim, 4 handles +on +kept +[0-9]+$'
+  assert_line --index -2 --partial "use auto: kept with replicated flushes"
+  assert_equal "${lines[-1]}" "$mcshim nbdkit $wbcache"
+  assert_equal "$stderr" ""
+}
+
+@test "--verify asks, and takes only yes" {
+  printf 'go on: \tno\\n\n' > "type"
+  run -2 in_terminal "$mcshim" --verify nbdkit "$wbcache" log="$log"
+  assert_output --partial "This overwrites 1048576 bytes, from 0 on, of what"
+  assert_output --partial "nothing was written"
+  lacks 'write$' "$log"
+  nothing_left
+}
+
+@test "--verify: ^C gives what there is, and nothing is left" {
+  printf 'mcshim, connection: single\t\\x03\n' > "type"
+  run -130 in_terminal "$mcshim" --verify --yes nbdkit "$wbcache"
+  assert_line --regexp '^alone +off +not kept'
+  refute_line --regexp '^mcshim, connection'
+  assert_line --partial "no verdict: stopped before the end"
+  nothing_left
+}
+
+# refused STATUS WHY OPTION... nbdkit ARGUMENT...
+refused ()
+{
+  run "-$1" "$mcshim" --verify --yes "${@:3}"
+  assert_line --partial "$2"
+  nothing_left
+}
+
+@test "--verify: what cannot be verified" {
+  refused 2 "this command line is read-only" nbdkit -r memory 1M
+  refused 1 "this plugin is read-only" nbdkit pattern 1M
+  disk "${no_flush[@]}"
+  refused 1 "this plugin has no flush" nbdkit eval "${disk[@]}"
+  refused 1 "connections are serialized" nbdkit "$wbcache" model=connections
+  refused 1 "does not start" nbdkit nosuch
+  refused 1 "alone: flush on connection 1: nbd_flush: flush: command failed" \
+    nbdkit "$wbcache" failflush=1000
+  assert_line --partial "told to fail"
+}
+
+@test "--verify: numbers that are wrong" {
+  refused 2 "1024 bytes are too few: must be 32768" nbdkit memory 1024
+  for range in x 1,2,3 64K ,64K 0,0; do
+    refused 2 "--range: '$range': must be OFFSET,SIZE" --range=$range \
+      nbdkit memory 1M
+  done
+  refused 2 "must lie within the 1048576 bytes" --range=1M,64K nbdkit memory 1M
+  refused 2 "the offset must be a multiple of 512" --range=100,64K nbdkit memory 1M
+  for seed in 0 x 12345678901; do
+    refused 2 "--seed: '$seed': must be a number" --seed=$seed nbdkit memory 1M
+  done
+}
+
+@test "--verify: options that belong to it" {
+  for option in --range=0,1M --seed=1 --crash; do
+    run -2 "$mcshim" $option nbdkit memory 1M
+    assert_line --partial "${option%%=*} needs --verify"
+  done
+  run -2 "$mcshim" --yes nbdkit memory 1M
+  assert_line --partial "--yes needs --write or --verify"
+  run -2 "$mcshim" --verify --probe nbdkit memory 1M
+  assert_line --partial "only one of"
+}
+
+@test "--verify: the checker is installed with the rest, or missed" {
+  # A copy of the source, where make finds nothing newer.
+  make -s -C "$BATS_TEST_DIRNAME/.." install DESTDIR="$PWD/root" PREFIX=/usr
+  [ -x root/usr/lib/mcshim/mcshim-checker ]
+  rm root/usr/lib/mcshim/mcshim-checker
+  sed -i "s|^libdir=.*|libdir=$PWD/root/usr/lib|" root/usr/bin/mcshim
+  run -2 root/usr/bin/mcshim --verify --yes nbdkit memory 1M
+  assert_line --partial "--verify needs mcshim-checker, which make builds"
+  printf '%s\n' '#!/bin/sh' 'exit 127' > root/usr/lib/mcshim/mcshim-checker
+  chmod +x root/usr/lib/mcshim/mcshim-checker
+  run -2 root/usr/bin/mcshim --verify --yes nbdkit memory 1M
+  assert_line --partial "--verify needs libnbd, for "
+}
