@@ -124,7 +124,7 @@ in_order ()
 }
 
 @test "one connection's own order" {
-  in_order model=parallel --connections=1 --block=1024 --stripe=4096
+  in_order "model=parallel ownorder=1" --connections=1 --block=1024 --stripe=4096
   in_order model=requests --connections=3 --stripe=65536
 }
 
