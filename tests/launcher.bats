@@ -27,16 +27,16 @@ complains ()
 }
 
 @test "--json and --seconds without what they are for" {
-  complains "--json needs --probe or --try" --json echo started
-  complains "--seconds needs --probe or --try" --seconds=2 echo started
+  complains "--json needs --probe, --try or --verify" --json echo started
+  complains "--seconds needs --probe, --try or --verify" --seconds=2 echo started
 }
 
-@test "--probe, --try, --top and --status: one at a time" {
+@test "--probe, --try, --verify, --top and --status: one at a time" {
   local one other
-  for one in --probe --try --top=x --status; do
-    for other in --probe --try --top=x --status; do
+  for one in --probe --try --verify --top=x --status; do
+    for other in --probe --try --verify --top=x --status; do
       [ "$one" != "$other" ] || continue
-      complains "${other%=*}: only one of --probe, --try, --top and --status" \
+      complains "${other%=*}: only one of --probe, --try, --verify, --top and --status" \
         "$one" "$other" echo started
     done
   done
