@@ -67,6 +67,8 @@ two_clients ()
   assert_output on
   two_clients
   assert_output "bytearray(b'hello')"
+  # It is written once a second.
+  wait_until grep -q '^mcshim_connections_opened_total.*emulate' "$stats"
   eval "$(grep -e --top <<<"$commands") | head -n 3 > lines" < /dev/null
   sed -n 2p lines | grep ' x emulate$'
   stop
