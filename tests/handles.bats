@@ -113,8 +113,9 @@ EOT
   ask <<'EOT'
 h = conn()
 control("block-write @0", "block-read @4096", "block-zero @8192")
-hung = [write(h, 0), read(h, stripe(1)), h.aio_zero(512, stripe(2))]
+hung = [write(h, 0)]
 wait_log("0 write")
+hung += [read(h, stripe(1)), h.aio_zero(512, stripe(2))]
 finish(h, write(h, stripe(3)))
 finish(h, read(h, stripe(3)))
 waits = read(h, 512)            # The plugin takes one request at a time.
