@@ -70,12 +70,29 @@ finding ()
 }
 
 @test "kept alone, but without the flag" {
-  truncate -s 1M image
-  in_file "$PWD/image"
-  disk "${in_file[@]}" thread_model='echo parallel'
-  verify 0 nbdkit eval "${disk[@]}"
+  has_plugin python
+  cat > shared.py <<'EOT'
+API_VERSION = 2
+disk = bytearray(1024 * 1024)
+
+def open(readonly):
+    return 1
+
+def get_size(h):
+    return len(disk)
+
+def pread(h, buf, offset, flags):
+    buf[:] = disk[offset:offset + len(buf)]
+
+def pwrite(h, buf, offset, flags):
+    disk[offset:offset + len(buf)] = buf
+
+def flush(h, flags):
+    pass
+EOT
+  verify 0 nbdkit python ./shared.py
   concludes "use auto" "kept; alone as well, so that --mode=unsafe would do*" \
-    "*mcshim nbdkit eval *"
+    "*mcshim nbdkit python *"
 }
 
 @test "tmpdisk: each connection has data of its own" {
