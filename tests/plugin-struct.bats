@@ -173,7 +173,7 @@ EOT
       --run 'nbdinfo "$uri"; nbdinfo --list "$uri"; nbdinfo --map "$uri"' 3>&- |
       grep -v -e can_multi_conn -e uri:
   }
-  run info no_shim
+  run --separate-stderr info no_shim
   assert_success
   assert_output --partial "described one"
   # New in nbdkit 1.30.
