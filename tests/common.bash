@@ -323,6 +323,18 @@ in_file ()
     pwrite="dd of='$1' oflag=seek_bytes conv=notrunc seek=\$4 status=none")
 }
 
+# ask_setup: for tests of what asks a server of the launcher's own, whose files
+# are to be gone afterwards.  The answer is in the file "told".
+ask_setup ()
+{
+  mcshim=$BATS_TEST_DIRNAME/../scripts/mcshim
+  common_setup
+  mkdir asked
+  export TMPDIR=$BATS_TEST_TMPDIR/asked
+}
+
+told () { jq -c "$1" told; }
+
 # Of --probe, --try and --verify nothing is left in the directory "asked", which
 # is their TMPDIR and stands in the command lines of server and clients.
 nothing_left ()

@@ -6,13 +6,9 @@
 
 load common
 
-mcshim=$BATS_TEST_DIRNAME/../scripts/mcshim
-
 setup ()
 {
-  common_setup
-  mkdir asked
-  export TMPDIR=$BATS_TEST_TMPDIR/asked
+  ask_setup
   truncate -s 1M disk
   disk=(get_size='echo 1M' pread='head -c "$3" /dev/zero'
     thread_model='echo parallel')
@@ -26,8 +22,6 @@ probe ()
   python3 -m json.tool < told > /dev/null
   assert_equal "$(ls -A asked)" ""
 }
-
-told () { jq -c "$1" told; }
 
 # advises ADVICE WHY ARGUMENT...
 advises ()

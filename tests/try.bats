@@ -6,14 +6,7 @@
 
 load common
 
-mcshim=$BATS_TEST_DIRNAME/../scripts/mcshim
-
-setup ()
-{
-  common_setup
-  mkdir asked
-  export TMPDIR=$BATS_TEST_TMPDIR/asked
-}
+setup () { ask_setup; }
 
 # try OPTION... nbdkit ARGUMENT...: leaves the answer in the file "told".
 try ()
@@ -22,8 +15,6 @@ try ()
   python3 -m json.tool < told > /dev/null
   nothing_left
 }
-
-told () { jq -c "$1" told; }
 
 # written: a count of requests that change something
 written () { grep -c ' write$\| zero$\| trim$\| flush$' "$log" || true; }

@@ -6,14 +6,7 @@
 
 load common
 
-mcshim=$BATS_TEST_DIRNAME/../scripts/mcshim
-
-setup ()
-{
-  common_setup
-  mkdir asked
-  export TMPDIR=$BATS_TEST_TMPDIR/asked
-}
+setup () { ask_setup; }
 
 # verify STATUS OPTION... nbdkit ARGUMENT...: leaves the answer in the file
 # "told".  Each part of it gets the least time that there is, a second.
@@ -29,8 +22,6 @@ verify ()
   python3 -m json.tool < told > /dev/null
   nothing_left
 }
-
-told () { jq -c "$1" told; }
 
 # concludes ADVICE WHY COMMAND: the last two are patterns
 concludes ()
