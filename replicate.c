@@ -300,8 +300,6 @@ flush_handle (struct handle *h, unsigned mine, bool write_back,
     statistics.failed_flushes++;
     mark (h, taken);
     h->seen = seen;
-    /* What it should have covered has no mark. */
-    g->home->unflushed |= write_back && !(taken & WRITE_DIRTY);
   }
   else if (covers && atomic_load (&h->state) & READ_MARKED)
     /* A request that has entered meanwhile may have taken what was about to
@@ -513,6 +511,7 @@ static void
 run_replica (struct group *g, struct handle *h)
 {
   const bool serialize = thread_model == SERIALIZE_HANDLE;
+  const uint64_t flag = serialize && g->phase == 1 ? PENDING : 0;
   const uint64_t written = g->written;
   bool mine = false, in_round;
   int err;
@@ -522,10 +521,10 @@ run_replica (struct group *g, struct handle *h)
     g->queue_length--;
   }
 
-  if (serialize && h->requests_turn && h->waiting > 0)
-    atomic_fetch_or (&h->state, g->phase == 1 ? PENDING : 0);
+  if (h->requests_turn && h->waiting > 0)
+    atomic_fetch_or (&h->state, flag);
   else
-    mine = occupy (h, serialize && g->phase == 1 ? PENDING : 0);
+    mine = occupy (h, flag);
   if (!mine && g->phase == 2) {
     owe (g, h);
     replica_done (g, h, 0);
@@ -700,10 +699,8 @@ plain_flush (struct group *g, struct handle *h)
    */
   g->unflushed = !whole;
   err = flush_handle (h, serialize, true, &in_round);
-  if (err != 0) {
+  if (err != 0)
     mark (h, WRITE_DIRTY);
-    g->unflushed = true;
-  }
   if (serialize)
     vacate (h);
   return close_err ? close_err : err;
@@ -955,8 +952,6 @@ handle_joins (struct handle *h)
         run_owed (h);
     }
   }
-  else
-    h->seen = g->written;
   unlock_groups ();
 }
 

@@ -112,20 +112,20 @@ policy_resolve (const struct policy *p, const struct traits *t)
 
   switch (p->mode) {
   case MODE_AUTO:
-    r = (struct resolution) { .mode = MODE_UNSAFE, .advertise = true };
+    r = (struct resolution) { .verdict = UNSAFE_SET, .advertise = true };
     break;
   case MODE_EMULATE:
     r.advertise = false;
     break;
   case MODE_PLUGIN:
-    r = (struct resolution) { .mode = MODE_EMULATE, .advertise = true,
+    r = (struct resolution) { .verdict = EMULATE, .advertise = true,
                               .replicate = true };
     break;
   case MODE_DISABLE:
     r.refusal = "closed today: come back tomorrow";
     break;
   case MODE_UNSAFE:
-    r = (struct resolution) { .mode = MODE_DISABLE };
+    r = (struct resolution) { .verdict = DISABLE_SET };
   }
   return r;
 }

@@ -309,6 +309,28 @@ test_owed_waits (void)
   end ();
 }
 
+/* The one that waits runs it, and goes on. */
+static void
+test_owed_and_one_waits (void)
+{
+  struct conn *a, *b;
+  struct actor *r1, *r2;
+
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  gate_shut (&b->requests);
+  r1 = start (READ, b, a->cell);
+  do_write (a, 1);
+  CHECK (flush (a) == 0);
+  r2 = start (READ, b, a->cell);
+  gate_open (&b->requests);
+  CHECK (result (r1) == 0);
+  CHECK (result (r2) == 1);
+  CHECK (b->nr_flushes == 1);
+  end ();
+}
+
 /* A round finds a handle that owes and is idle: it pays. */
 static void
 test_owed_and_idle (void)
@@ -383,6 +405,149 @@ test_owed_again (void)
   gate_open (&b->flushes);
   CHECK (result (r2) >= 1, "it began before the second flush returned");
   CHECK (do_read (b, a->cell) == 2);
+  end ();
+}
+
+/* What a replica of the second phase writes back is news to others. */
+static void
+test_write_back_in_second_phase (void)
+{
+  struct conn *a, *b, *c;
+  struct actor *f;
+
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  c = opened ();
+  do_read (b, 0);
+  do_write (a, 1);
+  gate_shut (&a->flushes);
+  f = start (FLUSH, a, 0);
+  do_write (b, 7);
+  gate_shut (&b->flushes);
+  gate_open (&a->flushes);
+  CHECK (b->nr_flushes == 1);
+  CHECK (do_read (c, b->cell) == 0);
+  gate_open (&b->flushes);
+  CHECK (result (f) == 0);
+  CHECK (disk[b->cell] == 7);
+  CHECK (flush (a) == 0);
+  CHECK (do_read (c, b->cell) == 7);
+  end ();
+}
+
+/* A request on a handle with old copies does not make them new. */
+static void
+test_request_on_old_copies (void)
+{
+  struct conn *a, *b;
+  struct actor *r1, *r2;
+
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  CHECK (do_read (b, a->cell) == 0);
+  do_write (a, 1);
+  CHECK (do_close (a) == 0);
+  gate_shut (&b->requests);
+  r1 = start (READ, b, a->cell);
+  r2 = start (READ, b, a->cell); /* has to wait, or not */
+  gate_open (&b->requests);
+  CHECK (result (r1) == 0);
+  CHECK (result (r2) == 0);
+  CHECK (flush (b) == 0);
+  CHECK (do_read (b, a->cell) == 1);
+  end ();
+}
+
+/* A handle that is written back beside a request keeps its copies, and the
+ * mark of them.
+ */
+static void
+test_old_copies_beside_write_back (void)
+{
+  struct conn *a, *b;
+  struct actor *r;
+
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  do_write (b, 1);
+  do_write (a, 1);
+  gate_shut (&b->requests);
+  r = start (READ, b, a->cell);
+  CHECK (flush (a) == 0);
+  CHECK (b->nr_flushes == 1);
+  gate_open (&b->requests);
+  CHECK (result (r) == 0);
+  CHECK (do_read (b, a->cell) == 1);
+  CHECK (b->nr_flushes == 2);
+  end ();
+}
+
+/* A flush that fails leaves a handle as old as it was, whatever has entered
+ * meanwhile.
+ */
+static void
+test_error_beside_read (void)
+{
+  struct conn *a, *b;
+  struct actor *f;
+
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  do_read (b, a->cell);
+  do_write (a, 1);
+  gate_shut (&b->flushes);
+  b->flush_err = EIO;
+  f = start (FLUSH, a, 0);
+  CHECK (do_read (b, a->cell) == 1);
+  gate_open (&b->flushes);
+  CHECK (result (f) == EIO);
+  b->flush_err = 0;
+  CHECK (flush (a) == 0);
+  CHECK (a->nr_flushes == 1 && b->nr_flushes == 2);
+  end ();
+}
+
+/* A replica fails beside an owed flush that does not: what it should have
+ * written is flushed by the next round.
+ */
+static void
+test_error_beside_owed (void)
+{
+  struct conn *a, *b;
+  struct actor *w, *r1, *r2, *f;
+
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  gate_shut (&b->requests);
+  w = start (WRITE, b, 5);
+  r1 = start (READ, b, a->cell);
+  do_write (a, 1);
+  CHECK (flush (a) == 0);
+  gate_let_one (&b->requests);
+  CHECK (result (w) == 0);
+
+  gate_shut (&b->flushes);
+  f = start (FLUSH, a, 0);      /* a replica, beside the read */
+  gate_open (&b->requests);
+  result (r1);
+  r2 = start (READ, b, a->cell); /* runs what is owed */
+  CHECK (b->nr_flushes == 2 && b->inside == 2);
+  b->flush_err = EIO;
+  gate_let_one (&b->flushes);
+  CHECK (result (f) == EIO);
+  CHECK (!over (r2));
+  b->flush_err = 0;
+  b->dirty = true;              /* the replica had it */
+  gate_open (&b->flushes);
+  CHECK (result (r2) >= 0);
+  CHECK (flush (a) == 0);
+  CHECK (b->nr_flushes == 3);
+  CHECK (disk[b->cell] == 5);
   end ();
 }
 
@@ -677,6 +842,25 @@ test_one_at_a_time (void)
   end ();
 }
 
+/* What is neither data nor flush is not counted where it need not be. */
+static void
+test_control (void)
+{
+  struct conn *a, *b;
+
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  do_control (b);
+  do_read (b, a->cell);
+  do_control (b);
+  do_write (a, 1);
+  CHECK (flush (a) == 0);
+  CHECK (b->nr_flushes == 1, "it is idle");
+  CHECK (do_read (b, a->cell) == 1);
+  end ();
+}
+
 /* As many as there are get in, one after the other. */
 static void
 test_many_wait (void)
@@ -733,7 +917,7 @@ test_replica_goes_next (void)
 static void
 test_turns (void)
 {
-  struct actor *r1, *r2, *f1, *f2, *f3;
+  struct actor *r1, *r2, *r3, *f1, *f2, *f3;
   struct conn *a, *b;
 
   begin (LEVEL_CONNECTION);
@@ -744,6 +928,7 @@ test_turns (void)
   gate_shut (&a->requests);
   r1 = start (READ, a, 0);
   r2 = start (READ, a, 0);
+  r3 = start (READ, a, 0);
   f1 = start (FLUSH, b, 0);
   f2 = start (FLUSH, b, 0);
   CHECK (!over (f1) && !over (f2));
@@ -755,15 +940,181 @@ test_turns (void)
   CHECK (a->nr_flushes == 1);
   CHECK (a->nr_requests == 3);
 
+  gate_let_one (&a->requests);
+  CHECK (over (r2) != over (r3));
+  CHECK (result (f2) == EIO, "it is the replica's");
+  CHECK (a->nr_flushes == 2);
+  CHECK (a->nr_requests == 4);
+
   f3 = start (FLUSH, b, 0);
   gate_let_one (&a->requests);
-  CHECK (over (r2));
-  CHECK (result (f2) == EIO);
+  CHECK (over (r2) && over (r3));
   CHECK (result (f3) == EIO, "no request waits any more");
   CHECK (a->nr_flushes == 3);
   a->flush_err = 0;
   gate_open (&a->requests);
   CHECK (flush (b) == 0);
+  end ();
+}
+
+/* It is a request's turn, and none waits: the replica goes. */
+static void
+test_turn_of_none (void)
+{
+  struct conn *a, *b;
+  struct actor *r, *f;
+
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  do_write (a, 1);
+  a->flush_err = EIO;
+  CHECK (flush (b) == EIO);
+  a->flush_err = 0;
+  gate_shut (&a->requests);
+  r = start (READ, a, 0);
+  f = start (FLUSH, b, 0);
+  CHECK (!over (f));
+  gate_open (&a->requests);
+  result (r);
+  CHECK (result (f) == 0);
+  end ();
+}
+
+/* B gets dirty, owes a flush, and has a request's turn. */
+static void
+make_dirty_in_debt (struct conn *a, struct conn *b)
+{
+  struct actor *w;
+
+  do_read (b, 0);
+  do_write (a, 1);
+  b->flush_err = EIO;           /* of a replica */
+  CHECK (flush (a) == EIO);
+  b->flush_err = 0;
+  gate_shut (&b->requests);
+  w = start (WRITE, b, 2);
+  do_write (a, 2);
+  CHECK (flush (a) == 0);
+  gate_open (&b->requests);
+  CHECK (result (w) == 0);
+}
+
+/* It is the turn of one whose owed flush fails: the replica goes. */
+static void
+test_turn_of_one_that_fails (void)
+{
+  struct actor *r, *f;
+  struct conn *a, *b;
+
+  policy.flush_threads = 1;
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  make_dirty_in_debt (a, b);
+
+  do_write (a, 3);
+  gate_shut (&a->flushes);
+  gate_shut (&b->flushes);
+  b->flush_err = EIO;
+  f = start (FLUSH, a, 0);
+  CHECK (b->nr_flushes == 1);
+  r = start (READ, b, 0);       /* runs what is owed */
+  CHECK (b->nr_flushes == 2);
+  gate_open (&a->flushes);
+  CHECK (!over (f) && !over (r));
+  gate_open (&b->flushes);
+  CHECK (result (r) == -EIO);
+  CHECK (result (f) == EIO);
+  CHECK (b->nr_flushes == 3);
+  b->flush_err = 0;
+  CHECK (flush (a) == 0);
+  CHECK (disk[b->cell] == 2);
+  end ();
+}
+
+/* The same where it does not fail. */
+static void
+test_turn_of_one_that_owes (void)
+{
+  struct actor *r, *f;
+  struct conn *a, *b;
+
+  policy.flush_threads = 1;
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  make_dirty_in_debt (a, b);
+
+  do_write (a, 3);
+  gate_shut (&a->flushes);
+  gate_shut (&b->flushes);
+  f = start (FLUSH, a, 0);
+  r = start (READ, b, 0);       /* runs what is owed */
+  CHECK (b->nr_flushes == 2);
+  gate_open (&a->flushes);
+  gate_shut (&b->requests);
+  gate_open (&b->flushes);
+  CHECK (!over (f) && !over (r));
+  CHECK (b->inside == 1 && b->nr_flushes == 2);
+  gate_open (&b->requests);
+  CHECK (result (r) >= 0);
+  CHECK (result (f) == 0);
+  CHECK (b->nr_flushes >= 3);
+  end ();
+}
+
+/* A request has gone, and has not told yet: the next one sees the replica. */
+static void
+test_replica_of_one_that_goes (void)
+{
+  struct conn *a, *b;
+  struct actor *r, *f;
+
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  do_write (b, 1);
+  CHECK (request_begin (&b->h) == 0);
+  f = start (FLUSH, a, 0);
+  CHECK (!over (f));
+  atomic_fetch_sub (&b->h.state, ONE_INSIDE);
+  r = start (READ, b, 0);
+  CHECK (!over (r) && b->nr_requests == 1);
+  handle_left (&b->h);
+  settle ();
+  CHECK (result (f) == 0);
+  CHECK (result (r) == 0);
+  end ();
+}
+
+/* The same where it is the turn of one that waits. */
+static void
+test_turn_of_one_that_waits (void)
+{
+  struct conn *a, *b;
+  struct actor *r, *f;
+
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  do_write (b, 1);
+  b->flush_err = EIO;
+  CHECK (flush (a) == EIO);
+  b->flush_err = 0;
+  CHECK (request_begin (&b->h) == 0);
+  gate_shut (&b->requests);
+  r = start (READ, b, 0);
+  atomic_fetch_sub (&b->h.state, ONE_INSIDE);
+  f = start (FLUSH, a, 0);
+  CHECK (b->nr_flushes == 1);
+  handle_left (&b->h);
+  settle ();
+  CHECK (b->nr_requests == 2 && b->nr_flushes == 1);
+  gate_open (&b->requests);
+  result (r);
+  CHECK (result (f) == 0);
+  CHECK (b->nr_flushes == 2);
   end ();
 }
 
@@ -1045,6 +1396,33 @@ test_close_runs_replica (void)
   gate_open (&first->flushes);
   CHECK (result (f) == 0);
   CHECK (first->nr_flushes == 1 && last->nr_flushes == 1);
+  end ();
+}
+
+/* A close waits for a replica that has begun beside a request. */
+static void
+test_close_after_request (void)
+{
+  struct conn *a, *b;
+  struct actor *r, *f, *x;
+
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  do_write (b, 1);
+  gate_shut (&b->requests);
+  gate_shut (&b->flushes);
+  r = start (READ, b, 0);
+  f = start (FLUSH, a, 0);
+  CHECK (b->nr_flushes == 1);
+  gate_open (&b->requests);
+  result (r);
+  x = start (CLOSE, b, 0);
+  CHECK (!over (x));
+  gate_open (&b->flushes);
+  CHECK (result (f) == 0);
+  CHECK (result (x) == 0);
+  CHECK (b->nr_flushes == 1);
   end ();
 }
 
@@ -1587,6 +1965,40 @@ test_fast_flushes (void)
   end ();
 }
 
+/* Who has helped looks for more. */
+static void
+test_helps_again (void)
+{
+  struct conn *c[4], *flusher;
+  unsigned i, n, pass;
+  struct actor *f;
+
+  policy.flush_threads = 2;
+  begin (LEVEL_CONNECTION);
+  for (i = 0; i < 4; i++) {
+    c[i] = opened ();
+    do_write (c[i], 1);
+    gate_shut (&c[i]->flushes);
+  }
+  flusher = opened ();
+  f = start (FLUSH, flusher, 0);
+  for (pass = 0; pass < 2; pass++) {
+    for (i = n = 0; i < 4; i++)
+      n += c[i]->nr_flushes;
+    CHECK (n == 2 * (pass + 1), "%u", n);
+    for (i = 0; i < 4; i++)
+      if (waiting_at (&c[i]->flushes)) {
+        gate_open (&c[i]->flushes);
+        if (++n % 2 == 0)
+          break;
+      }
+  }
+  for (i = 0; i < 4; i++)
+    gate_open (&c[i]->flushes);
+  CHECK (result (f) == 0);
+  end ();
+}
+
 /* What takes long is not averaged away by what does not. */
 static void
 test_slow_and_fast (void)
@@ -1836,6 +2248,43 @@ test_no_lock (void)
   CHECK (locks_taken > before);
   before = locks_taken;
   do_write (a, 4);
+  CHECK (locks_taken == before);
+  end ();
+}
+
+/* Nor does one on a handle that owed a flush, or that had one pending. */
+static void
+test_no_lock_any_more (void)
+{
+  struct conn *a, *b;
+  struct actor *r, *f;
+  unsigned before;
+
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  gate_shut (&b->requests);
+  r = start (READ, b, 0);
+  do_write (a, 1);
+  CHECK (flush (a) == 0);
+  gate_open (&b->requests);
+  result (r);
+  do_read (b, 0);
+  CHECK (b->nr_flushes == 1);
+  before = locks_taken;
+  do_read (b, 0);
+  CHECK (locks_taken == before);
+
+  do_write (b, 1);
+  gate_shut (&b->requests);
+  r = start (READ, b, 0);
+  f = start (FLUSH, a, 0);
+  gate_open (&b->requests);
+  CHECK (result (f) == 0);
+  result (r);
+  do_read (b, 0);
+  before = locks_taken;
+  do_read (b, 0);
   CHECK (locks_taken == before);
   end ();
 }
@@ -2166,6 +2615,42 @@ test_mixed_flush (void)
   end ();
 }
 
+/* A plain flush leaves marks that a round needs, when one comes. */
+static void
+test_mixed_join (void)
+{
+  struct conn *p, *q, *e;
+
+  begin (LEVEL_CONNECTION);
+  p = opened_in_mode (MODE_PLUGIN, true);
+  q = opened_in_mode (MODE_PLUGIN, true);
+  do_write (q, 1);
+  CHECK (flush (p) == 0);       /* for both, as it says */
+  e = opened ();
+  do_write (e, 1);
+  CHECK (flush (e) == 0);
+  CHECK (do_read (q, e->cell) == 1);
+  end ();
+}
+
+/* The one whose plain flush has failed is flushed by a round. */
+static void
+test_mixed_join_after_error (void)
+{
+  struct conn *p, *e;
+
+  begin (LEVEL_CONNECTION);
+  p = opened_in_mode (MODE_PLUGIN, true);
+  do_write (p, 1);
+  p->flush_err = EIO;
+  CHECK (flush (p) == EIO);
+  p->flush_err = 0;
+  e = opened ();
+  CHECK (flush (e) == 0);
+  CHECK (disk[p->cell] == 1);
+  end ();
+}
+
 /* One has closed dirty that did not replicate. */
 static void
 test_mixed_close (void)
@@ -2192,6 +2677,35 @@ test_mixed_close (void)
   e->flush_err = 0;
   CHECK (flush (e) == 0);
   CHECK (e->nr_flushes == 3);
+  end ();
+}
+
+/* The same where that flush is due for its own writes too. */
+static void
+test_mixed_close_and_write (void)
+{
+  struct conn *p, *e1, *e2;
+
+  begin (LEVEL_CONNECTION);
+  p = opened_in_mode (MODE_PLUGIN, true);
+  e1 = opened ();
+  e2 = opened ();
+  do_write (p, 1);
+  CHECK (do_close (p) == 0);
+  do_write (e1, 1);
+  e1->flush_err = EIO;
+  CHECK (flush (e1) == EIO);
+  e1->flush_err = 0;
+  CHECK (flush (e2) == 0);
+  CHECK (e1->nr_flushes == 2 && e2->nr_flushes == 1);
+
+  /* And where nobody has closed. */
+  do_write (e1, 2);
+  e1->flush_err = EIO;
+  CHECK (flush (e1) == EIO);
+  e1->flush_err = 0;
+  CHECK (flush (e2) == 0);
+  CHECK (e1->nr_flushes == 4 && e2->nr_flushes == 1);
   end ();
 }
 
@@ -2323,6 +2837,28 @@ test_many_names (void)
     CHECK (do_close (a) == 0);
   }
   CHECK (allocated == 0);
+  end ();
+}
+
+/* One that comes back has no place among them; nor has the one without. */
+static void
+test_same_name (void)
+{
+  struct conn *a;
+  unsigned i;
+
+  begin (LEVEL_CONNECTION);
+  a = another ();
+  for (i = 0; i < 200; i++) {
+    renew (a);
+    do_open (a, i < 100 ? NULL : "x");
+    do_write (a, 1);
+    a->flush_err = EIO;
+    CHECK (do_close (a) == EIO);
+  }
+  renew (a);
+  do_open (a, "y");
+  CHECK (flush (a) == 0);
   end ();
 }
 
@@ -2723,6 +3259,7 @@ static const struct unit_test in_any[] = {
   { "an error at close, and another mode", test_close_error_in_other_mode },
   { "groups of names: an error at close", test_close_error_by_name },
   { "groups of names: what is remembered is bounded", test_many_names },
+  { "groups of names: the same again and again", test_same_name },
   { "groups of names: many closed unflushed", test_many_names_unflushed },
   { "level fast", test_level_fast },
   { "level off", test_level_off },
@@ -2736,7 +3273,10 @@ static const struct unit_test in_any[] = {
   { "without replication: closed, and connected anew",
     test_plain_reconnect },
   { "mixed modes: a flush", test_mixed_flush },
+  { "mixed modes: one that replicates joins", test_mixed_join },
+  { "mixed modes: the same after an error", test_mixed_join_after_error },
   { "mixed modes: closed unflushed", test_mixed_close },
+  { "mixed modes: closed unflushed, and a write", test_mixed_close_and_write },
   { "mixed modes: the last that replicates leaves", test_mixed_leave },
   { "a handle that can't be flushed", test_not_flushable },
   { "a handle that gives up", test_gives_up },
@@ -2757,9 +3297,12 @@ static const struct unit_test in_two[] = {
   { "a read in flight: its handle owes a flush", test_owed },
   { "a write in flight: its handle owes a flush", test_owed_by_write },
   { "an owed flush waits for what is inside", test_owed_waits },
+  { "an owed flush is run by the one that waits", test_owed_and_one_waits },
   { "a round pays what an idle handle owes", test_owed_and_idle },
   { "what is owed twice is paid once", test_owed_twice },
   { "a write-back beside an owed flush", test_owed_again },
+  { "a write-back in the second phase", test_write_back_in_second_phase },
+  { "a request on a handle with old copies", test_request_on_old_copies },
   { "a request beside the second phase", test_request_beside_second_phase },
   { "a request beside the first phase", test_request_beside_first_phase },
   { "a handle used in mid-round", test_used_in_round },
@@ -2769,6 +3312,7 @@ static const struct unit_test in_two[] = {
   { "an open does not wait for a write-back",
     test_open_before_write_back_ends },
   { "requests on one handle", test_one_at_a_time },
+  { "requests that are not data", test_control },
   { "many requests on one handle", test_many_wait },
   { "a flush waits for one at close", test_flush_beside_close },
   { "a flush fails with one at close", test_flush_beside_close_fails },
@@ -2787,6 +3331,7 @@ static const struct unit_test in_two[] = {
   { "what is owed never starves a request", test_owed_never_starves },
   { "a hung read", test_hung_read },
   { "many busy handles", test_many_busy },
+  { "a request after an owed flush takes no lock", test_no_lock_any_more },
   { "flushes share a round", test_share_a_round },
   { "flushes share an error", test_share_an_error },
   { "groups of names", test_groups },
@@ -2810,6 +3355,11 @@ static const struct unit_test in_two[] = {
 static const struct unit_test serialized[] = {
   { "a replica goes before those that wait", test_replica_goes_next },
   { "replicas and requests take turns", test_turns },
+  { "a request's turn, and none waits", test_turn_of_none },
+  { "a request's turn, and it fails", test_turn_of_one_that_fails },
+  { "a request's turn, and it owes", test_turn_of_one_that_owes },
+  { "a request that is just going", test_replica_of_one_that_goes },
+  { "a request's turn, and one is just going", test_turn_of_one_that_waits },
   { "what is ready is flushed first", test_ready_first },
   { "a flush waits for one request", test_waits_for_one },
   { NULL, NULL }
@@ -2817,6 +3367,10 @@ static const struct unit_test serialized[] = {
 
 static const struct unit_test parallel[] = {
   { "requests beside their handle's flush", test_requests_beside_replica },
+  { "old copies beside a write-back", test_old_copies_beside_write_back },
+  { "a flush that fails beside a read", test_error_beside_read },
+  { "a flush that fails beside an owed one", test_error_beside_owed },
+  { "a close waits for a replica beside a request", test_close_after_request },
   { "helpers: auto, one dirty", test_threads_auto_1 },
   { "helpers: auto, two dirty", test_threads_auto_2 },
   { "helpers: auto, 66 dirty", test_threads_auto_66 },
@@ -2825,6 +3379,7 @@ static const struct unit_test parallel[] = {
   { "helpers: 5", test_threads_5 },
   { "helpers: not for fast flushes", test_fast_flushes },
   { "helpers: slow flushes among fast ones", test_slow_and_fast },
+  { "helpers: one after the other", test_helps_again },
   { "helpers: each group has its own", test_help_for_each_group },
   { "helpers: no threads to be had", test_no_threads },
   { NULL, NULL }
