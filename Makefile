@@ -148,8 +148,8 @@ $(build)/unit/helpers $(build)/unit/replicate $(build)/unit/spread: \
 $(build)/unit/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(CC) $(common) -Wmissing-prototypes -I. -D_GNU_SOURCE \
-	  -DMCSHIM_OLDGLIBC_H $(CPPFLAGS) $(CFLAGS) $(sanitize) -MMD -MP \
-	  -c -o $@ $<
+	  -DMCSHIM_OLDGLIBC_H $(CPPFLAGS) $(CFLAGS) \
+	  $(if $(SANITIZE),-O1) $(sanitize) -MMD -MP -c -o $@ $<
 
 # The tests themselves are compiled in a fifth of the time like this.
 $(build)/unit/%: tests/unit/%.c $(unit_obj) Makefile

@@ -3388,10 +3388,13 @@ static const struct unit_test parallel[] = {
 int
 main (void)
 {
-  int r;
+  int r = EXIT_SUCCESS;
 
+  /* Where there is one thread there is nothing for the thread sanitizer. */
+#ifndef __SANITIZE_THREAD__
   model = SERIALIZE_ALL;
-  r = unit_main ("replicate, one at a time", in_any);
+  r |= unit_main ("replicate, one at a time", in_any);
+#endif
   model = SERIALIZE_HANDLE;
   r |= unit_main ("replicate, one per handle", in_any);
   r |= unit_main ("replicate, one per handle", in_two);

@@ -61,6 +61,14 @@ __asan_default_options (void)
   return "detect_leaks=0";
 }
 
+/* Who holds what is looked at here as well. */
+const char *__tsan_default_options (void);
+const char *
+__tsan_default_options (void)
+{
+  return "detect_deadlocks=0";
+}
+
 /* A thread that waits, for whatever is AT that address. */
 struct parked {
   struct parked *next;
