@@ -137,7 +137,7 @@ tests/clients/%: tests/clients/%.c Makefile
 # versions, which --wrap does not see.
 units: $(units)
 unit_obj := $(patsubst %,$(build)/unit/%.o,policy helpers replicate spread)
-.SECONDARY: $(unit_obj)
+.SECONDARY: $(unit_obj) $(units:$(build)/unit/%=$(build)/unit/test-%.o)
 wrapped := pthread_mutex_lock pthread_mutex_unlock pthread_cond_init \
   pthread_cond_destroy pthread_cond_wait pthread_cond_timedwait \
   pthread_cond_signal pthread_cond_broadcast pthread_create pthread_join \
@@ -152,10 +152,13 @@ $(build)/unit/%.o: %.c Makefile
 	  $(if $(SANITIZE),-O1) $(sanitize) -MMD -MP -c -o $@ $<
 
 # The tests themselves are compiled in a fifth of the time like this.
-$(build)/unit/%: tests/unit/%.c $(unit_obj) Makefile
+$(build)/unit/test-%.o: tests/unit/%.c Makefile
 	@mkdir -p $(@D)
 	$(CC) $(common) -I. -D_GNU_SOURCE $(CPPFLAGS) $(CFLAGS) -U_FORTIFY_SOURCE \
-	  -O0 $(sanitize) $(depend_on) $(wrap) -o $@ $< $(unit_obj) $(LDFLAGS)
+	  -O0 $(sanitize) -MMD -MP -c -o $@ $<
+
+$(build)/unit/%: $(build)/unit/test-%.o $(unit_obj)
+	$(CC) $(CFLAGS) $(sanitize) $(wrap) -o $@ $(filter %.o,$^) $(LDFLAGS)
 
 # Does a program with this sanitizer link, and run?
 $(build)/probe: Makefile
@@ -373,4 +376,5 @@ clean:
 	bench bench-quick bench-headline plugin-table release-check deps install dist uninstall clean
 .DELETE_ON_ERROR:
 
--include $(lib_obj:.o=.d) $(unit_obj:.o=.d) $(wildcard $(build)/*.d)
+-include $(lib_obj:.o=.d) $(unit_obj:.o=.d) \
+         $(wildcard $(build)/*.d $(build)/unit/test-*.d)
