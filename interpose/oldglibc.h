@@ -68,12 +68,14 @@ OLD (pthread_setspecific, OLDEST);
 
 /* Before 2.33 stat and fstat were inline functions around these, which take
  * the layout of the struct as a number.  The struct is the one for large
- * files.
+ * files.  Their headers declare these functions too, for another struct.
  */
-extern int __xstat64 (int version, const char *path, struct stat *st);
-extern int __fxstat64 (int version, int fd, struct stat *st);
-#define stat(path, st) __xstat64 (STAT_VERSION, path, st)
-#define fstat(fd, st) __fxstat64 (STAT_VERSION, fd, st)
+extern int old_stat (int version, const char *path, struct stat *st)
+  __asm__ ("__xstat64");
+extern int old_fstat (int version, int fd, struct stat *st)
+  __asm__ ("__fxstat64");
+#define stat(path, st) old_stat (STAT_VERSION, path, st)
+#define fstat(fd, st) old_fstat (STAT_VERSION, fd, st)
 #endif
 
 #endif /* MCSHIM_OLDGLIBC_H */
