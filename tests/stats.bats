@@ -254,6 +254,7 @@ taken ()
 }
 
 @test "what has the old name of the temporary file stays, as a rotated log" {
+  not_under_tsan
   run -0 under_shim MCSHIM_STATS_FILE="$stats" sh -c '
     echo log > "$1.$$"
     echo "$1.$$" > name
@@ -299,6 +300,7 @@ EOT
 }
 
 @test "a path with control characters: not in messages" {
+  not_under_tsan
   local odd=$'no\033[31mwhere\n/stats'
   run -1 under_shim MCSHIM_STATS_FILE="$odd" nbdkit -U - "$wbcache" --run true
   assert_output "mcshim: MCSHIM_STATS_FILE: '$PWD/no?[31mwhere?/stats' can't be written: No such file or directory: must be the path of a file, in a directory that exists"
