@@ -437,9 +437,16 @@ opened_beside (struct conn *first)
 {
   struct conn *c = another ();
 
-  c->h.flushable = false;       /* until it is told */
+  /* Until it is told. */
+  c->h.flushable = !first->h.flushable;
+  c->h.multi_conn = !first->h.multi_conn;
+  c->h.resolution = (struct resolution) { .verdict = NR_VERDICTS };
   handle_opens_beside (&c->h, &first->h);
   CHECK (nr_held == 0);
+  CHECK (c->h.flushable == first->h.flushable);
+  CHECK (c->h.multi_conn == first->h.multi_conn);
+  CHECK (c->h.resolution.verdict == first->h.resolution.verdict);
+  CHECK (c->h.resolution.replicate == first->h.resolution.replicate);
   plugin_open (c);
   handle_joins (&c->h);
   return c;
