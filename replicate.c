@@ -312,6 +312,9 @@ flush_handle (struct handle *h, unsigned mine, bool write_back,
     if (h->seen >= h->owed)
       unmark (h, OWES);
   }
+  /* One beside it may have paid what this one has put back. */
+  if (h->seen < h->owed)
+    mark (h, OWES);
   if (write_back) {
     /* A handle has seen its own, unless a request inside it has fetched what
      * was there before, and may put it into the cache yet.
@@ -521,7 +524,7 @@ run_replica (struct group *g, struct handle *h)
     g->queue_length--;
   }
 
-  if (h->requests_turn && h->waiting > 0)
+  if (serialize && h->requests_turn && h->waiting > 0)
     atomic_fetch_or (&h->state, flag);
   else
     mine = occupy (h, flag);
@@ -602,6 +605,22 @@ second_phase (struct group *g, struct handle *h)
     queue_replica (g, h);
 }
 
+/* Has another connection of G's export, whose group is its own, something
+ * that is not flushed?  A client that has the flag may flush it here.  Needs
+ * "lock".
+ */
+static bool
+dirty_elsewhere (struct group *g)
+{
+  struct group *g2;
+
+  LIST_FOREACH (g2, &groups[APART], in_bucket)
+    if (g2 != g && g2->home == g->home &&
+        (g2->writing > 0 || write_dirty (g2) != NULL))
+      return true;
+  return false;
+}
+
 /* One round, for all that wait.  Needs "lock", and lets go of it
  * meanwhile.
  */
@@ -631,7 +650,9 @@ run_round (struct group *g)
   }
   /* What a handle that is gone has left in the plugin, any flush covers. */
   h = batch->handle;
-  unflushed = g->home->unflushed && h->flushable;
+  unflushed = h->flushable &&
+    (g->home->unflushed || (g->home != g && h->resolution.advertise &&
+                            dirty_elsewhere (g)));
   if (unflushed) {
     g->home->unflushed = false;
     if (h->replica == NO_REPLICA)
@@ -669,11 +690,24 @@ run_round (struct group *g)
   must (pthread_cond_broadcast (&g->round_over));
 }
 
+/* Have a round run for ME.  Needs "lock", and lets go of it meanwhile. */
+static void
+await_round (struct group *g, struct waiter *me)
+{
+  me->next = g->waiters;
+  g->waiters = me;
+  while (!me->done)
+    if (!g->running)
+      run_round (g);
+    else
+      must (pthread_cond_wait (&g->round_over, &lock));
+}
+
 /* A flush of H alone, in a group without a member that replicates.  Needs
  * "lock", and lets go of it meanwhile.  Returns 0 or an errno.
  */
 static int
-plain_flush (struct group *g, struct handle *h)
+plain_flush (struct group *g, struct handle *h, struct waiter *me)
 {
   const bool whole = policy.level == LEVEL_FAST || h->multi_conn;
   const bool serialize = thread_model == SERIALIZE_HANDLE;
@@ -689,8 +723,17 @@ plain_flush (struct group *g, struct handle *h)
     return close_err;
   }
 
-  if (serialize)
+  if (serialize) {
     must (admit (h, 0));
+    /* Somebody may have joined meanwhile who needs a round. */
+    if (g->replicating > 0 || g->running) {
+      vacate (h);
+      if (g->close_err == 0)
+        g->close_err = close_err;
+      await_round (g, me);
+      return me->result.err;
+    }
+  }
   if (whole)
     while ((h2 = write_dirty (g)) != NULL)
       unmark (h2, WRITE_DIRTY);
@@ -704,19 +747,6 @@ plain_flush (struct group *g, struct handle *h)
   if (serialize)
     vacate (h);
   return close_err ? close_err : err;
-}
-
-/* Have a round run for ME.  Needs "lock", and lets go of it meanwhile. */
-static void
-await_round (struct group *g, struct waiter *me)
-{
-  me->next = g->waiters;
-  g->waiters = me;
-  while (!me->done)
-    if (!g->running)
-      run_round (g);
-    else
-      must (pthread_cond_wait (&g->round_over, &lock));
 }
 
 struct flushed
@@ -734,7 +764,7 @@ replicate_flush (struct handle *h)
   if (g->replicating > 0 || g->running)
     await_round (g, &me);
   else
-    me.result.err = plain_flush (g, h);
+    me.result.err = plain_flush (g, h, &me);
   me.result.ns = now_ns () - start;
   latency_add (&statistics.client_flushes, me.result.ns);
   unlock_groups ();

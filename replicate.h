@@ -203,7 +203,11 @@ request_begin (struct handle *h)
 static inline void
 request_end (struct handle *h, bool wrote)
 {
-  if (wrote && __builtin_expect (!(atomic_load (&h->state) & WRITE_DIRTY), 0))
+  /* To add nothing is more than a load: what the plugin has stored is seen
+   * by whoever takes the mark after this.
+   */
+  if (wrote && __builtin_expect (!(atomic_fetch_add (&h->state, 0) &
+                                   WRITE_DIRTY), 0))
     handle_wrote (h);
   if (__builtin_expect (atomic_fetch_sub (&h->state, ONE_INSIDE) &
                         (PENDING | WAITING), 0))

@@ -440,9 +440,16 @@ gives_up (struct connection *c, unsigned nr, const char *why)
                 "%s", nr, nr_handles, why);
 }
 
+static int
+flush_all (struct connection *c)
+{
+  return replicate_between (&c->handle);
+}
+
 static const struct spread_ops spread_ops = {
   .open = open_further,
   .gives_up = gives_up,
+  .flush = flush_all,
 };
 
 /* Returns 0, or -1 after nbdkit_error. */
@@ -779,27 +786,14 @@ DATA (shim_cache, cache, READS,
       (void *handle, uint32_t len, uint64_t offset, uint32_t flags),
       len, offset, flags)
 
-/* Begin and end what is one call, on the first handle, for the whole of a
- * zero or trim of very many pieces.  Before it, all that the handles hold is
- * written back, so that none of it comes later, over the zeroes.  After it,
- * they are flushed again, so that no handle has an older copy.  A request
- * beside it could leave its handle with some of both, so there is none.
- * They return 0 or R, or -1 with the error set.
- */
+/* After what was alone, and returned R.  Its own error comes first. */
 static int
-begin_alone (struct connection *c)
+after_alone (struct connection *c, int r)
 {
-  spread_alone_begin (c->spread);
-  return result (replicate_between (&c->handle));
-}
+  const int failed = r == -1 ? server_error (plugin.errno_is_preserved) : 0;
+  const int err = spread_alone_end (c->spread);
 
-static int
-end_alone (struct connection *c, int r)
-{
-  if (r != -1)
-    r = result (replicate_between (&c->handle));
-  spread_alone_end (c->spread);
-  return r;
+  return failed || err ? result (failed ? failed : err) : r;
 }
 
 /* The same callbacks where there may be several handles: most requests are
@@ -817,14 +811,18 @@ end_alone (struct connection *c, int r)
                                                         \
     if (may_be_long && c->handle.flushable &&           \
         spread_is_long (c->spread, count)) {            \
-      r = begin_alone (c);                              \
-      if (r != -1)                                      \
+      r = result (spread_alone_begin (c->spread));      \
+      if (r != -1) {                                    \
         r = shim_##callback (handle, __VA_ARGS__);      \
-      return end_alone (c, r);                          \
+        r = after_alone (c, r);                         \
+      }                                                 \
+      return r;                                         \
     }                                                   \
     do {                                                \
       len = spread_length (c->spread, offset, count);   \
       h = spread_enter (c->spread, offset);             \
+      if (h == NULL)                                    \
+        return result (errno);                          \
       r = shim_##callback (h, __VA_ARGS__);             \
       spread_leave (c->spread, h);                      \
       count -= len;                                     \
@@ -848,6 +846,8 @@ end_alone (struct connection *c, int r)
     if (spread_length (s, offset, len) < len)           \
       return split_##callback (handle, __VA_ARGS__);    \
     h = spread_enter (s, offset);                       \
+    if (h == NULL)                                      \
+      return result (errno);                            \
     r = shim_##callback (h, __VA_ARGS__);               \
     spread_leave (s, h);                                \
     return r;                                           \
@@ -921,12 +921,14 @@ spread_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
   struct handle *h;
   uint32_t len;
   bool on;
-  int r;
+  int r, err;
 
   if (s == NULL)
     return shim_extents (handle, count, offset, flags, extents);
   if (spread_length (s, offset, count) == count) {
     h = spread_enter (s, offset);
+    if (h == NULL)
+      return result (errno);
     r = shim_extents (h, count, offset, flags, extents);
     spread_leave (s, h);
     return r;
@@ -939,6 +941,11 @@ spread_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
       break;
     }
     h = spread_enter (s, offset);
+    if (h == NULL) {
+      err = errno;
+      nbdkit_extents_free (piece);
+      return result (err);
+    }
     r = shim_extents (h, len, offset, flags, piece);
     spread_leave (s, h);
     on = add_extents (extents, piece, offset + len,

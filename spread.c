@@ -176,36 +176,97 @@ spread_signal (struct spread *s)
   errno = saved;
 }
 
-/* The caller, who is counted, must wait for the one that is alone. */
-void
+/* The one that is alone, which is the caller, flushes.  Needs the lock, and
+ * lets go of it meanwhile.  Returns 0 or an errno.
+ */
+static int
+flush_alone (struct spread *s)
+{
+  int err;
+
+  must (pthread_mutex_unlock (&s->lock));
+  err = s->ops->flush (s->connection);
+  must (pthread_mutex_lock (&s->lock));
+  return err;
+}
+
+/* Let others in, or only their flushes.  Needs the lock. */
+static void
+open_to_others (struct spread *s, bool unflushed)
+{
+  s->unflushed = unflushed;
+  if (!unflushed)
+    s->inside &= ~ALONE;
+  announce_change (s);
+}
+
+/* Wait until nobody is alone, and nothing unflushed.  Needs the lock, and lets
+ * go of it meanwhile.  Returns 0 or an errno.
+ */
+static int
+wait_for_others (struct spread *s)
+{
+  int err;
+
+  while (s->inside & ALONE)
+    if (s->unflushed) {
+      s->unflushed = false;
+      err = flush_alone (s);
+      open_to_others (s, err != 0);
+      if (err != 0)
+        return err;
+    }
+    else
+      wait_for_change (s);
+  return 0;
+}
+
+/* The caller, who is counted, must wait for the one that is alone.  Returns
+ * 0, or -1 with errno set and the caller not counted.
+ */
+int
 spread_wait (struct spread *s)
 {
+  int err;
+
   must (pthread_mutex_lock (&s->lock));
   s->inside--;
   announce_change (s);
-  while (s->inside & ALONE)
-    wait_for_change (s);
-  s->inside++;
+  err = wait_for_others (s);
+  if (err == 0)
+    s->inside++;
   must (pthread_mutex_unlock (&s->lock));
+  errno = err;
+  return err != 0 ? -1 : 0;
 }
 
-void
+int
 spread_alone_begin (struct spread *s)
 {
+  int err;
+
   must (pthread_mutex_lock (&s->lock));
-  while (s->inside & ALONE)
-    wait_for_change (s);
-  s->inside |= ALONE;
-  while (s->inside != ALONE)
-    wait_for_change (s);
+  err = wait_for_others (s);
+  if (err == 0) {
+    s->inside |= ALONE;
+    while (s->inside != ALONE)
+      wait_for_change (s);
+    err = flush_alone (s);
+    if (err != 0)
+      open_to_others (s, false);
+  }
   must (pthread_mutex_unlock (&s->lock));
+  return err;
 }
 
-void
+int
 spread_alone_end (struct spread *s)
 {
+  int err;
+
   must (pthread_mutex_lock (&s->lock));
-  s->inside &= ~ALONE;
-  announce_change (s);
+  err = flush_alone (s);
+  open_to_others (s, err != 0);
   must (pthread_mutex_unlock (&s->lock));
+  return err;
 }

@@ -14,7 +14,11 @@
  * there.
  *
  * A zero or trim of very many stripes would be as many calls.  It is one,
- * alone on its connection, between two flushes: see spread_alone.
+ * alone on its connection, between two flushes.  Before it, all that the
+ * handles hold is written back, so that none of it comes later, over the
+ * zeroes.  After it they are flushed again, so that no handle has an older
+ * copy, and no zero comes later over what others write then: until that
+ * succeeds nobody is let in.
  *
  * Handles are opened when first needed, by the request that needs one.  Once
  * an open has failed there are no more.
@@ -39,6 +43,9 @@ struct spread_ops {
 
   /* C goes on with NR handles, for WHY.  Called once. */
   void (*gives_up) (struct connection *c, unsigned nr, const char *why);
+
+  /* Flush all handles of C.  Returns 0 or an errno. */
+  int (*flush) (struct connection *c);
 };
 
 /* In "inside", beside the number. */
@@ -69,6 +76,7 @@ struct spread {
   unsigned tried;               /* with those that are about to be opened */
   bool first_used;              /* the first one has a class */
   bool gave_up;                 /* no more are opened */
+  bool unflushed;               /* ALONE is set, and is nobody's */
   struct handle *handle[];      /* constant once it is there */
 };
 
@@ -82,10 +90,13 @@ extern struct spread *spread_new (const struct spread_ops *ops,
 extern void spread_free (struct spread *s);
 
 /* Between the two the caller, who is not inside, has the connection to
- * himself: what is inside has come out, and nothing comes in.
+ * himself: what is inside has come out, and nothing comes in.  Each flushes,
+ * and returns 0 or the errno of that.  Where the first one fails there must
+ * not be the second, and where that fails the next request begins with
+ * another try.
  */
-extern void spread_alone_begin (struct spread *s);
-extern void spread_alone_end (struct spread *s);
+extern int spread_alone_begin (struct spread *s);
+extern int spread_alone_end (struct spread *s);
 
 /* All handles, by number from 0.  No request may be under way. */
 static inline struct handle *
@@ -95,7 +106,7 @@ spread_handle (const struct spread *s, unsigned number)
 }
 
 /* Slow paths of the functions below; not for anyone else. */
-extern void spread_wait (struct spread *s);
+extern int spread_wait (struct spread *s);
 extern void spread_signal (struct spread *s);
 extern struct handle *spread_take_any (struct spread *s, uint64_t offset);
 extern struct handle *spread_assign (struct spread *s, unsigned class);
@@ -120,7 +131,10 @@ spread_is_long (const struct spread *s, uint32_t len)
   return !s->any && (uint64_t) len >> s->shift > PIECES_OF_HANDLE * s->most;
 }
 
-/* Around each piece of a request.  Returns the handle for it. */
+/* Around each piece of a request.  Returns the handle for it, or NULL with
+ * errno set if a flush has failed that comes first; then there is nothing to
+ * leave.
+ */
 static inline struct handle *
 spread_enter (struct spread *s, uint64_t offset)
 {
@@ -128,8 +142,9 @@ spread_enter (struct spread *s, uint64_t offset)
   uint64_t idle;
 
   if (!s->any) {
-    if (__builtin_expect (atomic_fetch_add (&s->inside, 1) & ALONE, 0))
-      spread_wait (s);
+    if (__builtin_expect (atomic_fetch_add (&s->inside, 1) & ALONE, 0) &&
+        spread_wait (s) == -1)
+      return NULL;
     class = (offset >> s->shift) % s->most;
     number = atomic_load_explicit (&s->class[class], memory_order_acquire);
     if (__builtin_expect (number == NO_HANDLE || number == OPENING, 0))

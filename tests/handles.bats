@@ -508,6 +508,62 @@ EOT
   ends_well
 }
 
+# The zeroes are held by one handle until it has been flushed: what others write
+# on their parts must not be written back before them.
+@test "a long zero whose flush fails: no write before one that succeeds" {
+  start
+  ask <<'EOT'
+h = conn()
+for i in range(4):
+    h.pwrite(b"old", stripe(i))
+h.flush()
+control("fail-flush 0 EPERM")
+fails(errno.EPERM, h.zero, 20 * 4096, 0)
+fails(errno.EPERM, h.pwrite, b"new", stripe(1))
+fails(errno.EPERM, h.pread, 3, stripe(1))
+fails(errno.EPERM, h.pread, 2 * 4096, 0)
+fails(errno.EPERM, h.zero, 20 * 4096, 0)
+control()
+h.pwrite(b"new", stripe(1))
+h.flush()
+expect(bytes(h.pread(20 * 4096, 0)),
+       bytes(4096) + b"new" + bytes(19 * 4096 - 3))
+EOT
+  ends_well
+}
+
+@test "a long zero that fails is flushed all the same, and its own error told" {
+  start
+  ask <<'EOT'
+h = conn()
+for i in range(4):
+    h.pwrite(b"old", stripe(i))
+control("fail-zero-once 0 ENOSPC")
+fails(errno.ENOSPC, h.zero, 20 * 4096, 0)
+expect(bytes(h.pread(3, 0)), b"old")
+EOT
+  ends_well
+}
+
+# Each connection is a group, and yet its flush is for all.
+@test "with the flag and without replication: a flush is for other connections too" {
+  local mode
+  for mode in plugin unsafe; do
+    start MCSHIM_MODE=$mode multiconn=1
+    ask <<'EOT'
+h, g = conn(), conn()
+expect(h.can_multi_conn(), True)
+g.pwrite(b"new", stripe(0))
+h.flush()
+expect(len(handles("flush")), 1)
+g.flush()
+h.flush()
+expect(len(handles("flush")), 2)
+EOT
+    stop_server
+  done
+}
+
 @test "without a flush a long zero is in pieces" {
   disk thread_model='echo serialize_requests' can_zero='exit 0' \
     zero="echo zero >> '$log'" "${no_flush[@]}"

@@ -3239,6 +3239,178 @@ test_statistics (void)
   end ();
 }
 
+/* A plugin with multi-conn, MCSHIM_MODE=plugin, several
+ * handles: each connection is a group of its own, but the flag is set, so that
+ * a client may flush on one what it has written on another.
+ */
+static void
+test_apart_with_flag (void)
+{
+  struct conn *a, *b, *c[2];
+  unsigned i;
+
+  begin (LEVEL_CONNECTION);
+  for (i = 0; i < 2; i++) {
+    c[i] = another ();
+    c[i]->h.resolution = (struct resolution) {
+      .verdict = PLUGIN_HAS_FLAG, .advertise = true, .replicate = true,
+    };
+    c[i]->h.multi_conn = true;
+    CHECK (handle_opens_apart (&c[i]->h, NULL) == 0);
+    plugin_open (c[i]);
+    handle_joins (&c[i]->h);
+  }
+  a = c[0];
+  b = c[1];
+  do_write (b, 1);
+  CHECK (flush (a) == 0);
+  CHECK (a->nr_flushes + b->nr_flushes > 0, "the plugin hears of no flush");
+  end ();
+}
+
+/* A plain flush waits for its handle; meanwhile one joins that
+ * replicates, and writes: its mark is not for the plain flush to take.
+ */
+static struct conn *
+join_beside_plain (struct conn **joined)
+{
+  struct actor *r, *f;
+  struct conn *p, *e;
+
+  begin (LEVEL_CONNECTION);
+  p = opened_in_mode (MODE_PLUGIN, true);
+  do_write (p, 1);
+  gate_shut (&p->requests);
+  r = start (READ, p, 0);
+  f = start (FLUSH, p, 0);      /* finds nobody that replicates, and waits */
+  e = opened ();
+  do_write (e, 5);
+  gate_open (&p->requests);
+  result (r);
+  CHECK (result (f) == 0);
+  *joined = e;
+  return p;
+}
+
+static void
+test_plain_and_one_joins (void)
+{
+  struct actor *r, *f;
+  struct conn *p, *e;
+
+  p = join_beside_plain (&e);
+  gate_shut (&e->requests);
+  r = start (READ, e, 0);
+  f = start (FLUSH, p, 0);
+  if (over (f))
+    CHECK (disk[e->cell] == 5, "a flush has succeeded, and a write that was "
+           "acknowledged before it is not written back");
+  gate_open (&e->requests);
+  result (r);
+  CHECK (result (f) == 0);
+  CHECK (disk[e->cell] == 5);
+  end ();
+}
+
+static void
+test_plain_and_one_comes_and_goes (void)
+{
+  struct conn *p, *e;
+
+  p = join_beside_plain (&e);
+  CHECK (do_close (e) == 0);
+  CHECK (flush (p) == 0);
+  CHECK (disk[e->cell] == 5, "closed unflushed, and lost");
+  end ();
+}
+
+/* B is dirty, owes a flush, and has an old copy of A's
+ * cell; a request is inside, and another waits for it to go.
+ */
+static struct actor *
+wait_in_debt (struct conn *a, struct conn *b)
+{
+  struct actor *w, *r;
+
+  do_read (b, a->cell);
+  do_write (a, 1);
+  b->flush_err = EIO;           /* it is a request's turn, and READ_MARKED */
+  CHECK (flush (a) == EIO);
+  b->flush_err = 0;
+  gate_shut (&b->requests);
+  w = start (WRITE, b, 2);
+  CHECK (request_begin (&b->h) == 0); /* one more is inside */
+  do_write (a, 2);
+  CHECK (flush (a) == 0);       /* so B owes */
+  gate_open (&b->requests);
+  CHECK (result (w) == 0);
+  gate_shut (&b->requests);
+  r = start (READ, b, a->cell);
+  CHECK (!over (r) && b->nr_flushes == 1);
+  return r;
+}
+
+/* The replica F1 is inside; what is owed, F2, runs beside it and is done; then
+ * F1 fails, so that what it would have dropped is still there.
+ */
+static void
+fail_after_owed (struct conn *a, struct conn *b, bool gone_before)
+{
+  struct actor *r, *f, *r2;
+
+  r = wait_in_debt (a, b);
+  if (gone_before)
+    atomic_fetch_sub (&b->h.state, ONE_INSIDE);
+  gate_shut (&b->flushes);
+  f = start (FLUSH, a, 0);
+  CHECK (b->nr_flushes == 2);
+  world_lock ();
+  b->flushes.shut = false;      /* for F2; F1 is inside still */
+  world_unlock ();
+  if (!gone_before)
+    atomic_fetch_sub (&b->h.state, ONE_INSIDE);
+  handle_left (&b->h);
+  settle ();
+  b->flush_err = EIO;
+  gate_open (&b->flushes);
+  CHECK (result (f) == EIO);
+  b->flush_err = 0;
+  /* F2 is now either over, or yet to come. */
+  world_lock ();
+  b->requests.shut = false;     /* R is inside, with what it has fetched */
+  world_unlock ();
+  r2 = start (READ, b, a->cell);
+  gate_open (&b->requests);     /* what it owes waits for R */
+  CHECK (result (r2) == 2, "stale: it reads %d after the flush of 2",
+         r2->result);
+  result (r);
+  end ();
+}
+
+static void
+test_fails_after_owed (void)
+{
+  struct conn *a, *b;
+
+  policy.flush_threads = 1;
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  fail_after_owed (a, b, false);
+}
+
+static void
+test_fails_after_owed_by_turn (void)
+{
+  struct conn *a, *b;
+
+  policy.flush_threads = 1;
+  begin (LEVEL_CONNECTION);
+  a = opened ();
+  b = opened ();
+  fail_after_owed (a, b, true);
+}
+
 /* Which of them make sense in which thread model. */
 
 static const struct unit_test in_any[] = {
@@ -3338,6 +3510,9 @@ static const struct unit_test in_two[] = {
   { "level fast: copies of an open", test_copy_of_open },
   { "without replication: a flush waits for its handle", test_plain_waits },
   { "without replication: beside another flush", test_plain_beside },
+  { "mixed modes: one joins beside a flush", test_plain_and_one_joins },
+  { "mixed modes: one comes and goes beside a flush",
+    test_plain_and_one_comes_and_goes },
   { "mixed modes: a flush beside a round", test_mixed_beside_round },
   { "the end with open connections", test_free },
   { "further handles of a connection", test_beside },
@@ -3346,6 +3521,7 @@ static const struct unit_test in_two[] = {
   { "groups of their own do not wait for each other",
     test_apart_flushes_at_once },
   { "what a group of its own leaves behind", test_apart_leaves_behind },
+  { "groups of their own, with the flag", test_apart_with_flag },
   { "no memory for a group of its own", test_apart_gives_up },
   { "a flush that no client has asked for", test_between },
   { "the end with groups of their own", test_free_apart },
@@ -3370,6 +3546,9 @@ static const struct unit_test parallel[] = {
   { "old copies beside a write-back", test_old_copies_beside_write_back },
   { "a flush that fails beside a read", test_error_beside_read },
   { "a flush that fails beside an owed one", test_error_beside_owed },
+  { "a flush that fails after an owed one", test_fails_after_owed },
+  { "a flush that fails after an owed one, by turn",
+    test_fails_after_owed_by_turn },
   { "a close waits for a replica beside a request", test_close_after_request },
   { "helpers: auto, one dirty", test_threads_auto_1 },
   { "helpers: auto, two dirty", test_threads_auto_2 },

@@ -48,7 +48,24 @@ gives_up (struct connection *c, unsigned nr, const char *why)
   snprintf (said_why, sizeof said_why, "%s", why);
 }
 
-static const struct spread_ops ops = { open_handle, gives_up };
+static int flush_err;           /* of each flush, until it is set to 0 */
+static unsigned nr_flushes;
+static struct gate flushes;
+
+static int
+flush_handles (struct connection *c)
+{
+  CHECK (nr_held == 0);
+  CHECK ((struct handle *) c == &handles[0]);
+  CHECK (s->inside & ALONE);
+  world_lock ();
+  nr_flushes++;
+  world_unlock ();
+  gate_pass (&flushes);
+  return flush_err;
+}
+
+static const struct spread_ops ops = { open_handle, gives_up, flush_handles };
 
 static void
 begin (bool any, bool shared)
@@ -73,6 +90,7 @@ struct actor {
   pthread_t thread;
   uint64_t offset;
   bool alone;
+  int err;                      /* where there is no handle */
   struct handle *got;
   bool over;                    /* guarded by "world" */
 };
@@ -82,10 +100,11 @@ act (void *arg)
 {
   struct actor *a = arg;
 
+  a->err = errno = 0;
   if (a->alone)
-    spread_alone_begin (s);
-  else
-    a->got = spread_enter (s, a->offset);
+    a->err = spread_alone_begin (s);
+  else if ((a->got = spread_enter (s, a->offset)) == NULL)
+    a->err = errno;
   CHECK (nr_held == 0);
   world_lock ();
   a->over = true;
@@ -118,6 +137,8 @@ got (struct actor *a)
   CHECK (over (a));
   __wrap_pthread_join (a->thread, NULL);
   a->over = false;
+  if (a->err != 0)
+    return -a->err;
   return a->alone ? -1 : (int) (a->got - handles);
 }
 
@@ -398,27 +419,86 @@ test_alone (void)
   leave (0);
   CHECK (!over (&alone));
   leave (1);
-  got (&alone);
+  CHECK (got (&alone) == -1);
+  CHECK (nr_flushes == 1);
   CHECK (!over (&second) && !over (&later));
-  spread_alone_end (s);
+  CHECK (spread_alone_end (s) == 0);
   settle ();
   /* They have no order. */
   if (over (&later)) {
     CHECK (got (&later) == 0);
     leave (0);
-    got (&second);
-    spread_alone_end (s);
+    CHECK (got (&second) == -1);
+    CHECK (spread_alone_end (s) == 0);
   }
   else {
-    got (&second);
-    spread_alone_end (s);
+    CHECK (got (&second) == -1);
+    CHECK (spread_alone_end (s) == 0);
     settle ();
     CHECK (got (&later) == 0);
     leave (0);
   }
   settle ();
+  CHECK (nr_flushes == 4);
   CHECK (s->inside == 0);
   CHECK (pass (0) == 0);
+  end ();
+}
+
+/* The flush before fails: nothing has come of it. */
+static void
+test_alone_fails_before (void)
+{
+  struct actor alone = { .alone = true }, later = { .offset = 0 };
+
+  begin (false, false);
+  flush_err = EIO;
+  gate_shut (&flushes);
+  start (&alone);
+  start (&later);
+  CHECK (!over (&alone) && !over (&later));
+  gate_open (&flushes);
+  CHECK (got (&alone) == -EIO);
+  CHECK (got (&later) == 0);
+  leave (0);
+  CHECK (nr_flushes == 1);
+  CHECK (s->inside == 0);
+  end ();
+}
+
+/* The flush after fails: nobody comes in before one that does not. */
+static void
+test_alone_fails_after (void)
+{
+  struct actor waits = { .offset = 0 }, next = { .offset = STRIPE };
+
+  begin (false, false);
+  CHECK (spread_alone_begin (s) == 0);
+  flush_err = EIO;
+  start (&waits);
+  CHECK (spread_alone_end (s) == EIO);
+  settle ();
+  CHECK (got (&waits) == -EIO);
+  CHECK (spread_enter (s, 0) == NULL && errno == EIO);
+  CHECK (spread_alone_begin (s) == EIO);
+  CHECK (nr_flushes == 5);
+
+  flush_err = 0;
+  gate_shut (&flushes);
+  start (&next);
+  start (&waits);
+  CHECK (nr_flushes == 6, "one of them flushes");
+  CHECK (!over (&next) && !over (&waits));
+  gate_open (&flushes);
+  CHECK (got (&waits) >= 0);
+  CHECK (got (&next) >= 0);
+  spread_leave (s, waits.got);
+  spread_leave (s, next.got);
+  CHECK (spread_alone_begin (s) == 0);
+  CHECK (spread_alone_end (s) == 0);
+  CHECK (nr_flushes == 8);
+  CHECK (s->inside == 0);
+  CHECK (pass (0) == waits.got - handles);
   end ();
 }
 
@@ -465,9 +545,9 @@ run_ranges (void *arg)
     seed = seed * 1103515245 + 12345;
     class = seed >> 16 & (MOST - 1);
     if (i % 50 == 0) {
-      spread_alone_begin (s);
+      CHECK (spread_alone_begin (s) == 0);
       CHECK (in_all == 0);
-      spread_alone_end (s);
+      CHECK (spread_alone_end (s) == 0);
     }
     h = spread_enter (s, (uint64_t) class * STRIPE);
     in_all++;
@@ -523,6 +603,8 @@ main (void)
     { "any: no more than can be opened", test_any_gives_up },
     { "any: a busy one, where it may be", test_shared },
     { "alone", test_alone },
+    { "alone: the flush before fails", test_alone_fails_before },
+    { "alone: the flush after fails", test_alone_fails_after },
     { "no memory", test_no_memory },
     { "many threads, any handle", test_many_any },
     { "many threads, ranges", test_many_ranges },
