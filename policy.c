@@ -461,13 +461,13 @@ policy_resolve (const struct policy *p, const struct traits *t)
 
   switch (r.verdict) {
   case EMULATE:
-    r.advertise = r.replicate = true;
+    r.replicate = true;
     if (!t->can_flush)
       r.refusal =
         "emulating multi-conn needs a plugin with a working flush, and this "
         "one has none: set MCSHIM_MODE=auto, which serves it without the flag "
         "(read-only, with it)";
-    break;
+    /* Fall through. */
   case PLUGIN_HAS_FLAG:
   case PLUGIN_READ_ONLY:
   case UNSAFE_SET:

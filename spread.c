@@ -113,12 +113,9 @@ spread_assign (struct spread *s, unsigned class)
     wait_for_change (s);
   if (s->class[class] == NO_HANDLE) {
     s->class[class] = OPENING;
-    if (!s->first_used) {
-      s->first_used = true;
-      h = s->handle[0];
-    }
-    else if (!s->gave_up)
+    if (s->first_used && !s->gave_up)
       h = open_another (s);
+    s->first_used = true;
     if (h == NULL)
       h = s->handle[class % s->nr];
     s->class[class] = h->number + 1;

@@ -102,6 +102,7 @@ read_options (void)
 {
   char *arg = NULL;
   const char *pid;
+  char own_pid[24];
   size_t size = 0;
   bool is_log;
   FILE *f;
@@ -112,7 +113,8 @@ read_options (void)
   options.pid = getpid ();
   /* Socket activation. */
   pid = getenv ("LISTEN_PID");
-  options.foreground = pid != NULL && atol (pid) == options.pid;
+  snprintf (own_pid, sizeof own_pid, "%ld", (long) options.pid);
+  options.foreground = pid != NULL && strcmp (pid, own_pid) == 0;
   f = fopen ("/proc/self/cmdline", "re");
   if (f == NULL)
     return;

@@ -309,7 +309,7 @@ static void
 test_any (void)
 {
   struct actor fifth = { .offset = 0 }, sixth = { .offset = 0 };
-  unsigned i;
+  unsigned i, before;
 
   begin (true, false);
   CHECK (pass (0) == 0);
@@ -332,7 +332,9 @@ test_any (void)
   leave (2);
   leave (0);
   leave (1);
+  before = locks_taken;
   CHECK (pass (0) == 0);
+  CHECK (locks_taken == before, "nobody waits any more");
   end ();
 }
 
@@ -402,6 +404,15 @@ test_shared (void)
   end ();
 }
 
+static pthread_t waiter;
+
+static void *
+wait_for_it (void *arg)
+{
+  CHECK (spread_wait (s) == 0);
+  return arg;
+}
+
 static void
 test_alone (void)
 {
@@ -442,6 +453,48 @@ test_alone (void)
   CHECK (nr_flushes == 4);
   CHECK (s->inside == 0);
   CHECK (pass (0) == 0);
+  end ();
+}
+
+/* Others wait beside it: it is woken all the same. */
+static void
+test_alone_is_woken (void)
+{
+  struct actor alone = { .alone = true }, later[3] = { { .offset = 0 } };
+  unsigned i;
+
+  begin (false, false);
+  for (i = 0; i < 4; i++)
+    CHECK (spread_enter (s, 0) == &handles[0]);
+  start (&alone);
+  for (i = 0; i < 3; i++)
+    start (&later[i]);
+  for (i = 0; i < 3; i++) {
+    leave (0);
+    CHECK (!over (&alone));
+  }
+  leave (0);
+  settle ();
+  CHECK (got (&alone) == -1);
+  CHECK (spread_alone_end (s) == 0);
+  settle ();
+  for (i = 0; i < 3; i++)
+    CHECK (got (&later[i]) == 0);
+
+  /* One more has been counted, and has not seen yet that it must wait. */
+  start (&alone);
+  s->inside++;
+  for (i = 0; i < 3; i++)
+    leave (0);
+  CHECK (!over (&alone));
+  start_thread (&waiter, wait_for_it, NULL);
+  settle ();
+  CHECK (got (&alone) == -1);
+  CHECK (spread_alone_end (s) == 0);
+  settle ();
+  __wrap_pthread_join (waiter, NULL);
+  leave (0);
+  CHECK (s->inside == 0);
   end ();
 }
 
@@ -603,6 +656,7 @@ main (void)
     { "any: no more than can be opened", test_any_gives_up },
     { "any: a busy one, where it may be", test_shared },
     { "alone", test_alone },
+    { "alone, with others that wait", test_alone_is_woken },
     { "alone: the flush before fails", test_alone_fails_before },
     { "alone: the flush after fails", test_alone_fails_after },
     { "no memory", test_no_memory },
