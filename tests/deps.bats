@@ -10,8 +10,8 @@ setup ()
 {
   common_setup
   deps=$BATS_TEST_DIRNAME/../scripts/deps
-  # A machine of stand-ins: what is installed, what is to be had, what was
-  # done.  No lists of packages are there before an update.
+  # A machine of stand-ins: what is installed, what is available, what was
+  # done.  There are no lists of packages before an update.
   mkdir bin
   local tool
   for tool in awk bash cat grep head sed sh tr uname; do

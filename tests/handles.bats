@@ -34,7 +34,7 @@ ends_well ()
 }
 
 # What every client needs: the Nth stripe, the handles that got a callback, and
-# requests on one connection that wait for nobody.
+# requests on one connection that do not wait for each other.
 more=$(cat <<'EOT'
 def stripe(n):
     return n * 4096
@@ -197,7 +197,7 @@ expect(extents(8 * 4096, 0), wanted)
 expect(extents(8 * 4096, 0, nbd.CMD_FLAG_REQ_ONE), wanted[:1])
 expect(extents(8 * 4096, 4096, nbd.CMD_FLAG_REQ_ONE), wanted[1:2])
 expect(extents(100, stripe(2) - 50), [(100, 0)])
-# An answer may be short: it is not one call for each of very many ranges.
+# An answer may be short: not every one of very many ranges gets a call.
 forget()
 expect(extents(512 << 10, stripe(4)), [(64 * 4096, hole)])
 expect(len(handles("extents")), 64)
@@ -315,7 +315,7 @@ EOT
 }
 
 @test "the levels, of one connection" {
-  # The marks; those of all handles, where any is write-dirty; always.
+  # By the marks; all handles, if any is write-dirty; all, always.
   local level
   for level in "connection 2 1" "fast 3 2" "off 3 3"; do
     # shellcheck disable=SC2086 # words
@@ -644,7 +644,7 @@ EOT
   ends_well
 }
 
-# Handles that can't be had ##################################################
+# Handles that can't be opened ###############################################
 
 # gave_up N REASON: that is in the log.
 gave_up () { has "mcshim: a connection goes on with $1 handles of up to 4: $2" "$server_err"; }
@@ -747,7 +747,7 @@ EOT
   ends_well
 }
 
-# What a plugin is, and what it is told ######################################
+# What a plugin is like, and what it is told #################################
 
 @test "a plugin that serializes all requests has one handle, and -v says so" {
   for model in all connections; do

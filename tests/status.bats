@@ -64,7 +64,7 @@ modes      no connection yet"
   refute_line --partial "process    $server_pid: "
   run -1 "$launcher" --status "$server_pid"
   assert_output "mcshim: --status: no such nbdkit runs with the library, or it is another user's"
-  # What is on the way to nbdkit is none.
+  # A program that starts nbdkit is not one.
   under_shim sleep 300 3>&- &
   run -1 "$launcher" --status $!
   kill $!
