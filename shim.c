@@ -377,7 +377,7 @@ answers_alike (struct handle *h, char *why, size_t size)
 #define ASK(name)                                                       \
   if (first[ASKED_##name] != UNASKED &&                                 \
       (r = plugin.name (h->plugin)) != first[ASKED_##name]) {           \
-    snprintf (why, size, #name " is %lld, and %lld of the first one",   \
+    snprintf (why, size, #name " is %lld, but %lld for the first one",  \
               (long long) r, (long long) first[ASKED_##name]);          \
     return false;                                                       \
   }
@@ -435,7 +435,7 @@ static void
 gives_up (struct connection *c, unsigned nr, const char *why)
 {
   (void) c;
-  nbdkit_error ("mcshim: a connection goes on with %u handles of up to %u: "
+  nbdkit_error ("mcshim: a connection goes on with %u of up to %u handles: "
                 "%s", nr, nr_handles, why);
 }
 
@@ -583,7 +583,7 @@ leave (struct handle *h)
 
   if (err != 0) {
     errno = err;
-    nbdkit_error ("mcshim: the flush of a connection that closes failed, "
+    nbdkit_error ("mcshim: the flush of a closing connection failed, "
                   "its last writes are lost: %m");
   }
   if (plugin.close)
@@ -988,7 +988,7 @@ load_policy (void)
     char line[1024];
 
     snprintf (line, sizeof line, errno == EWOULDBLOCK ?
-              "MCSHIM_STATS_FILE: '%.512s' belongs to a server that runs: "
+              "MCSHIM_STATS_FILE: '%.512s' belongs to a running server: "
               "must be another path for each (%%p is the process ID)" :
               "MCSHIM_STATS_FILE: '%.512s' can't be written: %m: must be the "
               "path of a file, in a directory that exists",

@@ -624,7 +624,7 @@ fails(errno.ENOSPC, h.flush)
 h.flush()
 EOT
     ends_well
-    has 'the flush of a connection that closes failed, its last writes are lost: No space' "$server_err"
+    has 'the flush of a closing connection failed, its last writes are lost: No space' "$server_err"
     : > "$server_err"
   done
 }
@@ -647,7 +647,7 @@ EOT
 # Handles that can't be opened ###############################################
 
 # gave_up N REASON: that is in the log.
-gave_up () { has "mcshim: a connection goes on with $1 handles of up to 4: $2" "$server_err"; }
+gave_up () { has "mcshim: a connection goes on with $1 of up to 4 handles: $2" "$server_err"; }
 
 @test "a handle that can't be opened is given up, and that is said once" {
   for model in requests parallel; do
@@ -710,7 +710,7 @@ expect(bytes(h.pread(10 * 4096, 0)), letters(10 * 4096))
 h.flush()
 EOT
   ends_well
-  gave_up 2 "get_size is 1048064, and 1048576 of the first one"
+  gave_up 2 "get_size is 1048064, but 1048576 for the first one"
 }
 
 @test "one that answers otherwise, too" {
@@ -718,7 +718,7 @@ EOT
     open="echo x >> count; wc -l < count" can_trim='test $2 = 1 || exit 3' trim=true
   serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
   client <<<'h = conn(); h.pread(20 * 4096, 0)'
-  gave_up 1 "can_trim is 0, and 1 of the first one"
+  gave_up 1 "can_trim is 0, but 1 for the first one"
 }
 
 @test "beside an open that hangs the others go on" {

@@ -221,7 +221,7 @@ taken ()
 {
   run -1 under_shim MCSHIM_STATS_FILE="$stats" nbdkit -U - "$wbcache" \
     --run 'echo started'
-  assert_output "mcshim: MCSHIM_STATS_FILE: '$stats' belongs to a server that runs: must be another path for each (%p is the process ID)"
+  assert_output "mcshim: MCSHIM_STATS_FILE: '$stats' belongs to a running server: must be another path for each (%p is the process ID)"
 }
 
 @test "a path is one server's, until it ends, also by SIGKILL" {

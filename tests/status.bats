@@ -72,7 +72,7 @@ modes      no connection yet"
 
 @test "what is no number is refused, and control characters are not printed" {
   run -2 "$launcher" --status 12x
-  assert_output "mcshim: --status: '12x': must be the number of a process"
+  assert_output "mcshim: --status: '12x': must be a process ID"
   serve MCSHIM_STATS_FILE=$'odd\033[31m' "$wbcache"
   run -0 "$launcher" --status "$server_pid"
   assert_line 'settings   MCSHIM_STATS_FILE=odd?[31m'

@@ -205,7 +205,7 @@ fails(errno.EIO, h[0].flush)
 h[0].flush()
 EOT
   stop_server
-  has 'connection that closes failed, its last writes are lost' \
+  has 'closing connection failed, its last writes are lost' \
     "$server_err"
 }
 
@@ -234,7 +234,7 @@ EOT' 2>>"$server_err"
   serve MCSHIM_STATS_FILE="$stats" "$wbcache"
   wait_until test -s "$stats"
   run "$launcher" --stats="$stats" nbdkit -U - "$wbcache" --run true
-  assert_output --partial "belongs to a server that runs"
+  assert_output --partial "belongs to a running server"
   client <<<'conn()'
   wait_until counts connections_opened_total 1
   kill -KILL "$(<"$server/pid")"

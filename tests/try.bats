@@ -88,15 +88,15 @@ concludes ()
   [[ $(told .why) == *"$2"* ]] || fail "$(told .why)"
 }
 
-@test "no verdict: one round differs from the next as much" {
+@test "no verdict: the rounds differ as much" {
   pace
-  concludes "no verdict" "differs from the next" \
+  concludes "no verdict" "the rounds differ as much" \
     "8 8 20  24 8 20  8 8 24" --connections=4
 }
 
 @test "no verdict: one connection with the shim differs as much" {
   pace
-  concludes "no verdict" "differs from the next" \
+  concludes "no verdict" "the rounds differ as much" \
     "8 8 24  24 28 8  8 8 24" --connections=4
 }
 
@@ -177,7 +177,7 @@ concludes ()
 '"1 connection reads 8.0 times as fast as with handles=1"]'
 }
 
-@test "--vary: no verdict within what one round differs from the next" {
+@test "--vary: no verdict if the values differ no more than the rounds" {
   pace
   concludes "no verdict" "the values differ no more" \
     "8 16 20  16 20 8  8 16 20" --vary=flush-threads=1,2 --connections=1
