@@ -16,18 +16,18 @@ CFLAGS  ?= -O2 -g -fstack-protector-strong \
            -U_FORTIFY_SOURCE $(if $(SANITIZE),,-D_FORTIFY_SOURCE=2)
 INSTALL ?= install
 
-# The launcher holds the version, so that it is right wherever the file is
-# copied to; the library is told.
+# The launcher has the version, so that it is right wherever the file is copied
+# to.  The library gets it from there.
 VERSION := $(shell sed -n 's/^version=//p' scripts/mcshim)
-# What it reads in for --probe, --try and so on goes to a directory of its own.
+# Its parts for --probe, --try and so on go to a directory of their own.
 launcher := scripts/mcshim
 launcher_parts := $(addprefix scripts/mcshim-,captive probe status top try \
                     verify)
 
 musl := $(findstring musl-gcc,$(CC))
 
-# Warnings are errors in CI only: a user's compiler may know more of them.
-# musl-gcc looks for musl's headers alone, and nbdkit's stand beside glibc's.
+# Warnings are errors only in CI: a user's compiler may know more of them.
+# musl-gcc searches only musl's headers; nbdkit's are beside glibc's.
 common := -std=gnu11 -pthread -Wall -Wextra -Wshadow -Wstrict-prototypes \
           -Wno-psabi $(if $(CI),-Werror) \
           $(if $(musl),-idirafter /usr/include)
@@ -62,11 +62,10 @@ checker := mcshim-checker
 units   := $(patsubst tests/unit/%.c,$(build)/unit/%,\
              $(wildcard tests/unit/*.c))
 
-# Without pod2man, which comes with perl, there are no manual pages, and all
-# else is built and installed.
+# Without pod2man, which comes with perl, the manual pages are left out.
 man := $(build)/mcshim.1 $(build)/libmcshim.7
 have_man := $(if $(shell command -v pod2man),$(man))
-# The same goes for what --verify runs, without libnbd.  It is this machine's.
+# Without libnbd, so is the checker of --verify.  It is for this machine.
 have_checker := $(if $(filter build,$(build)),$(shell \
                   pkg-config --exists libnbd 2>/dev/null && echo $(checker)))
 
@@ -107,7 +106,7 @@ $(build)/%.o: %.S Makefile
 
 libdl := $(if $(musl),,-Wl,--no-as-needed -l:libdl.so.2)
 
-# The library as it must not be: the tests must see it.
+# A library with a fault, which the tests must find.
 any_handle := $(build)/any-handle/libmcshim.so
 
 test-programs: test-plugins $(clients) $(checker) units $(any_handle)
@@ -131,9 +130,9 @@ tests/clients/%: tests/clients/%.c Makefile
 	$(CC) $(common) $(CPPFLAGS) $(CFLAGS) $(depend_on) -o $@ $< $(LDFLAGS) \
 	  $$(pkg-config --cflags --libs libnbd)
 
-# The unit tests are linked with what knows no nbdkit.  They need a C compiler
-# and nothing else.  Those of threads have them under control: what is named
-# here goes to tests/unit/threads.h.  oldglibc.h is left out, for its names have
+# The unit tests are linked with the files that do not use nbdkit.  They need
+# only a C compiler.  Tests of threads control these: the functions named here
+# go to tests/unit/threads.h.  oldglibc.h is left out, as its names have
 # versions, which --wrap does not see.
 units: $(units)
 unit_obj := $(patsubst %,$(build)/unit/%.o,policy helpers replicate spread)
@@ -151,7 +150,7 @@ $(build)/unit/%.o: %.c Makefile
 	  -DMCSHIM_OLDGLIBC_H $(CPPFLAGS) $(CFLAGS) \
 	  $(if $(SANITIZE),-O1) $(sanitize) -MMD -MP -c -o $@ $<
 
-# The tests themselves are compiled in a fifth of the time like this.
+# Without optimisation the tests compile in a fifth of the time.
 $(build)/unit/test-%.o: tests/unit/%.c Makefile
 	@mkdir -p $(@D)
 	$(CC) $(common) -I. -D_GNU_SOURCE $(CPPFLAGS) $(CFLAGS) -U_FORTIFY_SOURCE \
@@ -169,14 +168,14 @@ $(build)/probe: Makefile
 unit:
 	+@MAKE="$(MAKE)" tests/unit/run
 
-# Does a unit test fail for every statement that is taken out of these?
+# Does a unit test fail for every statement that is removed from these?
 mutants:
 	scripts/deps mutants
 	tests/mutants policy.c helpers.c replicate.c replicate.h \
 	  spread.c spread.h latency.h
 
-# The packages come first and the rest in a second make: what is missing
-# may be the compiler, and then nothing can be built beside this.
+# The packages come first and the rest in a second make: the compiler may be
+# missing, and then nothing can be built in parallel.
 
 demo:
 	scripts/deps demo
@@ -188,7 +187,7 @@ check:
 	$(MAKE) --no-print-directory all test-programs
 	tests/run
 
-# What starts servers to measure them: it takes as long again.
+# The tests that start servers to measure them: they take as long again.
 check-tools:
 	scripts/deps check
 	$(MAKE) --no-print-directory all test-programs
@@ -199,8 +198,8 @@ check-fresh:
 	scripts/deps fresh
 	tests/fresh $(SUITES)
 
-# The tests on older and newer nbdkits, in roots that are made for it, or on
-# those that are installed in a directory.
+# The tests on older and newer nbdkits, in roots that are made for this, or
+# installed in a directory.
 check-compat:
 	scripts/deps compat
 	$(MAKE) --no-print-directory all test-programs
@@ -243,13 +242,13 @@ check-upstream:
 	$(MAKE) --no-print-directory all
 	tests/upstream
 
-# The protocol, checked exhaustively: it holds, and does not without any of
-# its guards.
+# The protocol, checked exhaustively: it holds, and fails if any of its guards
+# is removed.
 model:
 	scripts/deps model
 	tests/model/run
 
-# The consistency checker for SECONDS, and then shortly on the upstream
+# The consistency checker for SECONDS, and then briefly on the upstream
 # filter, where it must find losses.
 SOAK_SECONDS ?= 1800
 soak:
@@ -268,7 +267,7 @@ check-asan check-tsan:
 	$(MAKE) --no-print-directory SANITIZE=$(sanitizer) all
 	tests/run-sanitized $(sanitizer)
 
-# What it costs and brings, beside the plain server and the filter.
+# What the shim costs and brings, beside the plain server and the filter.
 bench:
 	scripts/deps bench
 	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients) $(checker)
@@ -284,15 +283,14 @@ bench-headline:
 	$(MAKE) --no-print-directory all tests/clients/relay
 	scripts/bench --only=headline
 
-# docs/plugins.md, from runs with each plugin of each nbdkit, on SERVERS as
-# check-compat takes them.
+# docs/plugins.md, from runs with each plugin of each nbdkit; SERVERS is as for
+# check-compat.
 plugin-table:
 	scripts/deps compat
 	$(MAKE) --no-print-directory all
 	tests/plugin-table $(SERVERS)
 
-# Packages, in build/deb and build/rpm, and what becomes of them in a clean
-# Debian.
+# Packages, in build/deb and build/rpm, and tests of them in a clean Debian.
 deb rpm:
 	scripts/deps $@
 	scripts/package $@
@@ -342,8 +340,7 @@ install: $(lib) $(have_man) $(have_checker)
 	  $(INSTALL) -d "$$dir" && $(INSTALL) -m 644 $$page "$$dir" || exit; \
 	done
 
-# What a machine without a compiler needs, in a tarball that works where it is
-# unpacked.
+# A tarball for machines without a compiler, which works where it is unpacked.
 dist = $(build)/mcshim-$(VERSION)-$(firstword $(subst -, ,$(shell \
          $(CC) -dumpmachine)))
 dist: $(lib) $(have_man) $(have_checker)
@@ -360,7 +357,7 @@ uninstall:
 	  "$(DESTDIR)$(MANDIR)/man7/libmcshim.7" \
 	  "$(DESTDIR)$(BASHCOMPDIR)/mcshim" "$(DESTDIR)$(ZSHCOMPDIR)/_mcshim"
 	rm -rf "$(DESTDIR)$(LIBDIR)/mcshim"
-	@# Of the directories that install makes, those that are hardly another's.
+	@# Of install's directories, those that hardly anything else uses.
 	@rmdir "$(DESTDIR)$(BASHCOMPDIR)" "$(DESTDIR)$(dir $(BASHCOMPDIR))" \
 	  "$(DESTDIR)$(ZSHCOMPDIR)" "$(DESTDIR)$(dir $(ZSHCOMPDIR))" \
 	  "$(DESTDIR)$(MANDIR)/man1" "$(DESTDIR)$(MANDIR)/man7" 2>/dev/null || :

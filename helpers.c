@@ -26,7 +26,7 @@ static void (*starts) (void);
 static struct helper *ended;    /* and not joined yet */
 static unsigned running, idle;
 static unsigned called;         /* idle ones that have yet to wake up */
-static unsigned starting;       /* new ones that have yet to look */
+static unsigned starting;       /* new ones that have yet to look for work */
 static bool ending;
 static pthread_cond_t call = PTHREAD_COND_INITIALIZER;
 static pthread_cond_t gone = PTHREAD_COND_INITIALIZER;
@@ -80,7 +80,7 @@ help (void *arg)
   return NULL;
 }
 
-/* What has ended takes no lock any more, so that this does not wait. */
+/* A helper that has ended takes no more locks, so this does not wait. */
 static void
 join_ended (void)
 {

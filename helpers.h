@@ -5,7 +5,7 @@
 /* Threads that help with work that another thread has found.
  *
  * They start when first needed, so after the server's fork, and end when
- * they have been idle for some seconds.  Where one can't be had, there are
+ * they have been idle for some seconds.  If one can't be started, there are
  * fewer: whoever calls for help does the work that nobody else takes.
  */
 
@@ -23,12 +23,12 @@
 extern void helpers_init (pthread_mutex_t *lock, bool (*work) (void),
                           void (*starts) (void));
 
-/* Have N threads look for work, those that are about to anyway among them.
+/* Have N threads look for work, including those that are about to anyway.
  * Needs the lock.
  */
 extern void helpers_call (unsigned n);
 
-/* Wait for all to end, after what they are at.  Must not hold the lock. */
+/* Wait for all to end their work, and end.  Must not hold the lock. */
 extern void helpers_end (void);
 
 #endif /* MCSHIM_HELPERS_H */

@@ -2,8 +2,8 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* How long something takes, in nanoseconds: enough of it for a mean, a
- * maximum and quantiles, in little memory.
+/* How long something takes, in nanoseconds: enough for a mean, a maximum
+ * and quantiles, in little memory.
  *
  * Each power of two is divided into eight buckets, so that a quantile is
  * at most an eighth too high.
@@ -24,7 +24,7 @@ now_ns (void)
   return (uint64_t) t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* Up to 2^40 ns, 18 minutes; the last one also takes what is longer. */
+/* Up to 2^40 ns, 18 minutes; the last one also takes longer times. */
 #define LATENCY_BUCKETS (8 * 38)
 
 struct latency {

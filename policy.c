@@ -96,8 +96,8 @@ verdict_words (enum verdict verdict)
   return words[verdict];
 }
 
-/* One function a kind of knob: parse VALUE into P.  Each returns true,
- * or false if the value is not one of those that the knob table names.
+/* One function for each kind of knob: parse VALUE into P.  Each returns
+ * true, or false if the table of knobs does not allow the value.
  */
 static bool
 set_mode (struct policy *p, const char *value)
@@ -139,8 +139,8 @@ set_flush_on_close (struct policy *p, const char *value)
 }
 
 /* The digits that *VALUE begins with, as a number that stops growing beyond
- * MAX.  strtoul would take a sign or leading space, and built with a glibc
- * from 2.38 on it is one that older ones have not.
+ * MAX.  strtoul would accept a sign or leading space, and if built with glibc
+ * 2.38 or later it is a symbol that older ones lack.
  */
 static uint64_t
 take_digits (const char **value, uint64_t max)
@@ -204,7 +204,7 @@ set_stats_file (struct policy *p, const char *value)
 {
   char cwd[PATH_MAX];
 
-  free (p->stats_file);         /* of an earlier one of the same name */
+  free (p->stats_file);         /* from an earlier variable of that name */
   if (value[0] == '/')
     p->stats_file = strdup (value);
   else if (getcwd (cwd, sizeof cwd) == NULL ||
@@ -240,7 +240,7 @@ static const struct knob {
 
 /* How many letters must be inserted, deleted or replaced to turn A into
  * B (Levenshtein).  Only the first 31 letters count: no knob's name is
- * as long, and what the user typed may be.
+ * longer, but what the user typed may be.
  */
 static unsigned
 distance (const char *a, const char *b)
@@ -371,7 +371,7 @@ policy_print_knobs (void)
 bool
 policy_wants_multi_conn (const struct policy *p)
 {
-  /* Outside emulate it also tells what a flush on one connection does
+  /* Outside emulate it also tells whether a flush on one connection counts
    * for the rest of the group.
    */
   return p->mode != MODE_EMULATE;
@@ -384,8 +384,8 @@ policy_wants_can_flush (const struct policy *p, unsigned handles)
 }
 
 /* nbdkit's own plugins whose connections each have a disk, a lock or
- * contents of their own.  They do not advertise multi-conn, or not then,
- * and mean it, where others have only never been taught to.
+ * contents of their own.  They do not advertise multi-conn, or not then, on
+ * purpose, while others could but do not.
  */
 static bool
 connections_apart (const char *plugin)
@@ -410,7 +410,7 @@ bool
 policy_keeps_apart (const struct policy *p)
 {
   /* In auto one connection may be replicated and the next one not, and a
-   * flush of either counts for both.
+   * flush on either counts for both.
    */
   return p->mode != MODE_AUTO && p->mode != MODE_EMULATE;
 }
@@ -448,8 +448,8 @@ judge (enum mode mode, const struct traits *t)
     return DISABLE_APART;
   if (t->can_flush)
     return EMULATE;
-  /* Where nobody can write there is nothing to flush or to go stale.
-   * Otherwise it is as without us.
+  /* If nobody can write, there is nothing to flush or to go stale.
+   * Otherwise the flag stays as it is without us.
    */
   return t->readonly ? PLUGIN_READ_ONLY : DISABLE_NO_FLUSH;
 }

@@ -4,10 +4,10 @@
 
 /* The knobs, and every decision that follows from them.
  *
- * Environment variables become a struct policy; a struct policy and
- * what the plugin says of one connection become a struct resolution.
- * Nothing here knows of threads, handles or nbdkit, so that all of it
- * can be tested without a server.
+ * Environment variables become a struct policy.  A struct policy and
+ * what the plugin says about one connection become a struct resolution.
+ * Nothing here depends on threads, handles or nbdkit, so all of it can
+ * be tested without a server.
  */
 
 #ifndef MCSHIM_POLICY_H
@@ -60,23 +60,23 @@ int policy_load (struct policy *p, char *const env[],
                  void (*complain) (const char *line));
 void policy_free (struct policy *p);
 
-/* Make LINE one line of text, whatever was put into it. */
+/* Make LINE one line of text, whatever it contains. */
 void one_line (char *line);
 
-/* Print each knob, with what it takes, to stdout. */
+/* Print each knob, with the values it takes, to stdout. */
 void policy_print_knobs (void);
 
 const char *mode_name (enum mode mode);
 const char *level_name (enum level level);
 
-/* What the plugin says of a connection as it opens. */
+/* What the plugin says about a connection as it opens. */
 struct traits {
   const char *plugin;           /* its name */
   bool connections_serialized;  /* thread model SERIALIZE_CONNECTIONS */
   bool multi_conn;              /* plugin advertises multi-conn */
   bool can_flush;               /* plugin has a flush, and says it works */
   bool readonly;                /* opened read-only, or can_write false */
-  unsigned handles;             /* that it may use */
+  unsigned handles;             /* how many it may use */
 };
 
 /* The mode that a connection ends up in, and why. */
@@ -93,35 +93,35 @@ enum verdict {
   NR_VERDICTS
 };
 
-/* The same words are in the log, in the statistics and in --probe. */
+/* The log, the statistics and --probe use the same words. */
 const char *verdict_words (enum verdict verdict);
 
-/* What the shim makes of it. */
+/* What follows for the connection. */
 struct resolution {
   enum verdict verdict;
   bool advertise;               /* answer to can_multi_conn */
   bool replicate;               /* a flush goes to the whole group, which
                                  * without multi-conn is the connection */
-  const char *refusal;          /* why not to connect at all, or NULL */
-  const char *notice;           /* what to say once of the plugin, or NULL */
+  const char *refusal;          /* why to refuse the connection, or NULL */
+  const char *notice;           /* what to say once about the plugin */
 };
 
-/* How many handles a connection may use, of the plugin of that name.
- * PARALLEL: its handles may be called at the same time.
+/* How many handles of PLUGIN, its name, a connection may use.  PARALLEL:
+ * its handles may be called at the same time.
  */
 unsigned policy_handles (const struct policy *p, const char *plugin,
                          bool parallel);
 
-/* With several handles: true if the group of a flush is the connection, and
- * not all connections, or those to one export.
+/* With several handles: true if the group of a flush is its connection, not
+ * all connections, or those to one export.
  */
 bool policy_keeps_apart (const struct policy *p);
 
-/* The stripe, where the plugin prefers blocks of that size, or 0. */
+/* The stripe, if the plugin prefers blocks of PREFERRED bytes, or 0. */
 uint64_t policy_stripe (const struct policy *p, uint32_t preferred);
 
-/* Which of the traits policy_resolve will look at, so that a plugin is
- * not asked what does not matter (each question may start a script).
+/* Which of the traits policy_resolve will look at: a plugin is not asked
+ * what does not matter, as each question may start a script.
  */
 bool policy_wants_multi_conn (const struct policy *p);
 bool policy_wants_can_flush (const struct policy *p, unsigned handles);

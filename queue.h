@@ -2,8 +2,8 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* Doubly linked lists, by the names of <sys/queue.h>, which musl lacks: as
- * much of it as is used here.  A TAILQ can also be appended to.
+/* Doubly linked lists, with the names of <sys/queue.h>, which musl lacks:
+ * only what is used here.  A TAILQ can also be appended to.
  *
  * An entry's "link" is the pointer that points to it: the one before it, or
  * the head's.

@@ -11,56 +11,57 @@
  * one client flush becomes a plugin flush, a replica, on each handle that
  * needs one.
  *
- * Marks.  A handle is WRITE_DIRTY from when a write, zero or trim has
- * returned from the plugin, before the server hears of it.  It is
- * READ_MARKED from when any request enters.  A flush takes WRITE_DIRTY
- * before it begins, so a write that overlaps the flush leaves its mark
- * behind; and READ_MARKED only if no request is inside, for what one has
+ * Marks.  A handle becomes WRITE_DIRTY when a write, zero or trim has
+ * returned from the plugin, before the server learns of it.  It becomes
+ * READ_MARKED when any request enters.  A flush takes WRITE_DIRTY before
+ * it begins, so a write that overlaps the flush leaves its mark behind.
+ * It takes READ_MARKED only if no request is inside: what a request has
  * fetched may reach its handle's cache after the flush.  A flush that
  * fails puts back what it took.
  *
  * Write-backs, the flushes that take WRITE_DIRTY, are numbered in each
- * group as they end.  "seen" of a handle says that nothing in it, nor
- * fetched by a request inside it, is older than that write-back.  A flush
- * that has the handle to itself, from its beginning to its end, advances
- * it to the number as of when the flush began.
+ * group as they end.  "seen" of a handle is such a number: nothing in the
+ * handle, or fetched by a request inside it, is older than that
+ * write-back.  A flush that has the handle to itself, from beginning to
+ * end, advances "seen" to the number as of when the flush began.
  *
  * A round is one replicated flush:
  *
  *   1. Every WRITE_DIRTY handle gets a replica.  The round also waits for
- *      write-backs outside rounds that had begun: they have taken marks.
+ *      write-backs that have begun outside rounds: they have taken marks.
  *   2. Then every handle that has not seen the last write-back gets one.
- *      At level "connection" that means those with a mark: the others
- *      hold nothing.  At "fast" and "off" a handle may hold a copy from
- *      its open or from a thread of the plugin's, so it means all.
+ *      At level "connection" these are handles with a mark: the others
+ *      hold nothing.  At "fast" and "off" they are all handles: one may
+ *      hold a copy from its open or from a thread of the plugin.
  *
  * A replica of the first phase waits for at most the one request inside
- * its handle, and only where the plugin takes one at a time: it is left
+ * its handle, and only if the plugin takes one at a time: it is left
  * PENDING, that request runs it as it ends, and the others of the round
- * go on meanwhile.  One of the second phase waits for nothing.  A handle
- * with a request inside, or that one enters meanwhile, OWES a flush
- * instead: the next request runs it, once what is inside is out and before
- * it enters the plugin.
+ * go on meanwhile.  A replica of the second phase waits for nothing.  If
+ * a request is inside the handle, or enters meanwhile, the handle OWES a
+ * flush instead: the next request runs it, once the handle is empty and
+ * before it enters the plugin.
  *
  * Flushes that arrive while a round runs share the next one: the running
- * one may have passed their handle already.
+ * round may have passed their handle already.
  *
  * A handle whose open overlapped a write-back may have been opened with
  * an older copy: it is flushed before the open returns.
  *
- * Exclusion.  "lock" guards the groups and everything that no comment
- * gives to someone else; it is never held during a callback.  Where the
+ * Exclusion.  "lock" guards the groups and everything else unless a
+ * comment says otherwise; it is never held during a callback.  If the
  * plugin takes one request at a time the count in the state word is at
  * most one, and whoever counted it up, a request or a flush, has the
  * handle.  Requests and replicas of a busy handle take turns.  At
  * SERIALIZE_ALL the server holds one lock around every callback, and the
- * replicas run on the thread that it calls us on.  Order: the server's
- * locks, a handle, "lock".  Nobody waits for a handle who has another.
+ * replicas run on the thread on which it calls us.  Lock order: the
+ * server's locks, a handle, "lock".  Whoever has a handle does not wait
+ * for another one.
  *
- * Closing.  A handle that closes waits for a replica that is inside it,
- * runs one that is queued itself, and otherwise flushes what is
- * WRITE_DIRTY outside any round.  Then it leaves the lists, under "lock",
- * and nothing is called on it again.
+ * Closing.  A handle that closes waits for a replica that is inside it.
+ * If a replica is queued, it runs that itself; otherwise it flushes what
+ * is WRITE_DIRTY outside any round.  Then it leaves the lists, under
+ * "lock", and nothing is called on it again.
  */
 
 #include <errno.h>
@@ -75,8 +76,8 @@
 
 struct waiter {
   struct waiter *next;
-  struct handle *handle;        /* that the client flushes */
-  bool client;                  /* has asked for it */
+  struct handle *handle;        /* which the client flushes */
+  bool client;                  /* a client has asked for it */
   bool done;
   struct flushed result;
 };
@@ -85,10 +86,10 @@ struct waiter {
 struct group {
   LIST_ENTRY (group) in_bucket;
   char *name;                   /* NULL if there is just one group */
-  struct group *home;           /* that of the export: itself, mostly */
+  struct group *home;           /* the export's group: mostly itself */
   unsigned bucket;
-  unsigned members;             /* with those that are about to join, and
-                                 * the groups that are at home here */
+  unsigned members;             /* also those about to join, and the groups
+                                 * whose home this is */
   LIST_HEAD (, handle) handles;
   TAILQ_HEAD (, handle) marked; /* with a mark; the WRITE_DIRTY ones first */
 
@@ -124,8 +125,8 @@ static enum thread_model thread_model;
 #define BUCKETS 1024
 #define APART BUCKETS           /* those of one connection */
 
-/* What groups that are gone have left behind: by name for so many, and
- * beyond them as if it were every new group's.
+/* Groups that are gone may have left something behind.  So many of them are
+ * remembered by name; what others left applies to every new group.
  */
 #define REMEMBERED_MAX 64
 
@@ -137,8 +138,8 @@ static int forgotten_err;       /* of a group that was not remembered */
 static bool forgotten_unflushed;
 static struct statistics statistics;
 
-/* None of these can fail unless memory is corrupt, and nothing that was
- * promised could be kept after it: nbdkit's own locks do the same.
+/* None of these can fail unless memory is corrupt, and then no promise can
+ * be kept: nbdkit's own locks also abort.
  */
 static void
 must (int err)
@@ -159,8 +160,8 @@ unlock_groups (void)
   must (pthread_mutex_unlock (&lock));
 }
 
-/* Marks.  They change under "lock" only, so that they say what the list
- * says.  All of these need it.
+/* Marks.  They change only under "lock", so that they agree with the list.
+ * All of these functions need it.
  */
 
 static void
@@ -195,9 +196,9 @@ unmark (struct handle *h, uint64_t bits)
   unmarked (h, atomic_fetch_and (&h->state, ~bits), bits);
 }
 
-/* Take the marks that the flush which is about to begin will cover, and
- * return them.  MINE is how many of what is inside belong to it.  *COVERS is
- * set if nothing else is inside.
+/* A flush is about to begin: take the marks that it will cover, and return
+ * them.  MINE is how many of those inside belong to it.  *COVERS is set if
+ * nothing else is inside.
  */
 static uint64_t
 take_marks (struct handle *h, unsigned mine, bool *covers)
@@ -221,8 +222,8 @@ write_dirty (struct group *g)
   return h != NULL && atomic_load (&h->state) & WRITE_DIRTY ? h : NULL;
 }
 
-/* Count up if nothing is inside H, and otherwise set the bits FLAG.  Needs
- * "lock".  Returns true if the caller has the handle now.
+/* Count up if nothing is inside H; otherwise set the bits FLAG.  Needs
+ * "lock".  Returns true if the caller now has the handle.
  */
 static bool
 occupy (struct handle *h, uint64_t flag)
@@ -235,22 +236,22 @@ occupy (struct handle *h, uint64_t flag)
   return INSIDE (s) == 0;
 }
 
-/* A plugin flush that is shorter than this is not worth waking another
- * thread for, in nanoseconds.
+/* In nanoseconds: for a shorter plugin flush it is not worth waking another
+ * thread.
  */
 #define WORTH_HELP 20000
 
-/* What a plugin flush takes, about: one that finds nothing to write back,
- * and one that may.
+/* About how long a plugin flush takes: one with nothing to write back, and
+ * one that may have something.
  */
 static uint64_t expected_ns[2] = { UINT64_MAX, UINT64_MAX };
 
-/* How many threads may help with one round.  Those that wait in a plugin's
- * flush cost next to nothing.
+/* How many threads may help with one round.  A thread that waits in the
+ * plugin's flush costs next to nothing.
  */
 static unsigned max_helpers;
 
-/* Have threads help with what is queued, but for MINE of G, which the caller
+/* Have threads help with what is queued, except MINE of G, which the caller
  * takes.  Needs "lock".
  */
 static void
@@ -267,10 +268,10 @@ call_help (struct group *g, unsigned mine)
 }
 
 /* Flush H.  MINE is 1 if the caller has the handle, and is counted inside
- * it, and 0 if requests may go on.  WRITE_BACK: it counts as one even where
- * H is not WRITE_DIRTY.  Needs "lock", and lets go of it meanwhile.  Returns
- * 0 or an errno; *IN_ROUND is set if a round has begun meanwhile, which
- * fails then as well.
+ * it, and 0 if requests may go on.  WRITE_BACK: count the flush as one even
+ * if H is not WRITE_DIRTY.  Needs "lock", and lets go of it meanwhile.
+ * Returns 0 or an errno; *IN_ROUND is set if a round has begun meanwhile,
+ * which then also fails.
  */
 static int
 flush_handle (struct handle *h, unsigned mine, bool write_back,
@@ -303,7 +304,7 @@ flush_handle (struct handle *h, unsigned mine, bool write_back,
   }
   else if (covers && atomic_load (&h->state) & READ_MARKED)
     /* A request that has entered meanwhile may have taken what was about to
-     * be dropped, and may put it into another cache of the handle's.
+     * be dropped, and may put it into another cache of the handle.
      */
     h->seen = seen;
   else if (covers) {
@@ -312,19 +313,19 @@ flush_handle (struct handle *h, unsigned mine, bool write_back,
     if (h->seen >= h->owed)
       unmark (h, OWES);
   }
-  /* One beside it may have paid what this one has put back. */
+  /* A flush beside this one may have paid for what this one has put back. */
   if (h->seen < h->owed)
     mark (h, OWES);
   if (write_back) {
-    /* A handle has seen its own, unless a request inside it has fetched what
-     * was there before, and may put it into the cache yet.
+    /* A handle has seen its own write-back, unless a request inside has
+     * fetched older data, and may still put it into the cache.
      */
     if (err == 0 && covers && h->seen == g->written)
       h->seen++;
     g->written++;
   }
 
-  /* A round that counted this one can't have ended. */
+  /* A round that counted this flush can't have ended. */
   *in_round = write_back && g->round != round;
   if (*in_round) {
     if (g->err == 0)
@@ -371,10 +372,10 @@ run_owed (struct handle *h)
   return err;
 }
 
-/* Let someone in whom the handle must have flushed up to write-back OWED
- * for, and count him up.  What it owes beyond that is for those that come
- * later, so that flushes never keep a request out for long.  Needs "lock",
- * and may let go of it.  Returns 0, or the errno of an owed flush.
+/* Let the caller in, and count it, once the handle has seen write-back
+ * OWED.  What the handle owes beyond that is for those that come later, so
+ * that flushes never keep a request out for long.  Needs "lock", and may
+ * let go of it.  Returns 0, or the errno of an owed flush.
  */
 static int
 admit (struct handle *h, uint64_t owed)
@@ -508,7 +509,7 @@ owe (struct group *g, struct handle *h)
 }
 
 /* Run the replica of H, which is queued or pending, or leave it to the
- * requests that have the handle.  Needs "lock", and lets go of it meanwhile.
+ * request that has the handle.  Needs "lock", and lets go of it meanwhile.
  */
 static void
 run_replica (struct group *g, struct handle *h)
@@ -599,14 +600,14 @@ run_phase (struct group *g)
 static void
 second_phase (struct group *g, struct handle *h)
 {
-  /* What has failed in this round is left to the next. */
+  /* A handle whose flush failed in this round is left to the next. */
   if (h->flushable && !h->closing && h->failed != g->round &&
       h->seen != g->written)
     queue_replica (g, h);
 }
 
-/* Has another connection of G's export, whose group is its own, something
- * that is not flushed?  A client that has the flag may flush it here.  Needs
+/* True if another connection to G's export, with a group of its own, has
+ * something to flush.  A client that sees the flag may do so here.  Needs
  * "lock".
  */
 static bool
@@ -621,7 +622,7 @@ dirty_elsewhere (struct group *g)
   return false;
 }
 
-/* One round, for all that wait.  Needs "lock", and lets go of it
+/* Run one round for all that wait.  Needs "lock", and lets go of it
  * meanwhile.
  */
 static void
@@ -648,7 +649,7 @@ run_round (struct group *g)
     if (h->flushable)
       queue_replica (g, h);
   }
-  /* What a handle that is gone has left in the plugin, any flush covers. */
+  /* Any flush covers what a closed handle has left in the plugin. */
   h = batch->handle;
   unflushed = h->flushable &&
     (g->home->unflushed || (g->home != g && h->resolution.advertise &&
@@ -725,7 +726,7 @@ plain_flush (struct group *g, struct handle *h, struct waiter *me)
 
   if (serialize) {
     must (admit (h, 0));
-    /* Somebody may have joined meanwhile who needs a round. */
+    /* A member that needs a round may have joined meanwhile. */
     if (g->replicating > 0 || g->running) {
       vacate (h);
       if (g->close_err == 0)
@@ -737,8 +738,8 @@ plain_flush (struct group *g, struct handle *h, struct waiter *me)
   if (whole)
     while ((h2 = write_dirty (g)) != NULL)
       unmark (h2, WRITE_DIRTY);
-  /* Without multi-conn the flush says nothing of other connections, and
-   * those of later flushes shall still go through.
+  /* Without multi-conn the flush covers no other connection, and their
+   * later flushes must still go through.
    */
   g->unflushed = !whole;
   err = flush_handle (h, serialize, true, &in_round);
@@ -758,8 +759,8 @@ replicate_flush (struct handle *h)
 
   lock_groups ();
   /* In auto the plugin may advertise multi-conn on some connections only.
-   * One that has it flushes for the others too, and beside a round there
-   * are none but rounds.
+   * One that has it flushes for the others too, and while a round runs all
+   * flushes are rounds.
    */
   if (g->replicating > 0 || g->running)
     await_round (g, &me);
@@ -826,8 +827,8 @@ new_group (unsigned bucket, const char *name)
   return g;
 }
 
-/* Find that group, and be a member.  Needs "lock".  Returns NULL if there
- * is no memory.
+/* Find or make the group of NAME, and become a member.  Needs "lock".
+ * Returns NULL if there is no memory.
  */
 static struct group *
 join_group (const char *name)
@@ -844,8 +845,8 @@ join_group (const char *name)
 
   g = new_group (bucket, name);
   if (g != NULL) {
-    /* It may be that one: one failure or flush too many is better than one
-     * too few.
+    /* This may be a forgotten group: one failure or flush too many is
+     * better than one too few.
      */
     g->close_err = forgotten_err;
     g->unflushed = forgotten_unflushed;
@@ -854,7 +855,7 @@ join_group (const char *name)
   return g;
 }
 
-/* One member less.  Needs "lock". */
+/* Remove one member.  Needs "lock". */
 static void
 leave_group (struct group *g)
 {
@@ -881,7 +882,7 @@ leave_group (struct group *g)
 
 /* Handles come and go. */
 
-/* H is to be in G, of which it is a member.  Needs "lock". */
+/* H, which counts as a member of G, will join it.  Needs "lock". */
 static void
 prepare (struct handle *h, struct group *g)
 {
@@ -972,12 +973,12 @@ handle_joins (struct handle *h)
     statistics.handles_most_at_once = statistics.handles_open;
 
   if (g->replicating > 0 && h->flushable && g->written + g->writing > h->seen) {
-    /* One that has not ended is seen by its round's second phase. */
+    /* A write-back that has not ended is left to its round's second phase. */
     mark (h, READ_MARKED);
     if (g->written > h->seen) {
       h->owed = g->written;
       mark (h, OWES);
-      /* If it fails it is owed still. */
+      /* If it fails it is still owed. */
       if (occupy (h, 0))
         run_owed (h);
     }
@@ -1076,7 +1077,7 @@ replicate_set_thread_model (enum thread_model value)
   thread_model = value;
   max_helpers = policy.flush_threads ? policy.flush_threads :
     FLUSH_THREADS_MAX;
-  max_helpers--;                /* the calling one is always there */
+  max_helpers--;                /* the calling thread is always there */
   if (thread_model == SERIALIZE_ALL)
     max_helpers = 0;
 }

@@ -2,11 +2,11 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* The group of handles: marks, and the replicated flush.  The protocol is
- * written down at the head of replicate.c.
+/* The group of handles: marks, and the replicated flush.  The head of
+ * replicate.c describes the protocol.
  *
- * A handle is the plugin's.  Nothing here knows of nbdkit: what to do with
- * a handle is handed in, and what happened is handed out.
+ * A handle is the plugin's.  Nothing here depends on nbdkit: the caller
+ * passes in what to do with a handle, and gets back what happened.
  */
 
 #ifndef MCSHIM_REPLICATE_H
@@ -22,14 +22,14 @@
 #include "queue.h"
 
 /* A handle's state is one word, so that each step of a request sees and
- * changes all of it at once.  The count is of what is inside the plugin:
- * requests, and flushes that have the handle to themselves.
+ * changes all of it at once.  Above the bits it counts what is inside the
+ * plugin: requests, and flushes that have the handle to themselves.
  */
 #define WRITE_DIRTY  ((uint64_t) 1 << 0)
 #define READ_MARKED  ((uint64_t) 1 << 1)
 #define OWES         ((uint64_t) 1 << 2) /* a flush, before the next request */
 #define PENDING      ((uint64_t) 1 << 3) /* a replica, after this request */
-#define WAITING      ((uint64_t) 1 << 4) /* someone, for a change of this */
+#define WAITING      ((uint64_t) 1 << 4) /* someone waits for a change */
 #define ONE_INSIDE   ((uint64_t) 1 << 8)
 #define INSIDE(s)    ((s) >> 8)
 
@@ -45,7 +45,7 @@ struct group;
 struct connection;
 
 /* What a request touches comes first, on a cache line that only requests
- * of this handle write.
+ * of this handle write to.
  */
 struct handle {
   _Alignas (64) _Atomic uint64_t state;
@@ -68,8 +68,8 @@ struct handle {
   enum replica replica;
   unsigned waiting;             /* requests, for the handle to be free */
   uint64_t seen, owed;          /* numbers of write-backs: replicate.c */
-  uint64_t failed;              /* the last round in which its flush did */
-  pthread_cond_t changed;       /* count, "replica" or "seen" */
+  uint64_t failed;              /* the last round in which its flush failed */
+  pthread_cond_t changed;       /* the count, "replica" or "seen" */
   LIST_ENTRY (handle) in_group;
   TAILQ_ENTRY (handle) marked;
   TAILQ_ENTRY (handle) queued;
@@ -102,13 +102,13 @@ enum thread_model {
   PARALLEL,
 };
 
-/* What the plugin does for this file. */
+/* What the plugin does for replicate.c. */
 struct replicate_ops {
   /* Flush one handle.  Returns 0 or an errno.  May be called on any
    * thread, with no lock held.
    */
   int (*flush) (struct handle *h);
-  void (*helper_starts) (void); /* on each thread of our own, first */
+  void (*helper_starts) (void); /* called first on each helper thread */
 };
 
 /* Call both before the first handle. */
@@ -116,25 +116,25 @@ extern void replicate_init (const struct policy *policy,
                             const struct replicate_ops *ops);
 extern void replicate_set_thread_model (enum thread_model model);
 
-/* End the threads and free what is remembered.  No handle may be in use,
- * and nothing of the plugin is called.  FREE_HANDLE is called for each that
- * never left, which happens when the server ends in mid-connection.
+/* End the threads and free all memory.  No handle may be in use, and the
+ * plugin is not called.  FREE_HANDLE is called for each handle that never
+ * left, which happens when the server ends in mid-connection.
  */
 extern void replicate_free (void (*free_handle) (struct handle *h));
 
 /* Before the plugin opens a handle: prepare H, which is zeroed, for the
- * group of the export NAME (NULL: the one group of all).  Returns 0, or -1
- * with errno set.
+ * group of the export NAME (NULL: the only group).  Returns 0, or -1 with
+ * errno set.
  */
 extern int handle_opens (struct handle *h, const char *name);
 
-/* The same for a group of its own, of one connection.  What it leaves
- * behind as it closes, it leaves to the group of the NAME.
+/* The same, but with a group of its own for this connection.  Whatever is
+ * left when it closes goes to the group of NAME.
  */
 extern int handle_opens_apart (struct handle *h, const char *name);
 
-/* The same for a further handle of FIRST's connection: in its group, and
- * with what is known of it.
+/* The same for a further handle of FIRST's connection: it joins that group,
+ * and copies what is known of FIRST.
  */
 extern void handle_opens_beside (struct handle *h, const struct handle *first);
 
@@ -144,14 +144,14 @@ extern void handle_opens_beside (struct handle *h, const struct handle *first);
 extern void handle_joins (struct handle *h);
 
 /* Flush what H still holds, if the policy says so, and take it out of its
- * group.  Nothing is called on it from then on, so that the plugin may
- * close it.  Waits for a plugin flush of this handle, and for no other.
- * Returns 0, or the errno of a flush that failed: its last writes are
- * lost then, and the next flush of the group will fail.
+ * group.  From then on nothing is called on it, so the plugin may close it.
+ * Waits for a plugin flush of this handle, and for no other.  Returns 0,
+ * or the errno of a flush that failed: H's last writes are then lost, and
+ * the next flush of the group will fail.
  */
 extern int handle_leaves (struct handle *h);
 
-/* In place of the two above, for one that the plugin could not open or
+/* Instead of the two above, for a handle that the plugin could not open or
  * that may not join.
  */
 extern void handle_gives_up (struct handle *h);
@@ -159,22 +159,22 @@ extern void handle_gives_up (struct handle *h);
 struct flushed {
   int err;                      /* 0, or of the first flush that failed */
   uint64_t ns;                  /* how long it took */
-  bool replicated;              /* a round did it, with the next two */
+  bool replicated;              /* by a round: the next two are set */
   unsigned replicas, phases;
 };
 
 /* A client's flush that came in on H. */
 extern struct flushed replicate_flush (struct handle *h);
 
-/* The same for a request on several handles at once, which no client has
- * asked to flush.  Returns 0 or an errno.
+/* The same, for a request that goes to several handles at once: no client
+ * has asked for this flush.  Returns 0 or an errno.
  */
 extern int replicate_between (struct handle *h);
 
 /* Statistics of all handles, open and closed. */
 extern struct statistics replicate_statistics (void);
 
-/* Around every callback on a handle that is neither data nor flush. */
+/* Around every callback of a handle that is neither data nor flush. */
 extern void control_begin (struct handle *h);
 extern void control_end (struct handle *h);
 
@@ -183,10 +183,10 @@ extern int handle_enter (struct handle *h);
 extern void handle_wrote (struct handle *h);
 extern void handle_left (struct handle *h);
 
-/* Around every data callback of the plugin but flush.  request_begin
- * returns 0, or the errno of a flush that the handle owed; then the plugin
- * must not be called, nor request_end.  WROTE is true for a write, zero or
- * trim.  request_end leaves errno alone.
+/* Around every data callback of the plugin except flush.  request_begin
+ * returns 0, or the errno of a flush that the handle owed; then neither the
+ * plugin nor request_end must be called.  WROTE is true for a write, zero
+ * or trim.  request_end leaves errno alone.
  */
 static inline int
 request_begin (struct handle *h)
@@ -203,8 +203,8 @@ request_begin (struct handle *h)
 static inline void
 request_end (struct handle *h, bool wrote)
 {
-  /* To add nothing is more than a load: what the plugin has stored is seen
-   * by whoever takes the mark after this.
+  /* This adds nothing, but unlike a load it makes what the plugin has stored
+   * visible to whoever takes the mark from now on.
    */
   if (wrote && __builtin_expect (!(atomic_fetch_add (&h->state, 0) &
                                    WRITE_DIRTY), 0))

@@ -5,11 +5,10 @@
 /* The wrapped plugin: its struct, and one short function for each callback.
  *
  * The server asks for plugin_init and gets register_plugin, which calls
- * the plugin's own and returns an altered copy of its struct.  Where the
- * plugin has a handle, or several, the server has a struct connection, which
- * begins with the first one.  Callbacks
- * stand in the order in which the server calls them; the table of what
- * is wrapped is at the end.
+ * the plugin's own and returns an altered copy of its struct.  The server's
+ * handle is a struct connection, which has one or more handles of the plugin
+ * and begins with the first.  Callbacks are in the order in which the server
+ * calls them; the table of what is wrapped is at the end.
  */
 
 #include <errno.h>
@@ -36,7 +35,7 @@ static struct policy policy;
 static int thread_model;
 static unsigned nr_handles = 1; /* of a connection, at most */
 
-/* What the server asks of a handle, in its order. */
+/* What the server asks about a handle, in its order. */
 #define QUESTIONS(each)                                 \
   each (get_size)                                       \
   each (can_write)                                      \
@@ -63,12 +62,12 @@ struct connection {
   int can_write, can_flush;     /* the plugin's answers, or UNASKED */
   int readonly;                 /* as the server opened it */
   struct spread *spread;        /* if there may be several handles */
-  int64_t answers[];            /* of the first one then, or UNASKED */
+  int64_t answers[];            /* then: of the first one, or UNASKED */
 };
 
 #define UNASKED (-2)
 
-/* What is new in nbdkit 1.26, and what this was built with has it. */
+/* New in nbdkit 1.26; also needs a build with a header that has it. */
 #define HAS_AFTER_FORK \
   (NBDKIT_VERSION_MINOR >= 26 && nbdkit_next_context_open != NULL)
 
@@ -79,7 +78,7 @@ complain (const char *line)
   fprintf (stderr, "mcshim: %s\n", line);
 }
 
-/* Something else to know, in the server's log. */
+/* Anything else goes to the server's log. */
 static void __attribute__ ((format (printf, 1, 2)))
 say (const char *fmt, ...)
 {
@@ -121,8 +120,8 @@ set_thread_model (int model)
      SERIALIZE_ALL);
 }
 
-/* Say once which function of the server's the plugin had better not call
- * in a flush.
+/* Say once which function of the server the plugin should not call in a
+ * flush.
  */
 static void
 warn_of_context (const struct context *c)
@@ -135,8 +134,8 @@ warn_of_context (const struct context *c)
          "flush that other connections wait for", plugin.name, function);
 }
 
-/* What replicate.c calls to flush one handle.  The thread may be another
- * connection's, or none of the server's.
+/* replicate.c calls this to flush one handle.  The thread may be another
+ * connection's, or not the server's.
  */
 static int
 flush_one (struct handle *h)
@@ -189,8 +188,8 @@ shim_unload (void)
     plugin.unload ();
 }
 
-/* The vddk plugin executes the server anew from here, with another
- * LD_LIBRARY_PATH: only after it may the shim leave the environment.
+/* The vddk plugin executes the server again from here, with another
+ * LD_LIBRARY_PATH: the shim may leave the environment only after that.
  */
 static int
 shim_config_complete (void)
@@ -220,7 +219,7 @@ describe (void)
                   "this plugin, or its thread model");
 }
 
-/* What the mode depends on, as far as the plugin's struct tells. */
+/* What the mode depends on, as far as the plugin's struct shows. */
 static struct traits
 struct_traits (bool readonly)
 {
@@ -242,8 +241,8 @@ say_mode (const char *words)
        plugin.name, words, level_name (policy.level), nr_handles);
 }
 
-/* Say once for each verdict that there is one, and why; and once what
- * policy.c has to say of the plugin.
+/* Log each verdict once, and why; and once what policy.c has to say about
+ * the plugin.
  */
 static void
 announce (const struct resolution *r)
@@ -258,8 +257,8 @@ announce (const struct resolution *r)
     say ("mcshim: %s", r->notice);
 }
 
-/* Resolve what each connection will come to, if that is sure by the options
- * and the plugin's struct: whatever the plugin will answer.
+/* Resolve what every connection will settle on, if the options and the
+ * plugin's struct decide it, whatever the plugin will answer.
  */
 static bool
 foresee (struct resolution *r)
@@ -286,8 +285,8 @@ foresee (struct resolution *r)
   return true;
 }
 
-/* The server (since 1.18) calls it once the thread model is settled and the
- * filters are there as well.
+/* The server (since 1.18) calls this once the thread model is settled and
+ * the filters are loaded.
  */
 static int
 shim_get_ready (void)
@@ -326,8 +325,8 @@ shim_after_fork (void)
 }
 #endif
 
-/* With several handles one that takes one request at a time is called in
- * parallel, each request with another.
+/* With several handles a plugin that takes one request at a time is called
+ * in parallel, each time with another handle.
  */
 static int
 model_for_server (void)
@@ -336,8 +335,8 @@ model_for_server (void)
     NBDKIT_THREAD_MODEL_PARALLEL : thread_model;
 }
 
-/* nbdkit 1.14 to 1.18 ask again for each connection, and it may run a
- * script: remember the answer.  The first time there is no other thread.
+/* nbdkit 1.14 to 1.18 ask again for each connection, and the plugin may run
+ * a script: remember the answer.  The first time there is no other thread.
  */
 static int
 shim_thread_model (void)
@@ -365,9 +364,9 @@ answered (struct connection *c, enum question question, int64_t r)
   return r;
 }
 
-/* Does H, which is a further handle of its connection, answer what has been
- * asked as the first one did?  Otherwise the reason goes to WHY.  Some plugins
- * also need to be asked.
+/* Does H, a further handle of its connection, give the first one's answers
+ * to what was asked?  If not, the reason goes to WHY.  Some plugins also need
+ * to be asked.
  */
 static bool
 answers_alike (struct handle *h, char *why, size_t size)
@@ -378,7 +377,7 @@ answers_alike (struct handle *h, char *why, size_t size)
 #define ASK(name)                                                       \
   if (first[ASKED_##name] != UNASKED &&                                 \
       (r = plugin.name (h->plugin)) != first[ASKED_##name]) {           \
-    snprintf (why, size, #name " is %lld, and %lld of the first one",   \
+    snprintf (why, size, #name " is %lld, but %lld for the first one",  \
               (long long) r, (long long) first[ASKED_##name]);          \
     return false;                                                       \
   }
@@ -402,8 +401,8 @@ allocate (size_t size)
   return p;
 }
 
-/* Open a further handle of C, on a thread of its connection: what the plugin
- * asks the server is answered as at its first.
+/* Open a further handle of C, on a thread of its connection: the server
+ * gives the plugin the same answers as for the first handle.
  */
 static struct handle *
 open_further (struct connection *c, char *why, size_t size)
@@ -427,7 +426,7 @@ open_further (struct connection *c, char *why, size_t size)
     plugin.close (h->plugin);
   handle_gives_up (h);
   free (h);
-  nbdkit_set_error (0);         /* it is no request's */
+  nbdkit_set_error (0);         /* no request has failed */
   errno = 0;
   return NULL;
 }
@@ -436,7 +435,7 @@ static void
 gives_up (struct connection *c, unsigned nr, const char *why)
 {
   (void) c;
-  nbdkit_error ("mcshim: a connection goes on with %u handles of up to %u: "
+  nbdkit_error ("mcshim: a connection goes on with %u of up to %u handles: "
                 "%s", nr, nr_handles, why);
 }
 
@@ -583,7 +582,7 @@ shim_open (int readonly)
   return NULL;
 }
 
-/* The flush of H, or else what it still holds is lost. */
+/* Flush and close H.  If the flush fails, what H still holds is lost. */
 static void
 leave (struct handle *h)
 {
@@ -591,7 +590,7 @@ leave (struct handle *h)
 
   if (err != 0) {
     errno = err;
-    nbdkit_error ("mcshim: the flush of a connection that closes failed, "
+    nbdkit_error ("mcshim: the flush of a closing connection failed, "
                   "its last writes are lost: %m");
   }
   if (plugin.close)
@@ -615,8 +614,8 @@ shim_close (void *handle)
   free (c);
 }
 
-/* What a connection can do.  These have their handle to themselves as data
- * callbacks do, but leave no mark.
+/* What a connection can do.  Like data callbacks these have their handle to
+ * themselves, but they leave no mark.
  */
 
 #define CONTROL(type, name, callback)                   \
@@ -696,8 +695,8 @@ shim_can_fua (void *handle)
   r = answered (c, ASKED_can_fua, plugin.can_fua (c->handle.plugin));
   control_end (&c->handle);
 
-  /* The plugin's own FUA says nothing to other connections: let the
-   * server turn it into a write and a flush.
+  /* The plugin's own FUA does not reach other connections: let the server
+   * turn it into a write and a flush.
    */
   if (r == NBDKIT_FUA_NATIVE && c->handle.resolution.verdict == EMULATE)
     r = NBDKIT_FUA_EMULATE;
@@ -712,11 +711,11 @@ shim_can_multi_conn (void *handle)
   return c->handle.resolution.advertise;
 }
 
-/* Data.  In API version 1 the first five have no flags.  The server gives a
- * connection, which is its first handle too.
+/* Data.  In API version 1 the first five have no flags.  The server passes a
+ * connection, which begins with its first handle.
  */
 
-/* Returns what a callback must, if it fails with ERR, or succeeds. */
+/* Returns what a callback must return: it fails with ERR, or succeeds. */
 static int
 result (int err)
 {
@@ -786,7 +785,9 @@ DATA (shim_cache, cache, READS,
       (void *handle, uint32_t len, uint64_t offset, uint32_t flags),
       len, offset, flags)
 
-/* After what was alone, and returned R.  Its own error comes first. */
+/* End the request that was alone, whose callback has returned R.  Returns R,
+ * or -1 with the error set: the callback's, or else the flush's.
+ */
 static int
 after_alone (struct connection *c, int r)
 {
@@ -796,9 +797,9 @@ after_alone (struct connection *c, int r)
   return failed || err ? result (failed ? failed : err) : r;
 }
 
-/* The same callbacks where there may be several handles: most requests are
- * for one of them, and the others become pieces of LEN bytes.  The arguments
- * are those of a piece, and STEP goes to the next one.
+/* The same callbacks, if there may be several handles: most requests are for
+ * one of them, and the others become pieces of LEN bytes.  The arguments are
+ * those of a piece, and STEP goes to the next one.
  */
 #define PIECES(callback, may_be_long, step, parameters, ...)    \
   static __attribute__ ((noinline)) int                 \
@@ -887,12 +888,12 @@ PIECES (cache, false, NO_BUF,
         (void *handle, uint32_t count, uint64_t offset, uint32_t flags),
         len, offset, flags)
 
-/* An answer may be for less than was asked: many pieces take too long. */
+/* An answer may cover less than was asked: many pieces take too long. */
 #define EXTENTS_PIECES 64
 
-/* Add what the plugin says of one piece, and of nothing beyond it, for which
- * this handle is not to be asked.  Returns true if it said something of all
- * of it, and of more than one extent only if MORE.
+/* Add what the plugin says about one piece, and nothing beyond it: that is
+ * for another handle to say.  Returns true if the answer covers all of the
+ * piece, and has more than one extent only if MORE.
  */
 static bool
 add_extents (struct nbdkit_extents *extents,
@@ -978,8 +979,8 @@ shim_flush (void *handle, uint32_t flags)
 
 /* Registration. */
 
-/* Errors here end the server before it serves anyone.  All are reported,
- * not only the first.
+/* Errors here end the server before it serves anyone.  All of them are
+ * reported, not only the first.
  */
 static void
 load_policy (void)
@@ -996,7 +997,7 @@ load_policy (void)
     char line[1024];
 
     snprintf (line, sizeof line, errno == EWOULDBLOCK ?
-              "MCSHIM_STATS_FILE: '%.512s' belongs to a server that runs: "
+              "MCSHIM_STATS_FILE: '%.512s' belongs to a running server: "
               "must be another path for each (%%p is the process ID)" :
               "MCSHIM_STATS_FILE: '%.512s' can't be written: %m: must be the "
               "path of a file, in a directory that exists",
@@ -1094,7 +1095,7 @@ register_plugin (void)
     strcmp (original->name, "vddk") == 0;
   size_t size = sizeof plugin;
 
-  /* What the server refuses is not for us to judge. */
+  /* Let the server judge it. */
   if (original == NULL ||
       original->_api_version < 1 || original->_api_version > 2)
     return original;

@@ -2,7 +2,7 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* Which of its connection's handles serves a request: see spread.h. */
+/* Which of a connection's handles serves a request: see spread.h. */
 
 #include <errno.h>
 #include <stdlib.h>
@@ -16,8 +16,8 @@ must (int err)
     abort ();
 }
 
-/* For the tests, which must find out a version of which this is true: any
- * handle for writes too.
+/* For the tests, which must detect a build in which this is true: any handle
+ * serves writes too.
  */
 #ifndef ANY_HANDLE
 #define ANY_HANDLE false
@@ -100,8 +100,8 @@ open_another (struct spread *s)
   return NULL;
 }
 
-/* A class has no handle yet.  The first class takes the one that is there.
- * Without one of its own a class takes another's, and stays with it too.
+/* Give CLASS a handle.  The first class takes the one that is there.  If no
+ * more can be opened, a class takes another's, and stays with it too.
  */
 struct handle *
 spread_assign (struct spread *s, unsigned class)
@@ -134,8 +134,8 @@ spread_take_any (struct spread *s, uint64_t offset)
   uint64_t idle;
 
   must (pthread_mutex_lock (&s->lock));
-  /* Before another look at who is idle: spread_leave does it the other way
-   * round.
+  /* First this, then look again at "idle": spread_leave does it the other
+   * way round.
    */
   s->waiting++;
   while (h == NULL) {
@@ -158,7 +158,7 @@ spread_take_any (struct spread *s, uint64_t offset)
   return h;
 }
 
-/* Somebody may wait for what the caller has changed. */
+/* A thread may wait for what the caller has changed. */
 void
 spread_signal (struct spread *s)
 {
@@ -173,8 +173,8 @@ spread_signal (struct spread *s)
   errno = saved;
 }
 
-/* The one that is alone, which is the caller, flushes.  Needs the lock, and
- * lets go of it meanwhile.  Returns 0 or an errno.
+/* Flush, for the request that is alone.  Needs the lock, and lets go of it
+ * meanwhile.  Returns 0 or an errno.
  */
 static int
 flush_alone (struct spread *s)
@@ -187,7 +187,7 @@ flush_alone (struct spread *s)
   return err;
 }
 
-/* Let others in, or only their flushes.  Needs the lock. */
+/* Let others in, or if UNFLUSHED only have them flush.  Needs the lock. */
 static void
 open_to_others (struct spread *s, bool unflushed)
 {
@@ -197,8 +197,8 @@ open_to_others (struct spread *s, bool unflushed)
   announce_change (s);
 }
 
-/* Wait until nobody is alone, and nothing unflushed.  Needs the lock, and lets
- * go of it meanwhile.  Returns 0 or an errno.
+/* Wait until no request is alone, and flush what the last one could not.
+ * Needs the lock, and lets go of it meanwhile.  Returns 0 or an errno.
  */
 static int
 wait_for_others (struct spread *s)
@@ -218,8 +218,8 @@ wait_for_others (struct spread *s)
   return 0;
 }
 
-/* The caller, who is counted, must wait for the one that is alone.  Returns
- * 0, or -1 with errno set and the caller not counted.
+/* The caller, which is counted, must wait for the request that is alone.
+ * Returns 0, or -1 with errno set and the caller no longer counted.
  */
 int
 spread_wait (struct spread *s)

@@ -2,26 +2,25 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* Which of its connection's handles serves a request, where there may be
- * several.  Nothing here knows of nbdkit: how to open a handle is handed in.
+/* Which of a connection's handles serves a request, if there may be several.
+ * Nothing here depends on nbdkit: the caller passes in how to open a handle.
  *
- * A connection that only reads takes any handle that is idle.  One that
- * writes goes by range.  The export is cut into stripes, and they are dealt
- * out to as many classes as there may be handles.  A class stays for good
- * with the handle that its first request got.  So whatever the handles keep
- * to themselves, a request on some place finds what was done there before,
- * and in that order.  A request that crosses into another stripe is split
- * there.
+ * A connection that only reads takes any idle handle.  One that can write
+ * chooses by range.  The export is cut into stripes, and these are dealt out
+ * to as many classes as there may be handles.  A class always stays with the
+ * handle that its first request got.  So even if handles share nothing, a
+ * request finds what was done before in the same place, and in that order.
+ * A request that crosses into another stripe is split there.
  *
- * A zero or trim of very many stripes would be as many calls.  It is one,
- * alone on its connection, between two flushes.  Before it, all that the
- * handles hold is written back, so that none of it comes later, over the
- * zeroes.  After it they are flushed again, so that no handle has an older
- * copy, and no zero comes later over what others write then: until that
- * succeeds nobody is let in.
+ * A zero or trim of very many stripes would need as many calls.  It is one
+ * call instead, alone on its connection, between two flushes.  The first one
+ * writes back all that the handles hold, so that none of it later overwrites
+ * the zeroes.  After the second one no handle has an older copy, and no zero
+ * later overwrites what others have written.  Until it succeeds no request is
+ * let in.
  *
  * Handles are opened when first needed, by the request that needs one.  Once
- * an open has failed there are no more.
+ * an open has failed, no more are opened.
  */
 
 #ifndef MCSHIM_SPREAD_H
@@ -48,11 +47,11 @@ struct spread_ops {
   int (*flush) (struct connection *c);
 };
 
-/* In "inside", beside the number. */
+/* In "inside", besides the count. */
 #define ALONE ((uint64_t) 1 << 63)
 
 /* In "class". */
-#define NO_HANDLE 0             /* yet; otherwise its number, from 1 */
+#define NO_HANDLE 0             /* yet; otherwise the handle's number plus 1 */
 #define OPENING   255
 
 struct spread {
@@ -62,18 +61,18 @@ struct spread {
   unsigned most;                /* handles */
   unsigned shift;               /* log2 of the stripe */
   uint64_t stripe;
-  bool any;                     /* any handle for any request */
+  bool any;                     /* any handle may serve any request */
   bool shared;                  /* if none is idle, a busy one will do */
 
-  _Atomic uint64_t idle;        /* a bit for each handle, if any will do */
-  _Atomic uint64_t inside;      /* pieces, otherwise */
+  _Atomic uint64_t idle;        /* with "any": a bit for each handle */
+  _Atomic uint64_t inside;      /* otherwise: pieces */
   _Atomic unsigned waiting;     /* for an idle handle */
   _Atomic uint8_t class[HANDLES_MAX];
 
   pthread_mutex_t lock;         /* guards the rest, and each wait */
   pthread_cond_t changed;
   unsigned nr;                  /* of handles */
-  unsigned tried;               /* with those that are about to be opened */
+  unsigned tried;               /* and those that are about to be opened */
   bool first_used;              /* the first one has a class */
   bool gave_up;                 /* no more are opened */
   bool unflushed;               /* ALONE is set, and is nobody's */
@@ -89,11 +88,11 @@ extern struct spread *spread_new (const struct spread_ops *ops,
                                   uint64_t stripe, bool any, bool shared);
 extern void spread_free (struct spread *s);
 
-/* Between the two the caller, who is not inside, has the connection to
- * himself: what is inside has come out, and nothing comes in.  Each flushes,
- * and returns 0 or the errno of that.  Where the first one fails there must
- * not be the second, and where that fails the next request begins with
- * another try.
+/* Between the two, the caller, which is not inside, has the connection to
+ * itself: what was inside has come out, and nothing comes in.  Each of them
+ * flushes, and returns 0 or the errno of that flush.  If the first one fails,
+ * do not call the second.  If the second one fails, the next request tries
+ * that flush again first.
  */
 extern int spread_alone_begin (struct spread *s);
 extern int spread_alone_end (struct spread *s);
@@ -120,8 +119,8 @@ spread_length (const struct spread *s, uint64_t offset, uint32_t len)
   return s->any || len <= left ? len : left;
 }
 
-/* Is it too much to be split?  So many calls one after the other are not yet
- * worse than to be alone, and two flushes.
+/* Is a request too long to be split?  Up to so many calls, one after the
+ * other, are no worse than being alone with two flushes.
  */
 #define PIECES_OF_HANDLE 4
 
@@ -132,8 +131,8 @@ spread_is_long (const struct spread *s, uint32_t len)
 }
 
 /* Around each piece of a request.  Returns the handle for it, or NULL with
- * errno set if a flush has failed that comes first; then there is nothing to
- * leave.
+ * errno set if a flush that had to come first has failed.  Then do not call
+ * spread_leave.
  */
 static inline struct handle *
 spread_enter (struct spread *s, uint64_t offset)

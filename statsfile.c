@@ -4,9 +4,9 @@
 
 /* MCSHIM_STATS_FILE: see statsfile.h.
  *
- * The file is written beside its place and then moved there, so that a
- * reader sees the old one or the new one, whole.  The one that is in place
- * is kept open and locked: that is how another server knows.
+ * The file is written under another name and then renamed, so that a reader
+ * sees either the old one or the new one, whole.  The file in place is kept
+ * open and locked, so that another server knows that it is in use.
  *
  * A plugin may have set a locale with a decimal comma: no floating point.
  */
@@ -32,7 +32,7 @@
 #include "statsfile.h"
 
 #define INTERVAL 1000           /* milliseconds */
-#define PATIENCE 2000           /* how long the server's end waits for it */
+#define PATIENCE 2000           /* how long the ending server waits for it */
 
 static uint64_t start;          /* when the file was taken */
 static struct timespec start_time;
@@ -43,10 +43,10 @@ static int taken = -1;          /* open and locked, before there is "held" */
 static char *path, *shown;      /* the file; the same for messages */
 static char labels[256];
 static struct statistics last;  /* what the thread writes at the end */
-static int stop_fd = -1, stopped_fd = -1; /* readable: end; it has ended */
+static int stop_fd = -1, stopped_fd = -1; /* readable: end!; has ended */
 static pthread_t thread;
 
-/* The thread's own. */
+/* Only the thread uses this. */
 static FILE *held;              /* in place, and locked */
 
 /* Returns TEMPLATE with the process ID for each %p, or NULL with errno set.
@@ -113,7 +113,7 @@ lock_in_place (const char *file)
         continue;
       return -1;
     }
-    /* Some file systems know no locks. */
+    /* Some file systems have no locks. */
     if ((flock (fd, LOCK_EX | LOCK_NB) == -1 && errno == EWOULDBLOCK) ||
         fstat (fd, &st) == -1) {
       saved = errno;
@@ -149,8 +149,8 @@ statsfile_take (const struct policy *policy)
     close (fd);
     unlink (name);
     free (name);
-    /* With its process ID in the name it is the server's alone, and the
-     * server may not have forked yet.
+    /* With the process ID in its name no other server has the file, and
+     * this one may not have forked yet.
      */
     r = strcmp (file, policy->stats_file) == 0 ? lock_in_place (file) : 0;
   }
@@ -300,7 +300,7 @@ replace (const struct statistics *s, bool running)
     close (fd);
     goto fail;
   }
-  /* Without a lock it can be read all the same. */
+  /* Without a lock it can still be read. */
   (void) flock (fd, LOCK_EX | LOCK_NB);
   print_statistics (f, s, running);
   if (fflush (f) != 0 || fchmod (fd, mode) == -1 ||
@@ -352,7 +352,7 @@ keep (void *arg)
   do {
     ok = update (&now, true);
     written = now;
-    /* It rests while nothing happens. */
+    /* Do not write while nothing changes. */
     while (poll (&stop, 1, INTERVAL) <= 0) {
       now = replicate_statistics ();
       if (!ok || memcmp (&now, &written, sizeof now) != 0)
@@ -426,8 +426,8 @@ statsfile_finish (void)
       r = poll (&stopped, 1, PATIENCE);
     while (r == -1 && errno == EINTR);
     if (r <= 0) {
-      /* The thread goes on with what is this file's alone, and ends with
-       * the process.
+      /* The thread goes on, with nothing that others use, and ends with the
+       * process.
        */
       nbdkit_error ("mcshim: MCSHIM_STATS_FILE: %s: the file system does not "
                     "answer", shown);
@@ -439,7 +439,7 @@ statsfile_finish (void)
     close (stopped_fd);
   }
   if (held != NULL) {
-    /* A child of the server's may have it open. */
+    /* A child of the server may have it open. */
     flock (fileno (held), LOCK_UN);
     fclose (held);
   }

@@ -10,22 +10,22 @@
 #include "policy.h"
 #include "replicate.h"
 
-/* See whether the policy's file can be written, and take it for this
- * process: a lock on it lasts until the last one that it has forked into
- * ends.  Returns 0, or -1 with errno set, which is EWOULDBLOCK if a server
- * that runs has taken it.
+/* Check that the policy's file can be written, and take it for this process:
+ * a lock on it lasts until this process and its forked children have ended.
+ * Returns 0, or -1 with errno set, which is EWOULDBLOCK if a running server
+ * has taken the file.
  */
 extern int statsfile_take (const struct policy *policy);
 
 /* Write the policy's file, if it names one, and keep it up to date from now
- * on: on a thread, once a second at most, and only if something has changed.
- * Call it after the server's last fork; more than once is harmless.
+ * on: on a thread, at most once a second, and only if something has changed.
+ * Call it after the server's last fork; calling it again is harmless.
  */
 extern void statsfile_start (const struct policy *policy, const char *plugin,
                              const char *thread_model);
 
-/* Write it for the last time, and end the thread.  A file system that hangs
- * is not waited for.  Errors are reported by nbdkit_error.
+/* Write it for the last time, and end the thread.  This does not wait for a
+ * file system that hangs.  Errors are reported by nbdkit_error.
  */
 extern void statsfile_finish (void);
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# A plugin to begin with: each connection works on a copy of the disk, which it
+# A plugin to start from: each connection works on a copy of the disk, which it
 # takes when it needs one and drops when it flushes.  Run it as
 # "nbdkit python docs/disk.py".
 

@@ -7,10 +7,10 @@
  * nbdkit finds a plugin's registration function by the name
  * "plugin_init".  That look-up, the first one in the process that finds
  * something, gets our own function; every other look-up goes to the real
- * dlsym.  The first alone: the cc plugin looks up "plugin_init" as well,
- * in what it has compiled, and that is its own affair.
+ * dlsym.  Only the first: the cc plugin also looks up "plugin_init", in
+ * what it has compiled, and that must not be wrapped.
  *
- * It begins in entry.S, which asks dlsym_target where to go.
+ * dlsym begins in entry.S, which asks dlsym_target where to go.
  */
 
 #include <dlfcn.h>
@@ -18,9 +18,9 @@
 
 #include "interpose.h"
 
-/* Nothing on the way to the real dlsym calls a function: other preloaded
- * libraries, a sanitizer's runtime among them, interpose those of the C
- * library, and call dlsym before they are ready themselves.
+/* Nothing on the way to the real dlsym calls a C library function: other
+ * preloaded libraries, such as a sanitizer's runtime, interpose these, and
+ * call dlsym before they are ready themselves.
  */
 static bool
 same (const char *a, const char *b)
@@ -52,8 +52,8 @@ dynamic_pointer (const struct link_map *map, ElfW(Sxword) tag)
   return NULL;
 }
 
-/* How many symbols MAP has.  DT_HASH says so; DT_GNU_HASH, which has
- * taken its place, only lets one find the end of the last chain.
+/* How many symbols MAP has.  DT_HASH tells; DT_GNU_HASH, which has
+ * replaced it, does not, but the last chain ends at the last symbol.
  */
 static size_t
 count_symbols (const struct link_map *map)
@@ -78,8 +78,8 @@ count_symbols (const struct link_map *map)
   return hash ? hash[1] : 0;
 }
 
-/* The dlsym that MAP defines, or NULL.  Where there are several versions
- * of it, the default one.
+/* The dlsym that MAP defines, or NULL.  If it has several versions, the
+ * default one.
  */
 static dlsym_fn
 dlsym_of (const struct link_map *map)
@@ -99,7 +99,7 @@ dlsym_of (const struct link_map *map)
 }
 
 /* Find what dlsym (RTLD_NEXT, "dlsym") would be: the one after ours,
- * which may be another preloaded library's, and in the end is glibc's.
+ * which may be another preloaded library's, and is finally glibc's.
  * Before glibc 2.34 that is in libdl, which the program may lack, or may
  * load only later.
  */
@@ -156,7 +156,7 @@ plugin_imports (const char *prefix)
   return NULL;
 }
 
-/* Returns what the server's look-up of "plugin_init" shall find. */
+/* Returns what the server's look-up of "plugin_init" must find. */
 static void *
 lookup_plugin_init (void *handle, const char *name)
 {
@@ -178,9 +178,7 @@ lookup_nothing (void *handle, const char *name)
   return NULL;
 }
 
-/* Returns the function that a call of dlsym with these arguments shall
- * go to.
- */
+/* Returns the function to which a call of dlsym with these arguments goes. */
 extern dlsym_fn dlsym_target (void *handle, const char *name);
 
 dlsym_fn

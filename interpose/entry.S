@@ -6,8 +6,8 @@
  *
  * RTLD_NEXT and RTLD_DEFAULT depend on who calls dlsym, and the real one
  * finds that out from its return address.  So it must be entered by a
- * jump, with the caller's arguments, return address and stack.  C knows
- * no such jump: a compiler makes one of a call in tail position, with
+ * jump, with the caller's arguments, return address and stack.  C has no
+ * such jump: a compiler makes one from a call in tail position only with
  * some flags, on some processors.
  *
  * Each of these calls dlsym_target with the arguments, and jumps to what
@@ -29,7 +29,7 @@ dlsym:
 	endbr64
 	push	%rdi
 	push	%rsi
-	sub	$8, %rsp		/* a call wants it at 16 bytes */
+	sub	$8, %rsp		/* a call needs it at 16 bytes */
 	call	dlsym_target
 	add	$8, %rsp
 	pop	%rsi
@@ -37,7 +37,7 @@ dlsym:
 	jmp	*%rax
 
 #elif defined (__i386__)
-	sub	$4, %esp		/* a call wants it at 16 bytes */
+	sub	$4, %esp		/* a call needs it at 16 bytes */
 	push	12(%esp)		/* name */
 	push	12(%esp)		/* handle: the push has moved it */
 	call	dlsym_target
@@ -137,7 +137,7 @@ dlsym:
 	.section .note.GNU-stack, "", %progbits
 
 #ifdef __ARM_FEATURE_BTI_DEFAULT
-	/* As the compiler does: this file bears branch protection too. */
+	/* As the compiler does: this file has branch protection too. */
 	.section .note.gnu.property, "a"
 	.balign	8
 	.long	4, 16, 5

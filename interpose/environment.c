@@ -25,9 +25,9 @@ after_variables (const char *path)
 }
 
 /* True if the LD_PRELOAD entry of LEN bytes at ENTRY is this library,
- * which the loader knows as OWN.  An entry without a slash was searched
- * for: there the last part of the name has to do.  One with a '$' was
- * expanded: what is around that is left.
+ * which the loader knows as OWN.  The loader has searched for an entry
+ * without a slash: compare only the last part of the name.  It has expanded
+ * an entry with a '$': compare what is around that.
  */
 static bool
 is_own_entry (const char *entry, size_t len, const char *own)

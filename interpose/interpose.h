@@ -20,8 +20,8 @@
 
 #pragma GCC visibility push(default)
 
-/* Functions that the server exports.  All are weak: an older server
- * lacks some, and a program that is not nbdkit all of them.  Test the
+/* Functions that the server exports.  All are weak: an older server lacks
+ * some, and a program that is not nbdkit lacks all of them.  Test the
  * address before the call.  The first four are in every nbdkit.
  */
 #define WEAK __attribute__ ((weak))
@@ -53,7 +53,7 @@ struct nbdkit_plugin;
 typedef struct nbdkit_plugin *(*plugin_init_fn) (void);
 
 /* shim.c: given the plugin's own registration function, returns the one
- * that the server shall call in its place.
+ * that the server must call instead.
  */
 extern plugin_init_fn shim_plugin_init (plugin_init_fn plugin_init);
 
@@ -69,29 +69,29 @@ in_nbdkit (void)
  */
 extern const struct link_map *own_link_map (void);
 
-/* The first function whose name begins with PREFIX that the plugin asks
- * the loader for, or NULL.
+/* The first function that the plugin imports whose name begins with PREFIX,
+ * or NULL.
  */
 extern const char *plugin_imports (const char *prefix);
 
-/* What the server was started for, by its options.  Unless it is SERVE it
+/* What the server was started for, by its options.  Unless this is SERVE, it
  * prints something about the plugin, and opens no connection.
  */
 enum purpose { SERVE, DUMP_PLUGIN, HELP, VERSION };
 extern enum purpose server_purpose (void);
 
 /* Whether the server will open the plugin read-only, by its options: 1 with
- * -r, 0 without, and -1 with a filter, which may do so.
+ * -r, 0 without, and -1 if a filter may do so.
  */
 extern int opens_read_only (void);
 
-/* True if the server will go on in this process, by its options: it does not
+/* True if the server will go on in this process, by its options: it will not
  * fork.
  */
 extern bool stays_in_process (void);
 
-/* Print a line that is no error where the server prints its errors.  Call it
- * first before the server has forked.
+/* Print a line that is not an error, where the server prints its errors.  The
+ * first call must come before the server forks.
  */
 extern void server_log (const char *line);
 
@@ -104,16 +104,16 @@ extern bool filter_loaded (const char *name);
 extern void leave_environment (void);
 
 /* Learn how the server keeps the error of a request, for server_error.
- * Call it on a thread of the server's; more than once is harmless.
+ * Call it on a thread of the server; calling it again is harmless.
  */
 extern void server_error_init (void);
 
 /* Give this thread, which is not the server's, a place for the error. */
 extern void server_error_thread (void);
 
-/* The errno which the server would report for a plugin's callback that
- * has just failed on this thread, if nbdkit_set_error (0) and errno = 0
- * went before it.
+/* The errno that the server would report for a plugin's callback that has
+ * just failed on this thread, if nbdkit_set_error (0) and errno = 0 came
+ * before it.
  */
 extern int server_error (bool errno_is_preserved);
 
@@ -124,14 +124,14 @@ struct context {
   _Atomic bool closing;
 };
 
-/* Learn from the plugin's symbols what its flush may ask the server for.
- * Call it once the plugin is loaded.
+/* Learn from the plugin's symbols what its flush may ask the server.  Call
+ * it once the plugin is loaded.
  */
 extern void context_init (void);
 
 /* A function that the plugin uses and that fails in a flush of C's handle
- * which other connections wait for, or NULL.  Before there is any handle,
- * of NULL's, for all that is known.
+ * for which other connections wait, or NULL.  Before there is any handle, C
+ * is NULL, and the answer is what is known so far.
  */
 extern const char *context_lacks (const struct context *c);
 
@@ -143,8 +143,8 @@ extern void context_capture (struct context *c);
  * true if other connections wait for this flush: then nbdkit_nanosleep
  * must not end because one of them has left.  Set C->closing, on a thread
  * of its connection, once the server closes the handle.  Between the two
- * server_error gives this flush's error; afterwards the thread has the one
- * that it had.
+ * calls server_error gives this flush's error; afterwards the thread's
+ * earlier error is back.
  */
 struct visit {
   char *record;

@@ -8,11 +8,10 @@
  * in which they moved from libpthread to libc, or became a function of
  * their own.  Their old versions are still there: ask for those.  They
  * are weak because before 2.34 only programs linked with libpthread have
- * them, which nbdkit is, and another program that is preloaded needs
- * not.
+ * them.  nbdkit is; other programs with this preload may not be.
  *
- * The old version is the one with which the architecture was born.
- * Elsewhere the library asks for what the linker finds.
+ * The old version is the first that glibc had on the architecture.  On
+ * other architectures the library asks for what the linker finds.
  */
 
 #ifndef MCSHIM_OLDGLIBC_H

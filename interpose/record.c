@@ -5,22 +5,22 @@
 /* The server's record of a thread: the error of a request, and whose
  * request it is.
  *
- * On the server's own threads nbdkit_set_error stores into a record of
- * the thread's, which the server reads after the callback; no function
- * tells what is there.  But a flush that stands for several must report
- * the error of the first that failed, and tell it to other threads.
+ * On the server's own threads nbdkit_set_error stores into the thread's
+ * record, which the server reads after the callback; no function reads it
+ * for us.  But a flush that stands for several must report the error of
+ * the first that failed, and pass it to other threads.
  *
- * The record also says which connection nbdkit_export_name and others
- * answer for.  A flush of one connection's handle that runs on another's
+ * The record also says for which connection nbdkit_export_name and others
+ * answer.  A flush of one connection's handle that runs on another's
  * thread must not get the other's answers.
  *
- * The record hangs on a pthread key.  Which one shows when it is taken
- * away for a moment: nbdkit_set_error then falls back to errno.  Where in
- * the record the error stands shows when two values are stored in turn.
+ * The record belongs to a pthread key.  To find the key, take its value
+ * away for a moment: nbdkit_set_error then falls back to errno.  To find
+ * the error in the record, store two values in turn.
  *
- * The connection comes after that, and last.  From nbdkit 1.26 on there
- * are two words: the connection, and then the context of the handle,
- * which points to the connection too.
+ * The connection comes after the error, and last.  From nbdkit 1.26 on
+ * there are two words: the connection, and then the context of the handle,
+ * which also points to the connection.
  *
  *              nbdkit_      export_name,   peer_*,       nanosleep
  *                           is_tls,        disconnect
@@ -29,12 +29,12 @@
  *   1.16 to 1.24            connection     connection    connection
  *   since 1.26              context        connection    connection
  *
- * Only the context can be lent to another thread for sure.  The server
- * closes a connection's socket, and the next client gets the number of
- * the file, before it tells us that the connection closes: so what goes
- * by the socket would tell of a stranger.  And nbdkit_nanosleep fails
- * when the connection's client leaves, which is not for the others whom
- * a flush stands for.
+ * Only the context can safely be lent to another thread.  The server
+ * closes a connection's socket before it tells us that the connection
+ * closes, and the next client may get the same file descriptor: what goes
+ * by the socket might be about another client.  And nbdkit_nanosleep
+ * fails when the connection's client leaves, which must not affect others
+ * who wait for the flush.
  */
 
 #include <errno.h>
@@ -55,7 +55,7 @@ static _Atomic bool have_record; /* the next three are known */
 static pthread_key_t record_key;
 static size_t record_size, error_offset;
 
-/* The word that nbdkit_export_name goes by, or 0 while it is not known. */
+/* The word that nbdkit_export_name uses, or 0 while it is not known. */
 static _Atomic size_t whose_offset;
 static _Atomic bool whose_is_settled;
 static size_t inner_offset;     /* of the connection in a context */
@@ -67,7 +67,7 @@ static const char *may_ask_name, *may_ask_peer;
 static bool may_sleep, may_intern, may_ask;
 
 /* Held around a flush that may intern strings and has no connection: the
- * server keeps them in one list then, which has no lock.
+ * server then keeps them in one list, which has no lock.
  */
 static pthread_mutex_t intern_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -129,7 +129,7 @@ error_goes_to_errno (void)
   return errno == ESHUTDOWN;
 }
 
-/* On a thread that has a record. */
+/* Call it on a thread that has a record. */
 static bool
 is_record_key (pthread_key_t key, void *value)
 {
@@ -162,7 +162,7 @@ find_error_offset (const char *record)
   return false;
 }
 
-/* A filter may open the first handle on a thread that has none. */
+/* A filter may open the first handle on a thread that has no record. */
 void
 server_error_init (void)
 {
@@ -183,9 +183,9 @@ server_error_init (void)
   unlock (&probe_lock);
 }
 
-/* All zero, the record is what a new thread of the server's starts with,
- * and no connection uses it.  The server's destructor frees it.  Without
- * one nbdkit_set_error goes to errno, where other things go too.
+/* A record that is all zero is what a new thread of the server starts with,
+ * and no connection uses it.  The server's destructor frees it.  Without a
+ * record nbdkit_set_error goes to errno, where other things go too.
  */
 void
 server_error_thread (void)
@@ -229,7 +229,7 @@ context_init (void)
     plugin_imports ("nbdkit_disconnect");
 }
 
-/* Before 1.26 it is the connection, with its socket, or nothing. */
+/* Before 1.26 this is the connection with its socket, or nothing. */
 static bool
 may_be_lent (void)
 {
@@ -248,7 +248,7 @@ context_lacks (const struct context *c)
   return has_contexts () || may_be_lent () ? NULL : may_ask_name;
 }
 
-/* Ask nbdkit_export_name with a record that has nothing but WHOSE. */
+/* Call nbdkit_export_name with a record that has nothing but WHOSE. */
 static const char *
 name_by (char *record, size_t offset, void *whose)
 {
@@ -265,10 +265,10 @@ name_by (char *record, size_t offset, void *whose)
   return name;
 }
 
-/* Find what nbdkit_export_name goes by in RECORD, which is this thread's:
- * the last word that is set, if that alone gives the same answer.  Where
- * it is a context, that must point to the connection, which is the word
- * before.  Needs probe_lock.
+/* Find what nbdkit_export_name uses in RECORD, which is this thread's: the
+ * last word that is set, if that alone gives the same answer.  If it is a
+ * context, it must point to the connection, which is the word before.
+ * Needs probe_lock.
  */
 static void
 find_whose (char *record)
@@ -354,7 +354,7 @@ context_enter (const struct context *c, bool others, struct visit *v)
     }
   }
   else if (others && may_ask) {
-    /* Without one, the server takes the thread for none of its own. */
+    /* Without a record, the server takes the thread as not its own. */
     v->hidden = true;
     put_record (record_key, NULL);
     interns = false;

@@ -14,14 +14,14 @@
 
 #include "interpose.h"
 
-/* The dynamic section of this library, which tells us apart in the
+/* The dynamic section of this library, by which we find ourselves in the
  * loader's list.
  */
 extern ElfW(Dyn) _DYNAMIC[] __attribute__ ((visibility ("hidden")));
 
 /* The loader's list, which it shows to debuggers.  dlinfo and
- * dl_iterate_phdr would do too, but other libraries interpose these.
- * Weak, as the library shall need libc alone.
+ * dl_iterate_phdr would also do, but other libraries interpose these.
+ * Weak, as the library must need only libc.
  */
 #ifdef __GLIBC__
 #pragma weak _r_debug
@@ -48,11 +48,11 @@ static struct {
   enum purpose purpose;
   bool readonly, filtered, foreground, runs;
   char log[8];                  /* as --log says: stderr, syslog, null */
-  pid_t pid;                    /* as they were read */
+  pid_t pid;                    /* when they were read */
 } options;
 
-/* True if ARG is the long option OPTION, or a beginning of it that
- * getopt_long takes since it has no less than UNAMBIGUOUS.
+/* True if ARG is the long option OPTION, or an abbreviation that
+ * getopt_long accepts, as it is at least UNAMBIGUOUS.
  */
 static bool
 is_option (const char *arg, const char *option, const char *unambiguous)
@@ -61,7 +61,7 @@ is_option (const char *arg, const char *option, const char *unambiguous)
     strncmp (arg, option, strlen (arg)) == 0;
 }
 
-/* Letters that have a value: what follows one is its value. */
+/* Letters that take a value: what follows one is its value. */
 #define WITH_VALUE "DegiPptuU"
 
 #define HAS_LETTER(arg, letter)                                 \
@@ -96,7 +96,7 @@ takes_next (const char *arg)
   return false;
 }
 
-/* Not by a constructor's arguments, which glibc alone has. */
+/* Not from a constructor's arguments, which only glibc passes. */
 static void
 read_options (void)
 {
@@ -177,7 +177,7 @@ server_log (const char *line)
   bool background;
 
   read_options ();
-  /* With --run it forks, too, but not into the background. */
+  /* With --run it forks too, but not into the background. */
   background = !options.runs && getpid () != options.pid;
   if (strcmp (options.log, "syslog") == 0 ||
       (options.log[0] == '\0' && background))

@@ -27,7 +27,7 @@ subprocess.run(sys.argv[1:], check=True)' nbdkit -U - "$wbcache" --run "$flag"
 }
 
 @test "socket activation, as systemd does it" {
-  # The socket is descriptor 3, and exec keeps the process that it is for.
+  # The socket is descriptor 3, and exec keeps the process ID that it is for.
   server=$(mktemp -d "$BATS_TEST_TMPDIR/server.XXXXXX")
   {
     local status=0
@@ -76,7 +76,7 @@ EOT
 }
 
 @test "--exit-with-parent: the server ends in good order" {
-  # The parent must be no program of ours, and dies at once.
+  # The parent must not be one of our programs, and dies at once.
   under_shim MCSHIM_STATS_FILE="$stats" sh -c '
     nbdkit -f -U "$sock" -P pid --exit-with-parent "$1" &
     until test -s pid; do sleep 0.02; done
@@ -107,7 +107,7 @@ EOT
 }
 
 @test "a program of another architecture, above the server and below it" {
-  # The C library for 32 bit is easily had, the compiler's is not.
+  # The 32-bit C library is easy to install, the compiler's is not.
   compile_exec cc -m32 -nostdlib "$(cc -m32 -print-file-name=crt1.o)" -lc &&
     ./exec true || skip "no program of 32 bits: $(tail -n 1 cc.err)"
   nbdkit -U - null --run "$PWD/exec true" 2>/dev/null ||

@@ -7,8 +7,8 @@
 
 load common
 
-# background VARIABLE=VALUE... NBDKIT-ARGUMENT...: serve () stays in the
-# foreground, so this is that for a daemon.
+# background VARIABLE=VALUE... NBDKIT-ARGUMENT...: like serve (), which stays in
+# the foreground, but for a daemon.
 background ()
 {
   local vars=()
@@ -27,7 +27,7 @@ background ()
 stop_background ()
 {
   kill "$(<"$server/pid")"
-  # It is nobody's child here, so that its exit status is not known.
+  # It is not our child, so its exit status is not known.
   wait_until ended
   echo 0 > "$server/status"
 }

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# The clients that people have, each beside connections that hold old copies
-# of the whole disk.
+# The clients that people use, each beside connections that hold old copies of
+# the whole disk.
 
 load common
 
@@ -21,8 +21,8 @@ nothing_lost ()
   none overlaps after_close dirty_dropped_at_close
 }
 
-# copies_in COMMAND...: it writes the image; connections that were there
-# before read the image from then on.
+# copies_in COMMAND...: it writes the image; connections that were there before
+# then read the image.
 copies_in ()
 {
   run_this="${*@Q}" client <<'EOT'
@@ -70,7 +70,7 @@ EOT
   copies_in nbdcopy --connections=4 --threads=4 --flush image "$uri"
   copies_out nbdcopy --connections=4 --threads=4 "$uri" copy
   nothing_lost
-  # nbdcopy's, beside four that were there.
+  # nbdcopy's connections, and four that were there.
   counted connections_most_at_once 8
 }
 
@@ -86,7 +86,7 @@ EOT
   copies_in qemu-io -f raw -c "write -s image 0 16M" -c flush "$uri"
   head -c 16M /dev/urandom > image
   copies_in qemu-io -f raw -c "write -f -s image 0 16M" "$uri"
-  # It compares what it reads by itself, with one byte.
+  # It compares what it reads with one byte.
   head -c 16M /dev/zero | tr '\0' A > image
   copies_out sh -c 'qemu-io -r -f raw -c "read -P 65 0 16M" "$1" &&
     cp image copy' sh "$uri"
@@ -150,13 +150,13 @@ teardown ()
 
 @test "nbdfuse" {
   needs nbdfuse fusermount3
-  # Not a file of that name that opening it would make.
+  # Not a file of that name, which opening would make.
   { [ -c /dev/fuse ] && (: <> /dev/fuse) 2>/dev/null; } ||
     skip "no FUSE: /dev/fuse can't be opened"
   mkdir m
   over_fuse copies_in dd if=image of=m/nbd bs=1M conv=notrunc,fsync status=none
   over_fuse copies_out dd if=m/nbd of=copy bs=1M status=none
   nothing_lost
-  # nbdfuse's, beside four that were there.
+  # nbdfuse's connections, and four that were there.
   counted connections_most_at_once 8
 }

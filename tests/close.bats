@@ -180,7 +180,7 @@ signal.pause()
 EOT
   local client=$!
   wait_until test -e ready
-  # The server waits for its clients to go, but calls no close any more.
+  # The server waits for its clients to go, but no longer calls close.
   local pid
   pid=$(<"$server/pid")
   kill -TERM "$pid"

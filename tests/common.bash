@@ -5,10 +5,10 @@
 # talk to it.
 #
 # The environment can name another library (MCSHIM_SO), libraries to preload
-# before it (MCSHIM_TEST_PRELOAD, a sanitizer's runtime say), a command to
-# run the server under (MCSHIM_TEST_WRAPPER, valgrind say) and a root whose
-# nbdkit is to be used (MCSHIM_TEST_ROOT).  They are taken over here and unset:
-# the library under test refuses knobs it does not know.
+# before it (MCSHIM_TEST_PRELOAD, such as a sanitizer's runtime), a command to
+# run the server under (MCSHIM_TEST_WRAPPER, such as valgrind) and a root whose
+# nbdkit is to be used (MCSHIM_TEST_ROOT).  They are read here and unset: the
+# library under test refuses knobs that it does not know.
 
 # shellcheck shell=bash disable=SC2034,SC2154 # the test files use and set them
 
@@ -16,7 +16,7 @@ bats_require_minimum_version 1.5.0
 bats_load_library bats-support
 bats_load_library bats-assert
 
-# Where a test is found, and what "run" has got if it fails.
+# If a test fails: which file it is in, and the output of "run".
 BATS_TEST_NAME_PREFIX=${BATS_TEST_FILENAME##*/}
 BATS_TEST_NAME_PREFIX="${BATS_TEST_NAME_PREFIX%.bats}: "
 BATS_PRINT_OUTPUT_ON_FAILURE=1
@@ -29,8 +29,8 @@ export SHIM_TEST_WRAPPER=$test_wrapper
 export SHIM_TEST_ROOT=${MCSHIM_TEST_ROOT:-${SHIM_TEST_ROOT:-}}
 
 plugins=$BATS_TEST_DIRNAME/plugins
-# A library of another architecture has plugins of its own beside it, and is
-# preloaded into the server alone, by compat/nbdkit.
+# A library of another architecture has its own plugins beside it, and is
+# preloaded only into the server, by compat/nbdkit.
 foreign=
 if [ -d "${shim_so%/*}/plugins" ]; then
   plugins=${shim_so%/*}/plugins
@@ -38,8 +38,8 @@ if [ -d "${shim_so%/*}/plugins" ]; then
 fi
 wbcache=$plugins/wbcache.so
 
-# The python3 that nbdsh and nbdkit's python plugin are built for is the
-# system's; another one may be before it.
+# nbdsh and nbdkit's python plugin are built for the system's python3; another
+# one may be before it on PATH.
 export PATH=/usr/bin:$PATH
 [ -z "$SHIM_TEST_ROOT" ] || PATH=$BATS_TEST_DIRNAME/compat:$PATH
 unset LD_PRELOAD ODD NEXT_LOG DLSYM_LOG
@@ -57,8 +57,8 @@ common_setup ()
   export sock log control uri="nbd+unix:///?socket=$sock"
   : > "$log"
   : > "$server_err"
-  # A daemon has no stderr for a sanitizer's reports.  The one of undefined
-  # behaviour writes there all the same, but ends the server.
+  # A daemon has no stderr for a sanitizer's reports.  The sanitizer of
+  # undefined behaviour still writes there, but ends the server.
   local variable
   [ -z "$test_preload" ] ||
     for variable in TSAN_OPTIONS ASAN_OPTIONS; do
@@ -71,7 +71,7 @@ common_teardown ()
   # Before a server is killed: bash says so on its stderr.
   [ -n "${BATS_TEST_COMPLETED-}" ] ||
     show "$server_err" "$log" "$summary" "$stats" "$control"
-  # Nothing may be left behind, whatever state a failed test left it in.
+  # Nothing may be left behind, even if the test failed.
   : > "$control"
   local dir
   for dir in "$BATS_TEST_TMPDIR"/server.??????; do
@@ -80,7 +80,7 @@ common_teardown ()
       wait_until test -e "$dir/status"
     fi
   done
-  # Whatever the test looked at, a sanitizer's report fails it.
+  # A sanitizer's report fails any test.
   [ -z "$test_preload" ] ||
     ! grep -sh . "$BATS_TEST_TMPDIR"/report.* || return
   [ ! -s "$server_err" ] ||
@@ -91,7 +91,7 @@ setup () { common_setup; }
 teardown () { common_teardown; }
 
 # wait_until COMMAND...: there is no other way to wait for another process's
-# file, so look often, and give up only when something is clearly wrong.
+# file, so it looks often, and gives up only when something is clearly wrong.
 wait_until ()
 {
   local tries
@@ -105,7 +105,7 @@ wait_until ()
 
 wait_log () { wait_until grep -qx -- "$1" "$log"; }
 
-# show FILE...: the last lines of those that there are, once.
+# show FILE...: prints the last lines of those that exist, once.
 show ()
 {
   local file
@@ -117,8 +117,8 @@ show ()
 }
 declare -gA shown           # "load" is a function
 
-# looks STATUS OPTIONS REGEX FILE: grep has that exit status, or the file is
-# shown.
+# looks STATUS OPTIONS REGEX FILE: fails, and shows the file, unless grep has
+# that exit status.
 looks ()
 {
   local status=0
@@ -127,18 +127,18 @@ looks ()
   [ $status -eq "$1" ] || { show "$4"; fail "'$3' ${found[$1]} ${4##*/}"; }
 }
 
-# has REGEX FILE and lacks REGEX FILE: whether there is a line with it;
-# has_line and lacks_line: whether there is one that is that and no more.
+# has REGEX FILE and lacks REGEX FILE: whether a line matches; has_line and
+# lacks_line: whether a whole line does.
 has () { looks 0 -q "$1" "$2"; }
 lacks () { looks 1 -q "$1" "$2"; }
 has_line () { looks 0 -qx "$1" "$2"; }
 lacks_line () { looks 1 -qx "$1" "$2"; }
 
-# normal FILE: no line in it but those that tell the mode.
+# normal FILE: it has only lines that tell the mode.
 normal () { looks 1 -qv '^mcshim [0-9.]*: [a-z0-9]*: [a-z]*[:;,] .*$' "$1"; }
 
-# value NAME: of the statistics, the sum where there are labels, without the
-# mcshim_ at its beginning; counts NAME VALUE: is it that?
+# value NAME: from the statistics, NAME without mcshim_; the sum if there are
+# labels.  counts NAME VALUE: is it that?
 value ()
 {
   awk -v name="mcshim_$1" '
@@ -148,7 +148,7 @@ value ()
 }
 counts () { [ "$(value "$1")" = "$2" ]; }
 
-# counted NAME VALUE...: of the statistics.
+# counted NAME VALUE...: fails unless the statistics have these.
 counted ()
 {
   while [ $# -gt 0 ]; do
@@ -157,7 +157,7 @@ counted ()
   done
 }
 
-# none KEY...: 0, in the plugin's summary.
+# none KEY...: each is 0 in the plugin's summary.
 none ()
 {
   local key
@@ -167,12 +167,12 @@ none ()
 }
 
 # under_shim [MCSHIM_X=VALUE...] COMMAND...: with the library preloaded, and
-# PRELOAD_BEFORE and PRELOAD_AFTER around it.  The only place that does so.
+# PRELOAD_BEFORE and PRELOAD_AFTER around it.  Only this preloads the library.
 under_shim ()
 {
   local entries="$shim_so" vars=()
   if [ ! -f "$shim_so" ]; then
-    # ld.so only warns of a missing library, and goes on without it.
+    # ld.so only warns about a missing library, and goes on without it.
     echo "$shim_so is missing"
     return 1
   fi
@@ -202,8 +202,8 @@ needs ()
   done
 }
 
-# has_plugin NAME: or the test is skipped.  The cc plugin is no use without a
-# compiler beside it.
+# has_plugin NAME: or the test is skipped.  The cc plugin also needs a
+# compiler.
 has_plugin ()
 {
   nbdkit --dump-plugin "$1" >/dev/null 2>&1 ||
@@ -221,8 +221,8 @@ has_multi_conn_filter ()
     skip "this nbdkit has no multi-conn filter"
 }
 
-# With the thread sanitizer's runtime a shell crashes, and a program that has
-# printed an errno hangs in its exit handlers; the library has no part in it.
+# With the thread sanitizer's runtime, even without the library, a shell
+# crashes, and a program that has printed an errno hangs in its exit handlers.
 not_under_tsan ()
 {
   [[ $test_preload != *tsan* ]] ||
@@ -276,8 +276,8 @@ stop_server ()
   }
 }
 
-# all_see FLAG: the connections have the flag so, and what one writes and
-# another flushes all see.
+# all_see FLAG: each connection has that flag, and all see what one writes and
+# another flushes.
 all_see ()
 {
   client <<EOT
@@ -287,10 +287,10 @@ all_see(h)
 EOT
 }
 
-# disk [METHOD=CODE...]: a disk of zeroes that can be read, written to and
-# flushed, with other methods besides or instead, and without those that are
-# empty.  The array "disk" has them for the eval plugin, the file "script" for
-# the sh plugin.
+# disk [METHOD=CODE...]: makes a disk of zeroes that can be read, written to and
+# flushed, with these methods besides or instead; empty ones are left out.  The
+# array "disk" has them for the eval plugin, the file "script" for the sh
+# plugin.
 disk ()
 {
   local method
@@ -323,8 +323,8 @@ in_file ()
     pwrite="dd of='$1' oflag=seek_bytes conv=notrunc seek=\$4 status=none")
 }
 
-# ask_setup: for tests of what asks a server of the launcher's own, whose files
-# are to be gone afterwards.  The answer is in the file "told".
+# ask_setup: for tests of launcher options that start their own server, and
+# must leave no files behind.  The answer is in the file "told".
 ask_setup ()
 {
   mcshim=$BATS_TEST_DIRNAME/../scripts/mcshim
@@ -335,8 +335,8 @@ ask_setup ()
 
 told () { jq -c "$1" told; }
 
-# Of --probe, --try and --verify nothing is left in the directory "asked", which
-# is their TMPDIR and stands in the command lines of server and clients.
+# --probe, --try and --verify have left nothing in the directory "asked", their
+# TMPDIR, which is in the command lines of server and clients.
 nothing_left ()
 {
   wait_until nothing_runs
@@ -345,9 +345,9 @@ nothing_left ()
 
 nothing_runs () { ! pgrep -f "$TMPDIR/tmp[.]" >/dev/null; }
 
-# in_terminal COMMAND...: runs it in one, types what the file "type" has line
-# by line: a pattern to wait for, a tab, and what to type.  Prints what was
-# seen; the status is the command's.
+# in_terminal COMMAND...: runs it in a terminal, and types what the file "type"
+# says: each line is a pattern to wait for, a tab, and what to type.  Prints
+# what was seen; the status is the command's.
 in_terminal ()
 {
   timeout 90 python3 -c '
@@ -373,8 +373,8 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 ' "$@"
 }
 
-# client [COMMAND...]: runs the Python script on stdin, by COMMAND where there
-# is one, with the helpers that are in clients/script.py.
+# client [COMMAND...]: runs the Python script on stdin, under COMMAND if given,
+# with the helpers of clients/script.py.
 client ()
 {
   # bats runs a copy of the test file.

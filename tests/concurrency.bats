@@ -28,7 +28,7 @@ control("block-flush 1")
 flush = h[0].aio_flush()
 wait_log("1 flush")
 
-# New connections, and all that they may do but flush.
+# New connections, and all that they may do except flush.
 new = conn()
 wait_log("5 open")
 new.pread(512, 0)
@@ -157,13 +157,13 @@ expect([flush.held() for flush in waiting], [True] * 5)
 control()
 for flush in [first] + waiting:
     flush.join()
-# One for each write: no flush started a round that was needless by then.
+# One for each write: no flush started a round that was no longer needed.
 expect(sorted(flushes()), ["1", "2"])
 EOT
 }
 
-# late_read PARAMETER...: a read has fetched an old copy when another
-# connection writes and flushes, and puts it into its handle's cache last.
+# late_read PARAMETER...: a read fetches an old copy, another connection writes
+# and flushes, and only then does the copy go into the handle's cache.
 late_read ()
 {
   : > "$control"
@@ -258,8 +258,8 @@ expect(bytes(h[3].pread(4, 0)), b"data")
 EOT
 }
 
-# load_script SECONDS: clients that write, flush and read, open and close all
-# the time, each on a block of its own.
+# load_script SECONDS: clients that keep writing, flushing, reading, opening and
+# closing, each on its own block.
 load_script ()
 {
   client <<EOT

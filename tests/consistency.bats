@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# The consistency checker, briefly, in each thread model; tests/soak does it
-# at length.  The last tests are of the checker: it must see what is wrong.
+# The consistency checker, briefly, in each thread model; tests/soak runs it at
+# length.  The last tests check the checker: it must see what is wrong.
 
 load common
 
@@ -49,7 +49,7 @@ consistent ()
   consistent "mapcache=1" --mixed --commands-in-flight
 }
 
-# What the levels fast and off promise to be right for.
+# What the levels fast and off promise to handle.
 demanding="refresh=1 opencopy=1 opendelay=500 readahead=300 mapcache=1"
 
 @test "fast: copies that are renewed, taken at open and read ahead" {
@@ -128,7 +128,7 @@ in_order ()
   in_order model=requests --connections=3 --stripe=65536
 }
 
-# One connection with several handles, and a long zero among what it does.
+# One connection with several handles; its requests include a long zero.
 several=(MCSHIM_HANDLES=2 MCSHIM_STRIPE=4096)
 across=(--connections=1 --block=4096 --stripe=4096 --churn)
 
@@ -177,7 +177,7 @@ across=(--connections=1 --block=4096 --stripe=4096 --churn)
   done
 }
 
-# sees "PATTERN" CHECKER-OPTION...: the checker finds that, and says so.
+# sees "PATTERN" CHECKER-OPTION...: the checker finds and reports that.
 sees ()
 {
   run -1 "$checker" "${@:2}" "$uri"

@@ -23,7 +23,7 @@ start ()
     control="$control" "$@"
 }
 
-# The minor version of this nbdkit, for what it can be asked at all.
+# The minor version of this nbdkit, which decides what it can be asked.
 minor ()
 {
   nbdkit --version | sed -n 's/^nbdkit 1\.\([0-9]*\).*/\1/p'
@@ -37,7 +37,7 @@ setup ()
 }
 
 # What every client needs: bound (NAME) connects to the export NAME from a
-# socket of that name, and answers () has what each flush was told.
+# socket of that name, and answers () returns what each flush was told.
 more=$(cat <<'EOT'
 import socket
 minor = int(os.environ["minor"])
@@ -146,7 +146,7 @@ EOT
 h = [bound(n) for n in "ab"]
 h[0].pwrite(b"x", 0)
 h[0].flush()
-# In its own flush all is as without the shim.
+# In its own flush everything is as without the shim.
 expect_answers("0 name=a peer=a")
 reset()
 h[0].pwrite(b"x", 0)
@@ -283,7 +283,7 @@ EOT
       stop_server
     done
   done
-  # Without a context they are in one list: then one flush after the other.
+  # Without a context they are in one list: flushes run one after the other.
   [ "$minor" -ge 26 ] || refute grep overlap "$log"
 }
 

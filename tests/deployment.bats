@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# docs/deployment.md: each of its blocks is run as it stands there.  Where it
-# says /usr/local, /run and so on it gets directories of the test's own.
+# docs/deployment.md: each of its blocks is run as it is there.  /usr/local, /run
+# and so on are the test's own directories.
 
 load common
 
@@ -20,9 +20,8 @@ setup ()
   cp "$BATS_TEST_DIRNAME/../docs/disk.py" "$box/srv"
 }
 
-# recipe HEADING: its blocks that begin with the path of a file become that
-# file, as they are pasted: the path may stand below #!.  The others go to
-# "block".
+# recipe HEADING: a block that begins with the path of a file becomes that file,
+# as if pasted; the path may come after #!.  The other blocks go to "block".
 recipe ()
 {
   sed -n "/^## $1\$/,/^## /p" "$BATS_TEST_DIRNAME/../docs/deployment.md" |
@@ -40,9 +39,9 @@ recipe ()
       { first = 0; interpreter = "" }'
 }
 
-# in_box SCRIPT: with what it leaves in the background stopped at its end.
+# in_box SCRIPT: runs it, and at its end stops what it leaves in the background.
 # "flag SOCKET" waits for a server and is true if it sets the flag; "off
-# COMMAND" is true if COMMAND has found it off.
+# COMMAND" is true if COMMAND has found the flag off.
 in_box ()
 {
   local prelude='
@@ -64,7 +63,7 @@ in_box ()
       $1" </dev/null
 }
 
-# What a systemd would run, and with what.
+# What systemd would run, and with which environment.
 has_systemd ()
 {
   command -v systemd-analyze systemd-socket-activate >/dev/null ||

@@ -10,8 +10,8 @@ setup ()
 {
   common_setup
   deps=$BATS_TEST_DIRNAME/../scripts/deps
-  # A machine of stand-ins: what is installed, what is to be had, what was
-  # done.  No lists of packages are there before an update.
+  # A machine of stand-ins: what is installed, what is available, what was
+  # done.  There are no lists of packages before an update.
   mkdir bin
   local tool
   for tool in awk bash cat grep head sed sh tr uname; do
@@ -91,7 +91,7 @@ install gcc libc6-dev nbdkit-plugin-dev nbdkit libnbd-bin nbdkit-plugin-python p
   offer_tests
   echo valgrind > broken
   run -0 deps check
-  assert_line "deps: tests are skipped, for it can't be installed: valgrind"
+  assert_line "deps: tests are skipped, as this can't be installed: valgrind"
   grep -qx zsh installed
   grep -qx bats installed
 }
@@ -100,7 +100,7 @@ install gcc libc6-dev nbdkit-plugin-dev nbdkit libnbd-bin nbdkit-plugin-python p
   offer_tests
   sed -i /bats-/d packages
   run -1 deps check
-  assert_output 'deps: "check" needs what this system has no packages of: bats-assert bats-support'
+  assert_output 'deps: "check" needs these, which this system has no packages of: bats-assert bats-support'
   run -0 deps demo
 }
 

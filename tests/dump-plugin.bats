@@ -6,7 +6,7 @@
 
 load common
 
-# same_dump PLUGIN: but for what the shim must change.
+# same_dump PLUGIN: the same, except for what the shim must change.
 same_dump ()
 {
   no_shim nbdkit --dump-plugin "$@" > plain
@@ -111,7 +111,7 @@ same_dump ()
     [ -s "$stats" ]
     rm "$stats"
   done
-  # Nor is it misled into leaving out the close of a plugin that has none.
+  # Nor is it misled into leaving out close if the plugin has none.
   ODD=noclose serve MCSHIM_STATS_FILE="$stats" -e --dump-plugin \
     "$plugins/odd.so"
   all_see True

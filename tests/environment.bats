@@ -7,7 +7,7 @@
 
 load common
 
-# child LD_PRELOAD-VALUE: what --run sees of it.
+# child LD_PRELOAD-VALUE: prints what --run sees of it.
 child ()
 {
   env LD_PRELOAD="$1" nbdkit -U - "$wbcache" --run 'echo "${LD_PRELOAD-unset}"'

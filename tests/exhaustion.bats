@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# The shim runs out of memory or threads: an error to that client, and all
-# else goes on.
+# The shim runs out of memory or threads: that client gets an error, and
+# everything else goes on.
 
 load common
 
@@ -15,7 +15,7 @@ start ()
     log="$log" control="$control" summary="$summary" flushdelay=1000
 }
 
-# A client that can't connect, between two that can, for want of FUNCTION.
+# A client can't connect because FUNCTION fails; one before and one after can.
 refuses_one ()
 {
   FUNCTION=$1 client <<'EOT'
@@ -30,7 +30,7 @@ try:
 except nbd.Error:
     pass
 expect(logged("1 open"), 0)
-# The one that is there has lost nothing.
+# The connected client has lost nothing.
 a.flush()
 os.unlink(exhaust)
 b = conn()

@@ -7,8 +7,8 @@
 load common
 
 # above FILTER PARAMETER...: under this filter the plugin looks like one that
-# advertises multi-conn by itself, and what one connection writes and another
-# flushes a third reads.
+# advertises multi-conn itself, and a third connection reads what one writes and
+# another flushes.
 above ()
 {
   local filter=$1
@@ -79,8 +79,8 @@ EOT
   none dirty_dropped_at_close after_close
 }
 
-# multi_conn_counts WANTED PARAMETER...: flushes of the plugin for a script
-# that makes 4 of 3 where they are replicated once.
+# multi_conn_counts WANTED PARAMETER...: how many plugin flushes a script with 3
+# flushes makes; 4 if they are replicated once.
 multi_conn_counts ()
 {
   has_multi_conn_filter
@@ -104,6 +104,6 @@ EOT
 }
 
 @test "multi-conn that tracks nothing: the shim does" {
-  # By itself it would make 12 of them.
+  # Without the shim it would make 12.
   multi_conn_counts 4 multi-conn-track-dirty=off
 }

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# How many flushes the plugin sees of a client's, at every level.
+# How many flushes the plugin sees for a client's, at every level.
 
 load common
 

@@ -102,7 +102,7 @@ h[2].pwrite(b"2", 512)
 control("fail-flush 1 EIO")
 fails(errno.EIO, h[3].flush)
 expect(sorted(flushes()), ["0", "1", "2"])
-# h0 reads again, before what failed has been written back.
+# h0 reads again, before h1's write has been written back.
 expect(bytes(h[0].pread(1, 0)), b"\0")
 control()
 h[3].flush()

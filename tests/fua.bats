@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# FUA: where a flush is replicated a FUA write is too, and elsewhere the
-# plugin's own FUA is left alone.
+# FUA: if flushes are replicated FUA writes are too; otherwise the plugin's own
+# FUA is left alone.
 
 load common
 

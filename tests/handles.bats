@@ -34,7 +34,7 @@ ends_well ()
 }
 
 # What every client needs: the Nth stripe, the handles that got a callback, and
-# requests on one connection that wait for nobody.
+# requests on one connection that do not wait for each other.
 more=$(cat <<'EOT'
 def stripe(n):
     return n * 4096
@@ -197,7 +197,7 @@ expect(extents(8 * 4096, 0), wanted)
 expect(extents(8 * 4096, 0, nbd.CMD_FLAG_REQ_ONE), wanted[:1])
 expect(extents(8 * 4096, 4096, nbd.CMD_FLAG_REQ_ONE), wanted[1:2])
 expect(extents(100, stripe(2) - 50), [(100, 0)])
-# An answer may be short: it is not one call for each of very many ranges.
+# An answer may be short: not every one of very many ranges gets a call.
 forget()
 expect(extents(512 << 10, stripe(4)), [(64 * 4096, hole)])
 expect(len(handles("extents")), 64)
@@ -315,7 +315,7 @@ EOT
 }
 
 @test "the levels, of one connection" {
-  # The marks; those of all handles, where any is write-dirty; always.
+  # By the marks; all handles, if any is write-dirty; all, always.
   local level
   for level in "connection 2 1" "fast 3 2" "off 3 3"; do
     # shellcheck disable=SC2086 # words
@@ -680,7 +680,7 @@ fails(errno.ENOSPC, h.flush)
 h.flush()
 EOT
     ends_well
-    has 'the flush of a connection that closes failed, its last writes are lost: No space' "$server_err"
+    has 'the flush of a closing connection failed, its last writes are lost: No space' "$server_err"
     : > "$server_err"
   done
 }
@@ -700,10 +700,10 @@ EOT
   ends_well
 }
 
-# Handles that can't be had ##################################################
+# Handles that can't be opened ###############################################
 
 # gave_up N REASON: that is in the log.
-gave_up () { has "mcshim: a connection goes on with $1 handles of up to 4: $2" "$server_err"; }
+gave_up () { has "mcshim: a connection goes on with $1 of up to 4 handles: $2" "$server_err"; }
 
 @test "a handle that can't be opened is given up, and that is said once" {
   for model in requests parallel; do
@@ -766,7 +766,7 @@ expect(bytes(h.pread(10 * 4096, 0)), letters(10 * 4096))
 h.flush()
 EOT
   ends_well
-  gave_up 2 "get_size is 1048064, and 1048576 of the first one"
+  gave_up 2 "get_size is 1048064, but 1048576 for the first one"
 }
 
 @test "one that answers otherwise, too" {
@@ -774,7 +774,7 @@ EOT
     open="echo x >> count; wc -l < count" can_trim='test $2 = 1 || exit 3' trim=true
   serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
   client <<<'h = conn(); h.pread(20 * 4096, 0)'
-  gave_up 1 "can_trim is 0, and 1 of the first one"
+  gave_up 1 "can_trim is 0, but 1 for the first one"
 }
 
 @test "beside an open that hangs the others go on" {
@@ -803,7 +803,7 @@ EOT
   ends_well
 }
 
-# What a plugin is, and what it is told ######################################
+# What a plugin is like, and what it is told #################################
 
 @test "a plugin that serializes all requests has one handle, and -v says so" {
   for model in all connections; do

@@ -3,7 +3,7 @@
 # Copyright (C) 2026 mcshim authors
 
 # A client that floods the server with opens, flushes and disconnects: others
-# are served meanwhile, and no threads pile up.  memcheck.bats has the memory.
+# are served meanwhile, and no threads pile up.  memcheck.bats checks memory.
 
 load common
 
@@ -48,8 +48,8 @@ def burst(n):
     for c in h:
         for i in range(16):
             c.aio_flush()
-    # nbdkit itself (1.32) aborts if a client goes that has several replies
-    # to get from several threads: there take them, and leave one.
+    # nbdkit itself (1.32) aborts if a client leaves to which several threads
+    # have replies to send: take all of them but one.
     if "parallel" in os.environ:
         for c in h:
             while c.aio_in_flight():
@@ -64,8 +64,8 @@ while n < 16 or served.rounds < 20:
 served.stop = True
 served.join(60)
 expect(served.is_alive(), False)
-# The server's own end with their connections; those that help with a flush
-# may stay.
+# The server's own threads end with their connections; those that help with a
+# flush may stay.
 wait_for("threads to end", lambda: running() <= idle + 7)
 EOT
   stop_server

@@ -7,7 +7,7 @@
 
 load common
 
-# accepts VARIABLE=VALUE...: a server starts, and has no more to say than ever.
+# accepts VARIABLE=VALUE...: a server starts, and prints only the usual.
 accepts ()
 {
   run -0 --separate-stderr under_shim "$@" nbdkit -U - "$wbcache" \
@@ -36,7 +36,7 @@ suggests () { refuses "$1" x "$2"; }
 bad_booleans=(2 -1 maybe tru yess "true " oui)
 
 @test "MCSHIM_MODE takes each mode" {
-  # And unsafe, with a warning: see messages.bats.
+  # unsafe too, with a warning: see messages.bats.
   for mode in auto emulate plugin disable; do
     accepts MCSHIM_MODE=$mode
   done

@@ -3,14 +3,14 @@
 # Copyright (C) 2026 mcshim authors
 
 # nbdkit's plugins for other languages, each with a script that keeps a
-# write-back cache per connection and says nothing of multi-conn.  Where its
-# thread model allows that, replicas run on threads of the shim's, which the
-# language's runtime has never seen.
+# write-back cache per connection and says nothing about multi-conn.  If its
+# thread model allows it, replicas run on threads of the shim, which the
+# language's runtime does not know.
 
 load common
 
-# What any connection writes and any other flushes all see; what is not flushed
-# they do not.
+# All connections see what any writes and any other flushes, and do not see what
+# is not flushed.
 consistent ()
 {
   client <<'EOT'
@@ -22,9 +22,9 @@ expect([bytes(c.pread(3, 0)) for c in h], [bytes(3)] * 3 + [b"own"])
 EOT
 }
 
-# What eight connections have written is seen on all of them after a flush of
-# one.  Scripts make that flush last until two of its replicas are under way,
-# where there can be two.
+# What eight connections have written, all of them see after a flush on one.
+# Scripts make that flush last until two of its replicas run, if there can be
+# two.
 replicated ()
 {
   client <<'EOT'
@@ -40,9 +40,9 @@ for c in h:
 EOT
 }
 
-# python MODEL NBDKIT-ARGUMENT...: $log gets a line for each flush: whether
-# its thread is one that has opened a connection (with -t 1 the server has no
-# other), and how many flushes are under way.  With wait=1 they wait for two.
+# python MODEL NBDKIT-ARGUMENT...: $log gets a line for each flush: whether its
+# thread has opened a connection (with -t 1 the server has no other threads),
+# and how many flushes run.  With wait=1 they wait until two run.
 python ()
 {
   has_plugin python
@@ -182,8 +182,8 @@ EOT
 }
 
 # caching_disk MODEL: a disk () for the sh and eval plugins, whose handles are
-# directories.  A flush lasts until another one is under way; then there is a
-# file "two".
+# directories.  A flush lasts until another one runs; then there is a file
+# "two".
 caching_disk ()
 {
   truncate -s 64K image
@@ -237,9 +237,9 @@ rm -f "$2/dirty" "$2/cache" "flushing/$2"'
   none after_close
 }
 
-# The runtimes of the next ones take one call at a time: the thread model of
-# their plugins is never more than SERIALIZE_ALL_REQUESTS, and the shim keeps
-# to the thread on which it is called.
+# The next runtimes take one call at a time: the thread model of their plugins
+# is never more than SERIALIZE_ALL_REQUESTS, and the shim stays on the thread
+# on which it is called.
 
 @test "perl" {
   has_plugin perl
@@ -323,8 +323,8 @@ EOT
 }
 
 @test "ruby" {
-  # Ruby crashes on any thread but the one that started it, with the shim or
-  # without; only -s stays on that.
+  # Ruby crashes on any thread but the one that started it, with or without the
+  # shim; only -s stays on that thread.
   has_plugin ruby
   cat > plugin.rb <<'EOT'
 $disk = "\0".b * 65536

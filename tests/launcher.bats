@@ -9,7 +9,7 @@ load common
 source=$BATS_TEST_DIRNAME/..
 mcshim=$source/scripts/mcshim
 
-# complains MESSAGE ARGUMENT...: that is the first line, the exit status is 2,
+# complains MESSAGE ARGUMENT...: MESSAGE is the first line, the exit status is 2,
 # and nothing is started.
 complains ()
 {

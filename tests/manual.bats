@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# The manual pages render cleanly, and say all that there is to say.
+# The manual pages render cleanly, and are complete.
 
 load common
 

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# Which requests make a connection one that a replicated flush goes to.
+# After which requests a replicated flush goes to a connection.
 
 load common
 
-# pair READ WRITE: h0 reads in some way and h1 writes in some way; a flush on
-# h2, which did nothing, goes to these two, and h0 then sees what h1 wrote.
+# pair READ WRITE: h0 reads and h1 writes in these ways; a flush on h2, which did
+# nothing, goes to these two, and h0 then sees what h1 wrote.
 pair ()
 {
   serve "$wbcache" size=64K initial="Initial contents" log="$log"
@@ -23,7 +23,7 @@ h[2].flush()
 expect(sorted(flushes()), ["0", "1"])
 got = see()
 expect(got, $3)
-# Both are clean by now, but for what see () did.
+# Both are clean by now, except for what see () did.
 h[2].flush()
 expect(len(flushes()), 2)
 EOT

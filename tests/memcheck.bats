@@ -15,8 +15,8 @@ setup ()
 }
 
 # check_memory: no error at all, and no leak of what the library allocated.
-# The server and the plugins may leak what they like.  The statistics show
-# that the library was there.
+# Leaks of the server and the plugins do not count.  The statistics show that
+# the library was there.
 check_memory ()
 {
   [ -s "$stats" ]
@@ -65,7 +65,7 @@ close(h[3], 3)
 control()
 fails(errno.EIO, h[0].flush)
 h[0].flush()
-# The server ends with this one open and dirty.
+# The server ends with this connection open and dirty.
 h[1].pwrite(b"z" * 512, 1024)
 EOT
 }
@@ -157,8 +157,8 @@ EOT
   check_memory
 }
 
-# kept MCSHIM_X=VALUE...: what the library holds of connections that have gone,
-# with export names that do not come again, does not grow.
+# kept MCSHIM_X=VALUE...: what the library keeps of closed connections, with
+# export names that are not used again, does not grow.
 kept ()
 {
   # Without its debug symbols each frame names the library.
@@ -193,12 +193,12 @@ def come_and_go(n):
     for i in range(n):
         h = conn("x%d" % opened)
         h.pwrite(b"x" * 512, 0)
-        # One flushes, one's flush at close fails, and one only goes.
+        # One flushes, one's flush at close fails, and one only leaves.
         if i % 3 == 0:
             try:
                 h.flush()
             except nbd.Error:
-                pass            # A failure that was forgotten whose it was.
+                pass            # A failure of some forgotten group.
         elif i % 3 == 1:
             control("fail-flush %d EIO" % opened)
         close(h, opened)
@@ -208,7 +208,7 @@ h = conn("a")
 expect(held() > 0, True)
 close(h, opened)
 opened += 1
-# What is remembered of groups is bounded.
+# What is remembered about groups is bounded.
 come_and_go(210)
 before = held()
 come_and_go(30)

@@ -85,7 +85,7 @@ while True: print(s.recv(4096).decode(), flush=True)" > syslog 2>&1 &
     --run 'nbdinfo --size "$uri"' 2>err
   lacks mcshim syslog
   lacks mcshim err
-  # Until it has gone into the background it is seen.
+  # It is seen until the server goes into the background.
   in_syslog sh -c 'LD_PRELOAD=$2 nbdkit -U "$sock" -P pid "$1"
     until test -s pid; do sleep 0.02; done
     nbdinfo --size "$uri"

@@ -90,7 +90,7 @@ EOT
 }
 
 @test "auto is disable for a plugin that serializes connections" {
-  # It would be told otherwise that it has no flush.
+  # Otherwise it would be told that there is no flush.
   disk "${no_flush[@]}" thread_model='echo serialize_connections'
   serve MCSHIM_MODE=auto eval "${disk[@]}"
   client <<'EOT'
@@ -99,7 +99,7 @@ EOT
   said 1 "disable: it serializes connections"
 }
 
-# no_flag: a writable connection without a flush is served as without us.
+# no_flag: a writable connection without a flush is served as without the shim.
 no_flag ()
 {
   client <<'EOT'
@@ -113,7 +113,7 @@ EOT
 no_flush_said="disable: no flush, start with -r"
 unsettled="auto, settled as clients connect"
 
-# said TIMES WORDS [LEVEL]: so often the log has them of the plugin's mode.
+# said TIMES WORDS [LEVEL]: so often the log tells the plugin's mode in WORDS.
 said ()
 {
   run grep -cx "mcshim [0-9.]*: [a-z0-9]*: $2; dirty level ${3:-connection}, handles [0-9]*" \
@@ -121,7 +121,7 @@ said ()
   assert_output "$1"
 }
 
-# said_alone WORDS: nothing else was said.
+# said_alone WORDS: and the log has nothing else.
 said_alone ()
 {
   said 1 "$1"
@@ -200,8 +200,8 @@ EOT
   done
 }
 
-# apart ARGUMENT...: auto leaves it alone, writable or not; emulate does as it
-# is told.
+# apart ARGUMENT...: auto leaves it alone, writable or not; emulate still
+# emulates.
 apart ()
 {
   local option

@@ -9,7 +9,7 @@ load common
 @test "64 MiB of random bytes come back the same" {
   head -c 64M /dev/urandom > image
   truncate -s 64M disk
-  # The file plugin advertises multi-conn by itself.
+  # The file plugin itself advertises multi-conn.
   serve MCSHIM_MODE=emulate MCSHIM_STATS_FILE="$stats" file disk
   nbdcopy --connections=4 --threads=4 --flush image "$uri"
   nbdcopy --connections=4 --threads=4 "$uri" copy

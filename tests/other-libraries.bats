@@ -16,7 +16,7 @@ needs_dlsymmer ()
   [ -e "$plugins/dlsymmer.so" ] || skip "musl has no dlvsym for it"
 }
 
-# Not by --run, whose shell would get the other libraries, and may be of another
+# Not with --run, whose shell would get the other libraries, and may use another
 # C library.
 multi_conn ()
 {
@@ -26,8 +26,8 @@ multi_conn ()
 }
 
 # next_found PROGRAM: the file where next.so's dlsym (RTLD_NEXT) found close.
-# Before glibc 2.34 that is libpthread where the program has it, and musl's libc
-# is its loader.
+# Before glibc 2.34 that is libpthread if the program has it; musl's libc is its
+# loader.
 next_found ()
 {
   sed -n "s|^$1 .*/||p" "$NEXT_LOG" |
@@ -54,7 +54,7 @@ next_found ()
 }
 
 @test "RTLD_NEXT past one more library that wraps the same function" {
-  # The first next.so must find the second, and that one libc's.
+  # The first next.so must find the second, and the second libc's.
   cp "$plugins/next.so" second.so
   export NEXT_LOG=$BATS_TEST_TMPDIR/next.log
   export PRELOAD_BEFORE=$plugins/next.so PRELOAD_AFTER=$BATS_TEST_TMPDIR/second.so
@@ -65,8 +65,8 @@ next_found ()
   assert_line --regexp '^nbdkit .*/(lib(c|pthread)\.so|ld-musl-)'
 }
 
-# passes_on LIBRARY: its dlsym ends in a jump, and libraries after it find what
-# is next.
+# passes_on LIBRARY: its dlsym ends in a jump, and libraries after it find the
+# next one.
 passes_on ()
 {
   local jump='(jmp +\*%[re]ax|br\s+(x16|%r1)|bx\s+ip|bctr|jr\s+t1)'
@@ -107,8 +107,8 @@ passes_on ()
 
 @test "another library that interposes dlsym, before the shim: it serves" {
   needs_dlsymmer
-  # Such a library asks for the dlsym of the C library's version, and so
-  # passes the shim by; all that can be asked is that nothing breaks.
+  # Such a library asks for the C library's version of dlsym, and so bypasses
+  # the shim; all that can be tested is that nothing breaks.
   export DLSYM_LOG=$BATS_TEST_TMPDIR/dlsym.log
   PRELOAD_BEFORE=$plugins/dlsymmer.so serve "$wbcache"
   client <<'EOT'

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# docs/plugin.md: its commands do what stands there.
+# docs/plugin.md: its commands do what it says.
 
 load common
 
@@ -12,7 +12,7 @@ setup ()
   has_plugin python
   source=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
   PATH=$source/scripts:$PATH
-  # On a socket of the test's own, and with files of its own.
+  # With the test's own socket and files.
   commands=$(sed -n 's/^    //p' "$source/docs/plugin.md" |
     sed "s|nbd://localhost|$uri|g; s|docs/disk.py|$source/&|
          s|build/stats|$stats|; s|nbdkit -f -i localhost|nbdkit -f -U $sock|")

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# nbdkit's own plugins, as they are packaged; the languages have a file of
-# their own.
+# nbdkit's own plugins, as they are packaged; languages.bats has those for
+# languages.
 
 load common
 

@@ -7,7 +7,7 @@
 
 load common
 
-# works_across FLAG: h1's write is seen by h0 after a flush on h2.
+# works_across FLAG: h0 sees h1's write after a flush on h2.
 works_across ()
 {
   client <<EOT

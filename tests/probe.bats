@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# mcshim --probe: what it tells is so, and its predictions come true.
+# mcshim --probe: what it tells is right, and its predictions come true.
 
 load common
 
@@ -31,8 +31,8 @@ advises ()
   [[ $(told .why) == *"$2"* ]] || fail "$(told .why)"
 }
 
-# true_for ARGUMENT...: a server in each mode does what was told of that mode.
-# How many connections a flush goes to shows where nothing is skipped, two can
+# true_for ARGUMENT...: a server in each mode does what was told about that mode.
+# To how many connections a flush goes is visible if nothing is skipped, two can
 # be open, and no filter keeps the flush.
 true_for ()
 {
@@ -99,7 +99,7 @@ EOT
   true_for --filter=multi-conn memory 1M multi-conn-mode=disable
 }
 
-# The library in a tree of its own, where each mode does what it does not mean.
+# A library built from a changed tree, in which each mode does something else.
 @test "what the modes do is seen, not known" {
   local top=$BATS_TEST_DIRNAME/..
   cp -R "$top/Makefile" "$top"/*.[ch] "$top/interpose" "$top/scripts" .
@@ -176,7 +176,7 @@ EOT
     "$wbcache"
 }
 
-# imposter LINE...: an nbdkit that does this first.
+# imposter LINE...: an nbdkit that first runs these lines.
 imposter ()
 {
   mkdir -p bin

@@ -27,7 +27,7 @@ ends_well ()
   has_line 'after_close: 0' "$summary"
 }
 
-# Reads hang on all but two connections, of which one writes and one flushes.
+# Reads hang on all connections but two: one of these writes and one flushes.
 hung_reads ()
 {
   start "$@"
@@ -88,7 +88,7 @@ EOT
   ends_well
 }
 
-# A's read is inside until B's write has been flushed; A has written, too.
+# A's read is inside until B's write has been flushed; A has also written.
 depends ()
 {
   start "$@" model=requests
@@ -163,7 +163,8 @@ EOT
   held_open MCSHIM_TRACK_DIRTY=off model=requests
 }
 
-# Two write, each what the other has a copy of; the flush renews copies.
+# Two connections write, each a block of which the other has a copy; the flush
+# renews copies.
 two_writers ()
 {
   start "$@" refresh=1 opencopy=1
@@ -186,7 +187,7 @@ EOT
   two_writers MCSHIM_TRACK_DIRTY=off MCSHIM_FLUSH_THREADS=1
 }
 
-# The last connection of an export's name has written and goes.
+# The last connection to an export name has written and leaves.
 reconnect ()
 {
   start MCSHIM_EXPORTNAME=true MCSHIM_MODE="$1"

@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# The plugins that fetch a disk from another machine: the ones that nbdkit
-# 1.24 has without multi-conn, and that a client needs several connections of.
+# The plugins of nbdkit 1.24 that fetch a disk from another machine and lack
+# multi-conn, while clients need several connections.
 
 load common
 
-# backend nginx|sshd PLUGIN: that server, with the directory "remote" and on
-# $port, for that plugin.
+# backend nginx|sshd PLUGIN: starts that server for that plugin, with the
+# directory "remote", on $port.
 backend ()
 {
   has_plugin "$2"
@@ -34,8 +34,8 @@ backend_started ()
   [ -s remote/pid ] || ! kill -0 "$backend_pid" 2>/dev/null
 }
 
-# wire: what goes to $port passes through one that delays each direction by
-# 1 ms, and $port is this one's.  It ends when the test closes its input.
+# wire: starts a relay to $port that delays each direction by 1 ms, and sets
+# $port to the relay's.  It ends when the test closes its input.
 wire ()
 {
   mkfifo wire.in
@@ -57,8 +57,8 @@ teardown ()
   return $status
 }
 
-# nbdcopy gives each connection 128 MiB to copy before the next: so large
-# that all four have something.
+# nbdcopy gives each connection 128 MiB to copy before the next: make it large
+# enough that all four have something.
 make_image ()
 {
   local i
@@ -70,8 +70,8 @@ make_image ()
 
 same_data () { sha256sum -c <(sha256sum < "$1" | sed "s|-$|$2|"); }
 
-# serve_ssh SIZE [MCSHIM_X=VALUE...]: the file remote/disk, over ssh.  With
-# $wired, there is latency.
+# serve_ssh SIZE [MCSHIM_X=VALUE...]: serves the file remote/disk, over ssh.
+# With $wired, there is latency.
 serve_ssh ()
 {
   backend sshd ssh
@@ -98,7 +98,7 @@ expect(bytes(h[3].pread(4, 0)), b"last")
 EOT
   stop_server
   counted client_flush_seconds_count 2
-  # Four are dirty, and then one, with four that have read.
+  # Four are dirty; then one is, and four have read.
   counted plugin_flush_seconds_count 8 failed_flushes_total 0
   assert_equal "$(head -c 4 remote/disk)" last
 }

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# The ways in which a server can be reached.  around.bats has those in which
-# another program starts it.
+# The ways to reach a server.  around.bats has those in which another program
+# starts it.
 
 load common
 
-# replicates URI: to four connections.
+# replicates URI: flushes there are replicated to four connections.
 replicates ()
 {
   uri=$1 client <<'EOT'
@@ -34,7 +34,7 @@ print(s.getsockname()[1])'
 }
 
 @test "a TCP port" {
-  # Somebody else may take the port first.
+  # Another program may take the port first.
   local port
   for _ in 1 2 3; do
     port=$(free_port)

@@ -6,7 +6,7 @@
 
 load common
 
-# has_sample NAME VALUE: that very line, with labels in the name.
+# has_sample NAME VALUE: exactly that line, with labels in the name.
 has_sample () { has_line "mcshim_$1 $2" "$stats"; }
 
 # alone: there is no other file beside it.
@@ -45,7 +45,7 @@ EOT
   counted failed_flushes_total 1
   counted writes_total 4
   counted reads_total 2
-  # A round for each flush but the one that was clean.  The first took two
+  # A round for each flush except the clean one.  The first flushed two
   # connections; so did the last, since the one before it failed.
   counted rounds_total 3
   assert_equal "$(value replicas_total)" \
@@ -221,7 +221,7 @@ taken ()
 {
   run -1 under_shim MCSHIM_STATS_FILE="$stats" nbdkit -U - "$wbcache" \
     --run 'echo started'
-  assert_output "mcshim: MCSHIM_STATS_FILE: '$stats' belongs to a server that runs: must be another path for each (%p is the process ID)"
+  assert_output "mcshim: MCSHIM_STATS_FILE: '$stats' belongs to a running server: must be another path for each (%p is the process ID)"
 }
 
 @test "a path is one server's, until it ends, also by SIGKILL" {

@@ -64,7 +64,7 @@ modes      no connection yet"
   refute_line --partial "process    $server_pid: "
   run -1 "$launcher" --status "$server_pid"
   assert_output "mcshim: --status: no such nbdkit runs with the library, or it is another user's"
-  # What is on the way to nbdkit is none.
+  # A program that starts nbdkit is not one.
   under_shim sleep 300 3>&- &
   run -1 "$launcher" --status $!
   kill $!
@@ -72,7 +72,7 @@ modes      no connection yet"
 
 @test "what is no number is refused, and control characters are not printed" {
   run -2 "$launcher" --status 12x
-  assert_output "mcshim: --status: '12x': must be the number of a process"
+  assert_output "mcshim: --status: '12x': must be a process ID"
   serve MCSHIM_STATS_FILE=$'odd\033[31m' "$wbcache"
   run -0 "$launcher" --status "$server_pid"
   assert_line 'settings   MCSHIM_STATS_FILE=odd?[31m'

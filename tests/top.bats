@@ -8,7 +8,7 @@ load common
 
 launcher=$BATS_TEST_DIRNAME/../scripts/mcshim
 
-# top [COMMAND...]: prints to "lines", until the test ends.
+# top [COMMAND...]: prints to the file "lines" until the test ends.
 top ()
 {
   "$@" "$launcher" --top "$stats" > lines < /dev/null 3>&- &
@@ -23,7 +23,7 @@ teardown ()
 
 header='^conn  reads writes flushes plugin     ms$'
 
-# busy: one client, who has requests under way for as long as wanted.
+# busy: one client, which has requests in flight for as long as needed.
 busy ()
 {
   client <<'EOT'

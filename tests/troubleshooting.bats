@@ -6,12 +6,12 @@
 
 load common
 
-# wrapped COMMAND...: does that nbdkit, told --dump-plugin, have the library?
+# wrapped COMMAND...: does --dump-plugin of that nbdkit show the library?
 wrapped () { "$@" --dump-plugin memory | grep -q '^mcshim_version='; }
 
 launcher=$BATS_TEST_DIRNAME/../scripts/mcshim
 
-# flag [LAUNCHER-OPTION...] -- NBDKIT-ARGUMENT...: what a client is told.
+# flag [LAUNCHER-OPTION...] -- NBDKIT-ARGUMENT...: prints what a client is told.
 flag ()
 {
   local options=()
@@ -95,12 +95,12 @@ EOT
 
 @test "cannot be preloaded" {
   local message="cannot be preloaded (cannot open shared object file)"
-  # preload VALUE: what any program says of it.
+  # preload VALUE: prints what any program says about it.
   preload () { LD_PRELOAD=$1 run -0 /bin/true; }
   mkdir "with space" other
   cp "$shim_so" "with space/libmcshim.so"
   cp "$shim_so" "$launcher" "with space"
-  # Another machine's: the word that says which, in the ELF header.
+  # For another machine: change that word of the ELF header.
   cp "$shim_so" other/libmcshim.so
   printf '\377\1' |
     dd of=other/libmcshim.so bs=1 seek=18 conv=notrunc status=none
@@ -169,7 +169,7 @@ EOT
 }
 
 @test "Slower than before" {
-  # Two connections, three rounds of a write on each and a flush.
+  # Two connections; three times, a write on each and a flush.
   script=$(cat <<'EOT'
 h = [conn() for i in range(2)]
 for i in range(3):
@@ -186,7 +186,7 @@ EOT
   client <<<"FLAGS = nbd.CMD_FLAG_FUA; $script"
   stop_server
   counted client_flush_seconds_count 9
-  # The plugin that says multi-conn by itself keeps its FUA.
+  # A plugin that itself has multi-conn keeps its FUA.
   serve MCSHIM_STATS_FILE="$stats" "$wbcache" fua=native multiconn=1
   client <<<"FLAGS = nbd.CMD_FLAG_FUA; $script"
   stop_server
@@ -205,7 +205,7 @@ fails(errno.EIO, h[0].flush)
 h[0].flush()
 EOT
   stop_server
-  has 'connection that closes failed, its last writes are lost' \
+  has 'closing connection failed, its last writes are lost' \
     "$server_err"
 }
 
@@ -234,7 +234,7 @@ EOT' 2>>"$server_err"
   serve MCSHIM_STATS_FILE="$stats" "$wbcache"
   wait_until test -s "$stats"
   run "$launcher" --stats="$stats" nbdkit -U - "$wbcache" --run true
-  assert_output --partial "belongs to a server that runs"
+  assert_output --partial "belongs to a running server"
   client <<<'conn()'
   wait_until counts connections_opened_total 1
   kill -KILL "$(<"$server/pid")"

@@ -16,13 +16,13 @@ try ()
   nothing_left
 }
 
-# written: a count of requests that change something
+# written: counts requests that change something
 written () { grep -c ' write$\| zero$\| trim$\| flush$' "$log" || true; }
 
 # nbdcopy is tests/clients/paced.c, which is as fast as the file "figures" says,
-# by the clock that date prints: a run takes a second of it.  What waits longer
-# than the launcher itself does waits for the file "over", which that client
-# makes: the clock of the machine has no part in it.
+# by the clock that date prints: a run takes one second of it.  What would wait
+# longer waits for the file "over", which that client makes.  So the machine's
+# clock does not matter.
 paced=$BATS_TEST_DIRNAME/clients/paced
 disk=("$wbcache" size=1G)
 pace ()
@@ -39,8 +39,8 @@ pace ()
   PATH=$PWD/bin:$PATH
 }
 
-# The steps of a round are: without the shim, with it over one connection, and
-# over the others.  Every other round goes the other way.
+# The steps of a round are: without the shim, with it over one connection, with
+# it over the others.  Every other round goes the other way.
 @test "several connections are faster" {
   pace
   echo "8 8 32  36 12 8  8 8 32" > figures
@@ -88,15 +88,15 @@ concludes ()
   [[ $(told .why) == *"$2"* ]] || fail "$(told .why)"
 }
 
-@test "no verdict: one round differs from the next as much" {
+@test "no verdict: the rounds differ as much" {
   pace
-  concludes "no verdict" "differs from the next" \
+  concludes "no verdict" "the rounds differ as much" \
     "8 8 20  24 8 20  8 8 24" --connections=4
 }
 
 @test "no verdict: one connection with the shim differs as much" {
   pace
-  concludes "no verdict" "differs from the next" \
+  concludes "no verdict" "the rounds differ as much" \
     "8 8 24  24 28 8  8 8 24" --connections=4
 }
 
@@ -177,7 +177,7 @@ concludes ()
 '"1 connection reads 8.0 times as fast as with handles=1"]'
 }
 
-@test "--vary: no verdict within what one round differs from the next" {
+@test "--vary: no verdict if the values differ no more than the rounds" {
   pace
   concludes "no verdict" "the values differ no more" \
     "8 16 20  16 20 8  8 16 20" --vary=flush-threads=1,2 --connections=1
@@ -209,7 +209,7 @@ concludes ()
 
 @test "--client: it may be told how many connections, and is never cut" {
   pace
-  # No round begins when the time is over.
+  # No round begins after the time is over.
   echo "8 8 8 32" > figures
   try --client='exec nbdcopy' --seconds=1 --connections=1,4 nbdkit \
     "${disk[@]}"
@@ -233,8 +233,8 @@ concludes ()
 # What needs no time: a client of the tests' own.
 copy='nbdcopy --no-extents "$uri" null:'
 
-# read_of SIZE-OF-DISK [FILTER PARAMETER]: the furthest byte that is read of
-# it, with --size=64K
+# read_of SIZE-OF-DISK [FILTER PARAMETER]: the last byte of it that is read, with
+# --size=64K
 read_of ()
 {
   try --size=64K --seconds=1 --client="$copy" nbdkit ${2:+"--filter=$2"} \
@@ -247,7 +247,7 @@ read_of ()
 @test "--size: only so much is read, also below filters that cut" {
   assert_equal "$(read_of 10M)" 65536
   assert_equal "$(read_of 10K)" 10240
-  # The user's own come below ours.
+  # The user's own filters come below ours.
   assert_equal "$(read_of 10M offset offset=4096)" 69632
   assert_equal "$(read_of 10M truncate truncate=40K)" 40960
   assert_equal "$(read_of 10M truncate truncate=8M)" 65536
@@ -266,7 +266,7 @@ read_of ()
     open="echo \"\$2\" >> $PWD/opened" pread='head -c "$3" /dev/zero' \
     pwrite='cat >/dev/null'
   assert_equal "$(sort -u opened)" true
-  # With nbdcopy as it is run here, a hole is as all else.
+  # nbdcopy, as it is run here, treats a hole like data.
   truncate -s 1M disk
   try --connections=1 --seconds=300 nbdkit file disk
   assert_equal "$(told '[.results[].bytes_per_second > 0] | all')" true
@@ -288,7 +288,7 @@ read_of ()
 @test "--write --yes: as many bytes, and a flush" {
   head -c 1M /dev/urandom > disk
   cp disk before
-  # In this mode there is no flush but the client's.
+  # In this mode only the client flushes.
   try --mode=disable --vary=track-dirty=off --write --yes --size=256K \
     --connections=1 nbdkit --filter=noparallel file disk serialize=connections
   assert_equal "$(told .operation)" '"write"'
@@ -318,7 +318,7 @@ read_of ()
 
 @test "^C: what there is so far, and nothing is left" {
   pace
-  # Nothing is over before the ^C.
+  # Nothing ends before the ^C.
   sed -i 's/^until.*/exec tail -f clock/' bin/sleep
   echo "8 8 32  1" > figures
   printf 'round 2 of 3, mcshim\t\\x03\n' > "type"
@@ -341,7 +341,7 @@ read_of ()
   assert_line --regexp "^mcshim: --try: this server does not start"
 }
 
-# ended_by SIGNAL: to the launcher alone, while the plugin hangs
+# ended_by SIGNAL: sends it only to the launcher, while the plugin hangs
 ended_by ()
 {
   echo "block-read *" > "$control"
@@ -351,7 +351,7 @@ ended_by ()
   wait_until grep -q ' read$' "$log"
   kill "-$1" $pid
   wait $pid || status=$?
-  # Without the launcher, nobody ends a server that hangs.
+  # Without the launcher, nothing ends a server that hangs.
   test "$1" != KILL || : > "$control"
   : > "$log"
   wait_until nothing_runs
@@ -363,7 +363,7 @@ ended_by ()
   assert_equal "$(ended_by INT)" 130
   assert_equal "$(ended_by HUP)" 129
   nothing_left
-  # From this one only the directory can stay.
+  # After this signal only the directory can remain.
   assert_equal "$(ended_by KILL)" 137
 }
 

@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# mcshim --verify: each kind of plugin is found to be what it is.
+# mcshim --verify: it recognizes each kind of plugin.
 
 load common
 
 setup () { ask_setup; }
 
 # verify STATUS OPTION... nbdkit ARGUMENT...: leaves the answer in the file
-# "told".  Each part of it gets the least time that there is, a second.
+# "told".  Each part of it gets the least time possible, a second.
 verify ()
 {
   local status=0
@@ -31,10 +31,10 @@ concludes ()
   [[ $(told .command) == \"$3\" ]] || fail "$(told .command)"
 }
 
-# kept: whether each of the things that are tried is, in their order
+# kept: whether each line of the table is kept, in order
 kept () { told '[.results[] | .kept]'; }
 
-# finding NAME: in a word, and its story, without the offsets
+# finding NAME: the finding in a word, and its story without the offsets
 finding ()
 {
   jq -r --arg name "$1" '.results[] | select(.name == $name) |
@@ -171,7 +171,7 @@ killed and started again,a new connection read zeroes"$ ]] ||
     SERVE_WITH=no_shim serve "$wbcache" together=8
     run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --sequences --seed=7 "$uri"
     assert_line --index 0 "seed: 7"
-    # Where on the disk depends on how often it was tried.
+    # The place on the disk depends on how often it was tried.
     sed '/^requests/d; s/ at [0-9]*//' <<< "$output" > "found.$n"
     stop_server
   done
@@ -259,7 +259,7 @@ refused ()
 }
 
 @test "--verify: the checker is installed with the rest, or missed" {
-  # A copy of the source, where make finds nothing newer.
+  # A copy of the source, in which make finds nothing newer.
   make -s -C "$BATS_TEST_DIRNAME/.." install DESTDIR="$PWD/root" PREFIX=/usr
   [ -x root/usr/lib/mcshim/mcshim-checker ]
   rm root/usr/lib/mcshim/mcshim-checker

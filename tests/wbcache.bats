@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# The plugin that the others are tested with: does it do what it is there for?
-# No shim, unless a test says so.
+# The plugin with which the others test: does it do what it must?  There is no
+# shim, unless a test says so.
 
 load common
 
@@ -106,7 +106,7 @@ EOT
   wait_until grep -qs . ready
   pid=$(<"$server/pid")
   kill -TERM "$pid"
-  # It waits for its clients to go, but calls no close any more.
+  # It waits for its clients to go, but no longer calls close.
   wait_until grep -q '^ShdPnd:.*0$' "/proc/$pid/status"
   kill -KILL "$(<ready)"
   wait_until test -s "$server/status"
@@ -115,7 +115,7 @@ EOT
   lacks close "$log"
 }
 
-# For a client: what a map says of a block.
+# For a client: what a map says about a block.
 map_of='
 def status(h, offset=0):
     got = []
@@ -136,7 +136,7 @@ expect(status(h[0]), hole)
 expect(bytes(h[0].pread(1, 0)), b"x")
 h[0].flush()
 expect(status(h[0]), 0)
-# Its own zeroes and data it sees at once.
+# It sees its own zeroes and data at once.
 h[0].zero(512, 0)
 expect(status(h[0]), hole)
 h[0].pwrite(b"x", 0)
@@ -203,7 +203,7 @@ while i < 60 or outcome[-1] == "f":
         outcome += "f"
 with open(log) as f:
     points = [l.split()[1] for l in f]
-# Some at each of the points: these are reached less and less often.
+# Some at each of the points, which are reached less and less often.
 assert points.count("flush") > points.count("half") > points.count("end")
 assert points.count("end") > outcome.count(".")
 for i in range(60):

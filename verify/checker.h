@@ -2,8 +2,8 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* What the two halves of the checker share: requests that overlap, in
- * consistency.c, and sequences of single ones, in sequences.c.
+/* What the two halves of the checker share: consistency.c, for requests that
+ * overlap, and sequences.c, for sequences of single requests.
  */
 
 #ifndef CHECKER_H

@@ -3,18 +3,18 @@
  */
 
 /* Looks for writes that a server with several connections lost, or showed
- * too late, and for flushes that wait for what they need not wait for.
+ * too late, and for flushes that wait without need.
  *
  * Each thread has a block which no other thread writes, and stamps it with
  * versions that only grow.  In a loop it writes the next version on one
  * connection, flushes on another (or writes with FUA), then reads its own
  * block and another thread's on others.  A version is published when the
- * reply to that flush has come; whatever read begins afterwards, wherever,
- * has to find it or a newer one.  Otherwise it was stale; or the version is
- * lost, if every connection is flushed and a new one does not see it, or it
- * is not there at the end, with everything closed.
+ * reply to that flush has come; every read that begins later, on any
+ * connection, must find it or a newer one.  Otherwise the read was stale.
+ * If every connection is flushed and a new one does not see the version, or
+ * it is not there at the end, with everything closed, the version is lost.
  *
- * Only what the NBD protocol promises is asked for:
+ * The checker asks only for what the NBD protocol promises:
  *
  * - A write that got no reply may reach the disk at any later time, for
  *   the server may still have it when the client has cut the connection.
@@ -23,27 +23,27 @@
  *   between, two writes on different connections have no order, so the
  *   thread flushes again before it writes again.
  * - With --allow-errors, a write that failed may be there or not, and may
- *   come later still, until a flush succeeds: that publishes nothing then.
+ *   still come later, until a flush succeeds: that flush publishes nothing.
  *   Nor does it if the write's connection was closed before the reply:
  *   the flush before that close may be the one that failed, and another
- *   client had the error.
+ *   client got the error.
  * - Zeroes carry no version.  They are right as long as no write is
  *   published that is newer than the newest zero or trim.
  * - A block status that says zero counts as a read of zeroes, and one that
  *   says data is never wrong.
  *
  * With --hang one more connection sends requests that the plugin (wbcache,
- * told by its control file) holds up.  Every thread must get some flushes
- * done meanwhile; then the request is let go, and its connection reads what
- * the others have published.
+ * by its control file) holds up.  Every thread must get some flushes done
+ * meanwhile.  Then the request is let go, and its connection reads what the
+ * others have published.
  *
- * With --own-order each connection is asked alone for what a single one
- * promises without any flush: a request that begins after the reply to
- * another sees what that one did.  A thread has a run of blocks then, all
- * its requests go to one connection, and begin and end anywhere in the run;
- * a reply publishes, and it is the readers of the same connection that must
- * see the version.  With --churn a connection is replaced once it has nothing
- * in flight and has been flushed.
+ * With --own-order each connection is tested alone for what it promises
+ * without any flush: a request that begins after the reply to another sees
+ * what that one did.  Each thread then has a run of blocks.  All its
+ * requests go to one connection, and begin and end anywhere in the run.  A
+ * reply publishes, and readers on the same connection must see the version.
+ * With --churn a connection is replaced once it has nothing in flight and
+ * has been flushed.
  *
  * With --kill the server gets SIGKILL when the reply to a flush has come,
  * and --save writes down what was promised until then.  When the server
@@ -51,10 +51,10 @@
  *
  * With --sequences requests go one after the other: see sequences.c.
  *
- * The first thing found is also told in steps, for a person.
+ * The first thing found is also described in steps, for a person.
  *
- * Commands go through libnbd's asynchronous calls, so that several are
- * under way on one connection.  There is no thread per connection: whoever
+ * Commands go through libnbd's asynchronous calls, so that several are in
+ * flight on one connection.  There is no thread for each connection: whoever
  * waits for a reply polls the socket, and handles whatever arrives.
  */
 
@@ -88,8 +88,8 @@
 #define RUN 12                  /* Blocks that one command may cover. */
 #define SKIPPED 8               /* Bytes: a hung read begins where no other
                                  * command does. */
-#define FLUSHES_BESIDE 3        /* Each thread's, while a request hangs: one
-                                 * may have been under way before. */
+#define FLUSHES_BESIDE 3        /* By each thread, while a request hangs: one
+                                 * may have been in flight before. */
 
 enum op { READ, CACHE, STATUS, WRITE, ZERO, TRIM, FLUSH };
 
@@ -140,8 +140,8 @@ struct thread {
   _Atomic (struct block *) shown; /* Own, once it has a published version. */
   unsigned version;             /* The last that it has sent. */
   /* What the newest version of its own block waits for: nothing, a flush
-   * that publishes it, or one after which it is only known not to come any
-   * more, if it has not come yet.
+   * that publishes it, or a flush that does not, but after which a version
+   * that has not come yet can no longer come.
    */
   enum { SETTLED, UNFLUSHED, UNKNOWN } own_is;
   bool unanswered;              /* A command got no reply. */
@@ -164,7 +164,7 @@ static const char *hang, *save, *check;
 static struct thread *threads;
 static struct block *blocks;
 static uint64_t nr_blocks;
-static uint32_t salt;           /* What earlier runs left is not ours. */
+static uint32_t salt;           /* Tells our data from earlier runs'. */
 static atomic_uint next_block, next_number;
 static bool can_zero, can_trim, can_fua, can_cache, can_status;
 
@@ -350,7 +350,7 @@ open_connection (void)
   return opened (conn, nbd_connect_uri (conn->nbd, uri) == 0);
 }
 
-/* For those that nothing can do without. */
+/* For connections that are indispensable. */
 static struct connection *
 open_at_last (void)
 {
@@ -403,7 +403,7 @@ put_connection (struct connection *conn)
   free (conn);
 }
 
-/* Put a connection in a slot, and end the old one in any of the ways. */
+/* Put a connection in a slot, and end the old one in one of the ways. */
 static void
 replace_connection (struct thread *t, unsigned slot, struct connection *conn)
 {
@@ -422,7 +422,8 @@ replace_connection (struct thread *t, unsigned slot, struct connection *conn)
    */
   if (end == CUT && busy > 1 && !hard_cuts)
     end = EARLY;
-  /* Commands that fail take fresh blocks.  When these run out, do without.
+  /* Commands that fail use up fresh blocks: none may fail when these run
+   * out.
    */
   if (next_block + 2 * nr_threads >= nr_blocks)
     end = ORDERLY;
@@ -462,8 +463,8 @@ length_of (const struct command *cmd)
   return cmd->count * block_size - cmd->skip;
 }
 
-/* A block that is said to be zero is one that reads as zeroes.  (The data
- * of the others is filled in already.)
+/* A block that is reported as zero counts as read as zeroes.  (The data of
+ * the others is already filled in.)
  */
 static int
 mapped (void *opaque, const char *context, uint64_t offset,
@@ -551,8 +552,8 @@ finish (struct thread *t, struct command *cmd)
     if (fds[1].revents)
       eventfd_read (t->wake, &ignore);
 
-    /* Another thread may have been faster.  To be told of a reply that is
-     * not there makes libnbd wait for one, and send nothing before it.
+    /* Another thread may have been faster.  If libnbd is told of a reply that
+     * is not there, it waits for one, and sends nothing before it.
      */
     pthread_mutex_lock (&conn->reply_lock);
     fds[0] = poll_of (nbd);
@@ -617,8 +618,8 @@ is_stamp (const struct block *b, uint64_t word)
 }
 
 /* Returns the first word that the blocks must not hold, or NULL, and sets
- * *WHICH to its block.  Each word is checked for itself, for a read beside
- * a write may find some of both.
+ * *WHICH to its block.  Each word is checked by itself, for a read that
+ * overlaps a write may find some of both.
  */
 static const uint64_t *
 find_bad_word (const struct command *cmd, unsigned *which)
@@ -656,8 +657,8 @@ start_read (struct thread *t, struct command *cmd, enum op op,
   t->reads++;
 }
 
-/* Is the thread's own block still old when every connection has been
- * flushed, and it is read on a new one?
+/* After every connection has been flushed, is the thread's own block still
+ * old on a new one?
  */
 static bool
 is_lost (struct thread *t)
@@ -814,7 +815,7 @@ take_fresh_block (struct thread *t)
     fail ("the export is too small", "no fresh block is left");
 }
 
-/* What a reply has come for is to outlast this. */
+/* What a reply has promised must survive this. */
 static void
 kill_server (void)
 {
@@ -882,7 +883,7 @@ write_own (struct thread *t)
   if (kind == 0 && can_zero)
     ok = send_version (t, slot, ZERO, flags);
   else if ((kind == 1 && can_zero) || (kind == 2 && can_trim)) {
-    /* What a trim leaves is only known after the write.  They have an
+    /* What a trim leaves is known only after the write.  The two have an
      * order only if they are on the same connection.
      */
     ok = send_version (t, slot, kind == 1 ? ZERO : TRIM, 0);
@@ -970,7 +971,7 @@ work (void *arg)
 /* A connection's own order **********************************************/
 
 /* The first block of a thread's run, which lies across a multiple of the
- * stripe, and reaches into no other's.
+ * stripe, and does not overlap another thread's.
  */
 static uint64_t
 run_of (unsigned index)
@@ -1009,11 +1010,11 @@ write_in_run (struct thread *t)
       b[i].published = b[i].begun;
 }
 
-/* Held by those that have commands under way, or want none to be. */
+/* Held to read by threads with commands in flight, to write for none. */
 static pthread_rwlock_t in_flight =
   PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
 
-/* Put a new connection in the place of the thread's. */
+/* Replace the thread's connection by a new one. */
 static void
 renew_connection (struct thread *t)
 {
@@ -1081,8 +1082,8 @@ tell (const char *format, ...)
   }
 }
 
-/* Wait until so many of a thread's flushes have their reply.  Returns false
- * if there is none for too long.  CONN is polled meanwhile.
+/* Wait until the thread has had WANTED replies to its flushes.  Returns
+ * false if none comes for too long.  CONN is polled meanwhile.
  */
 static bool
 gets_on (struct thread *other, unsigned wanted, struct connection *conn)
@@ -1120,8 +1121,8 @@ wait_for_flushes (struct connection *conn, const char *what)
     }
 }
 
-/* A connection whose open hangs for a while, and what it sees then.  Returns
- * NULL on error.
+/* Open a connection, which hangs for a while, and check what it then sees.
+ * Returns NULL on error.
  */
 static struct connection *
 open_slowly (struct thread *t)
@@ -1143,7 +1144,7 @@ open_slowly (struct thread *t)
   return conn;
 }
 
-/* A request that hangs for a while, and what its connection sees then. */
+/* Let a request hang for a while, and check what its connection then sees. */
 static void
 hang_on (struct thread *t, struct connection *conn)
 {
@@ -1222,8 +1223,8 @@ work_and_hang (void *arg)
     if (!conn)
       continue;
     hang_on (t, conn);
-    /* Flushes wait for what hangs on a handle that is written to, where
-     * requests are serialized.
+    /* If requests are serialized, flushes wait for what hangs on a handle
+     * that has been written to.
      */
     if (!hang_writes && !flush_connection (t, share_connection (conn))) {
       put_connection (conn);
@@ -1237,7 +1238,7 @@ work_and_hang (void *arg)
 
 /* The end ***************************************************************/
 
-/* Everything is closed: what cannot be read now is lost. */
+/* Close everything: what cannot be read then is lost. */
 static void
 check_all_blocks (void)
 {

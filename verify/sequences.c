@@ -3,14 +3,14 @@
  */
 
 /* Sequences of requests, one after the other, on up to four connections.
- * A few that are known to tell much come first, the shortest before the
- * others; then random ones.  Where a read finds what it must not, the
- * sequence is made shorter for as long as it still does, and told: it is
- * what a person can follow.
+ * A few that are known to be useful come first, shortest first; then random
+ * ones.  If a read finds what it must not, the sequence is made shorter for
+ * as long as that still happens, and then printed, short enough for a
+ * person to follow.
  *
  * A sequence has four cells of the disk.  For each, the model knows what a
- * read may find: "all_see" what every connection may see, "pending" what was
- * written since and waits for a flush, by its writer "pending_by".
+ * read may find: "all_see" is what every connection may see, "pending" what
+ * was written since by "pending_by" and waits for a flush.
  *
  * - The writer of what is pending sees that, and nothing older.
  * - The others may see it or not, until a flush has had its reply.
@@ -18,9 +18,9 @@
  *   no order: until the next flush, and after it, either may be found.
  * - A trim leaves what was there, or zeroes.
  *
- * Nothing is known of a cell that has not been written, so there is nothing
- * to prepare.  Sequences follow each other on the same connections; one that
- * is made shorter begins with new ones.
+ * Nothing is known about a cell that has not been written, so nothing needs
+ * to be prepared.  Sequences follow each other on the same connections; a
+ * shortened one is tried on new connections.
  */
 
 #include <ctype.h>
@@ -36,8 +36,8 @@
 #define CONNECTIONS 4
 #define CELLS 4
 #define RANDOM_STEPS 12
-#define STEPS 64                /* With those that look, at the end. */
-#define TRIES 3                 /* For a failure that is not there always. */
+#define STEPS 64                /* With the checks at the end. */
+#define TRIES 3                 /* A failure may not happen every time. */
 #define MAX_CELL 65536
 #define MAX_REDUCING 5          /* Seconds. */
 #define ARRIVAL 2               /* Seconds to wait for what is late. */
@@ -65,7 +65,7 @@ struct cell {
   int pending_by;               /* -1 if there is none or no order. */
 };
 
-/* What a step has found that it must not. */
+/* What a step has found but must not find. */
 struct finding {
   int step;                     /* -1 if there is nothing. */
   unsigned cell;
@@ -100,8 +100,8 @@ offset_of (unsigned cell)
 
 /* Values ****************************************************************/
 
-/* Each word of a cell that has this value.  The attempt is in it, and the
- * time of the first: what earlier ones left is something else.
+/* Each word of a cell that has this value.  It contains the attempt, and the
+ * time of the first, so what earlier attempts left is different.
  */
 static uint64_t
 word_of (unsigned cell, unsigned value)
@@ -119,7 +119,7 @@ bit_of (unsigned cell, uint64_t word)
   return ANYTHING;
 }
 
-/* Returns false if this may not be found in a cell, with *F filled in. */
+/* May this word be found in the cell?  Fills in *F. */
 static bool
 may_find (const struct cell *cells, unsigned connection, unsigned cell,
           uint64_t word, struct finding *f)
@@ -133,7 +133,7 @@ may_find (const struct cell *cells, unsigned connection, unsigned cell,
   return (f->allowed & (bit_of (cell, word) | ANYTHING)) != 0;
 }
 
-/* The model takes note of a step that has succeeded. */
+/* Update the model after a step that has succeeded. */
 static void
 note (struct cell *cells, const struct step *s)
 {
@@ -207,7 +207,7 @@ close_all (void)
     close_connection (i);
 }
 
-/* What is said to be zero counts as read as zeroes. */
+/* What is reported as zero counts as read as zeroes. */
 static int
 mapped (void *opaque, const char *context, uint64_t offset, uint32_t *entries,
         size_t nr_entries, int *error)
@@ -292,8 +292,8 @@ take_step (const struct step *s, struct cell *cells, struct finding *f)
   return true;
 }
 
-/* On the connections that are open, or new ones.  Returns true if a step has
- * found what it must not, and which in *F.
+/* Use the connections that are open, or new ones.  Returns true if a step has
+ * found what it must not, with *F filled in.
  */
 static bool
 play (const struct sequence *q, struct finding *f)
@@ -340,9 +340,9 @@ add (struct sequence *q, enum kind kind, unsigned connection, unsigned cell,
   q->nr_steps++;
 }
 
-/* The sequences that come first: a letter for a request, and the number of
- * its connection.  Capitals are of the next cell.  Returns false if there are
- * no more.
+/* The sequences that come first: a letter for each request, and the number
+ * of its connection.  Capitals are for the next cell.  Returns false if there
+ * are no more.
  */
 static bool
 take_known_sequence (struct sequence *q, unsigned number)
@@ -392,7 +392,7 @@ make_sequence (struct sequence *q)
     add (q, pick_kind (), pick (conns), cell,
          wide == 0 ? 1 + pick (cells - cell) : 1);
   }
-  /* Now all must see all of it, also when all have been closed. */
+  /* Now all must see all of it, even after all have been closed. */
   add (q, FLUSH, pick (conns), 0, 1);
   for (unsigned i = 0; i < conns; ++i) {
     if (pick (2))
@@ -406,8 +406,8 @@ make_sequence (struct sequence *q)
   }
 }
 
-/* Try a change of *Q, on new connections.  If it fails as well, keep it, and
- * cut off what follows.
+/* Try a changed *Q, on new connections.  If it also fails, keep it, and cut
+ * off what follows.
  */
 static bool
 still_fails (struct sequence *q, const struct sequence *changed,
@@ -438,8 +438,8 @@ plainer (enum kind kind)
   }
 }
 
-/* One round of making it shorter and simpler.  Returns true if it has got
- * so.
+/* One round of making it shorter and simpler.  Returns true if that
+ * succeeded.
  */
 static bool
 reduce (struct sequence *q, struct finding *f)
@@ -638,7 +638,7 @@ check_sequences (void)
     return 2;
   }
   random_state = seed;
-  salt = time (NULL) << 24;     /* More attempts than a second can have. */
+  salt = time (NULL) << 24;     /* Room for all attempts of a second. */
 
   do {
     known = take_known_sequence (&q, n++);

@@ -13,14 +13,14 @@
  *           the next DIRTY ones
  *   open    a connection opened and closed, beside all the others
  *
- * Of these none overlap: one thread, one request at a time.  But BUSY more
- * connections have IN-FLIGHT reads under way all the time, or a write in
- * place of one in WRITE-EVERY, and each measurement begins when another of
- * these (of the writes, if there are any) has ended.
+ * None of these overlap: one thread, one request at a time.  But BUSY more
+ * connections always have IN-FLIGHT reads in flight; one in WRITE-EVERY is a
+ * write instead.  Each measurement begins when another of these (of the
+ * writes, if there are any) has ended.
  *
  * It prints the median, the quartiles, the least, the 99th percentile and the
  * most, in microseconds, on one line; and how many requests of the BUSY
- * connections' ended during one measurement, at most.
+ * connections ended during one measurement, at most.
  */
 
 #define _GNU_SOURCE

@@ -2,7 +2,7 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* A client that is as fast as it shall be, for tests of what measures it.
+/* A client with a given speed, for tests of what measures it.
  *
  * It takes the first number of the file "figures", reads so many MiB from
  * $uri, in equal parts over $connections (or 2) connections, and moves the

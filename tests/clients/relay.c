@@ -3,8 +3,8 @@
  */
 
 /* A wire with latency: passes TCP connections on to another port of this
- * machine, each direction late by a given time.  It does not bound how much
- * goes through: all that arrives is taken at once, and waits here.
+ * machine, with a delay in each direction.  It does not limit the bandwidth:
+ * all that arrives is read at once, and waits here.
  *
  *   relay PORT MICROSECONDS
  *
@@ -37,8 +37,8 @@ struct chunk {
   char data[];
 };
 
-/* One direction of a connection.  It is the odd or the even one of two that
- * stand side by side, and over when "from" has ended and all has been sent.
+/* One direction of a connection: the even or the odd one of two neighbours
+ * in "flows".  It is over when "from" has ended and all has been sent.
  */
 struct flow {
   int from, to;

@@ -3,9 +3,9 @@
 
 """A client: runs the Python script on stdin with what is defined here.
 
-script.py FILE LINE: the script stands in FILE, at LINE or near it.  When it
+script.py FILE LINE: the script is in FILE, at LINE or near it.  When it
 fails, each of its lines that led there is printed as FILE:LINE: TEXT, and
-what was wrong.  Tests use it by client () of common.bash.
+what was wrong.  Tests use it through client () of common.bash.
 """
 
 import errno
@@ -18,7 +18,7 @@ import traceback
 
 import nbd
 
-SECONDS = 240                   # Then the script fails, and says where it is.
+SECONDS = 240                   # Then the script fails, and says where.
 
 sock = os.environ["sock"]
 log = os.environ["log"]
@@ -48,7 +48,7 @@ def close(h, number):
 
 
 def cut(number):
-    """The same of a client that has written "cut" at 0 and is killed."""
+    """The same for a client that has written "cut" at 0 and is killed."""
     r, w = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -69,8 +69,8 @@ def finish(h, cookie):
 
 
 def held(h, cookie):
-    """It has no reply yet, and will have none before something else happens
-    than has already been asked for."""
+    """The request has no reply yet, and will have none before something
+    happens that has not been asked for yet."""
     settle()
     while h.poll(0) > 0:
         pass
@@ -78,9 +78,9 @@ def held(h, cookie):
 
 
 class Call(threading.Thread):
-    """A call on a thread of its own, such as a request, which has the
-    connection for itself till then; finish is another way.  join () returns
-    its result; held () is as the function of that name."""
+    """A call on its own thread, such as a request, which has the connection
+    to itself until it ends; finish is another way.  join () returns its
+    result; held () is like the function of that name."""
 
     def __init__(self, fn, *args):
         super().__init__(daemon=True)

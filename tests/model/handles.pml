@@ -3,9 +3,9 @@
  */
 
 /* Two handles of the plugin behind one connection (spread.c, shim.c), for
- * spin, which tries every interleaving of a few requests.  What a round is
- * inside is replicate.pml's to prove; here it has the same two phases, and one
- * thread runs it.
+ * spin, which tries every interleaving of a few requests.  replicate.pml proves
+ * the details of a round; here it has the same two phases, and one thread runs
+ * it.
  *
  * The export is two ranges, 0 and 1, and each has a block that the plugin
  * caches as a whole.  One cell of the block is followed.  A write sets it; a
@@ -13,8 +13,8 @@
  * the cache, or on the disk if it is not cached.  A request is for one range,
  * or crosses from 0 into 1.  A long zero is one call on handle 0 for both.
  *
- * It is asked at SERIALIZE_REQUESTS.  In PARALLEL the order of what one handle
- * gets at once is the plugin's to keep, and that is all that would be seen.
+ * The thread model is SERIALIZE_REQUESTS.  In PARALLEL the plugin must keep the
+ * order of what one handle gets at once, and the model would show nothing else.
  *
  * Clients send requests on the one connection; each waits for its reply.  The
  * cell's values only grow, and there is one write of a cell at a time, as two
@@ -32,12 +32,12 @@
  *   ANY_HANDLE       any handle for any piece
  *   NO_SPLIT         a request that crosses is one call
  *   LONG_BESIDE      a long zero is not alone
- *   NO_FLUSH_BEFORE  nor has the others' writes written back before it
- *   NO_FLUSH_AFTER   nor its own, and older copies dropped, after it
- *   ONE_FLUSHED      a flush goes to the first handle only
- *   ONE_CLOSED       so does the one at close
- *   NO_EXCLUSION     at SERIALIZE_REQUESTS the server's own exclusion is taken
- *                    as enough, which is not there any more
+ *   NO_FLUSH_BEFORE  others' writes are not written back before it
+ *   NO_FLUSH_AFTER   it is not written back, nor older copies dropped, after it
+ *   ONE_FLUSHED      a flush goes only to the first handle
+ *   ONE_CLOSED       so does the flush at close
+ *   NO_EXCLUSION     at SERIALIZE_REQUESTS the library relies on the server's
+ *                    exclusion, which is no longer there
  */
 
 #ifdef SERIALIZE_REQUESTS
@@ -86,7 +86,7 @@ byte disk[2];
 byte written;                   /* write-backs that have ended */
 bool round;                     /* one runs */
 
-/* The gate: pieces that are inside, and the one that is alone. */
+/* The gate: pieces that are inside, and the request that is alone. */
 byte pieces;
 bool alone;
 
@@ -97,8 +97,8 @@ byte ended;
 
 hidden byte Own, Durable, Order, Overlap;
 
-/* Let a piece into handle H, or a flush that has it to itself.  A flush that
- * is owed comes first.
+/* Let a piece into handle H, or a flush that has it to itself.  An owed flush
+ * comes first.
  */
 #ifdef NO_EXCLUSION
 #define free(i) true
@@ -117,8 +117,8 @@ inline leave (i)
   h[i].inside--
 }
 
-/* A plugin flush, of whoever has counted himself inside MINE times.  Begins
- * and ends apart; anything may happen between.
+/* A plugin flush, by whoever is counted inside MINE times.  It begins and ends
+ * separately; anything may happen in between.
  */
 inline plugin_flush (i, mine)
 {
@@ -463,7 +463,7 @@ proctype client ()
   ended++
 }
 
-/* The server closes a connection when all its requests are out. */
+/* The server closes a connection when none of its requests is inside. */
 proctype server ()
 {
   byte began, j, r;

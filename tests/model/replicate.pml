@@ -4,47 +4,47 @@
 
 /* The replication protocol of replicate.c, for spin, which tries every
  * interleaving of a few requests.  Names are those of replicate.c, whose
- * head comment explains the protocol; here is what stands for what.
+ * head comment explains the protocol; this one explains the model.
  *
  * Steps.  What the library does while it holds "lock" is one atomic step,
  * and so is each operation on a handle's state word.  Whoever waits on a
- * condition variable goes on when it is signalled and not otherwise, so
- * that a signal which is missing is a deadlock here.  The thread that helps
- * with replicas may be gone at any time.
+ * condition variable goes on only when it is signalled, so that a missing
+ * signal is a deadlock here.  The thread that helps with replicas may be
+ * gone at any time.
  *
  * Server.  Clients send requests on any connection and in any order until
  * the budgets below are used up.  A connection has one handle.  At
- * SERIALIZE_REQUESTS it has one request at a time, flushes and the close
- * included.  A close comes when the requests of its connection are out.
+ * SERIALIZE_REQUESTS it has one request at a time, including flushes and the
+ * close.  A close comes when no request of its connection is inside.
  * Flushes may also come in on a connection that carries nothing else; it
  * has no number.
  *
  * Plugin.  One block, of which one cell is followed: on the disk, and in
  * a cache per handle.  A write dirties the cell.  A read takes the cell
  * from the cache, or from the disk, and only then fills the cache, unless
- * that has the cell by now; in PARALLEL anything may happen between the
- * two.  So one that had found it in the cache puts it back if it has been
- * dropped, as a second cache of the plugin's does.
- * A write to the rest of the block ("neighbour") has to fetch what
+ * that now has the cell; in PARALLEL anything may happen between the two.
+ * So a read that has found the cell in the cache puts it back if it has
+ * been dropped, as a second cache of the plugin does.
+ * A write to the rest of the block ("neighbour") must fetch what
  * surrounds it, and so fills the cell in the same way.  A flush writes
  * back what was dirty when it began, and drops what is clean when it
  * begins or when it ends; with REFRESH it renews it instead, at its end.
  * With OPEN_COPY an open fetches the cell.  A close drops everything.
  *
- * With MIXED the last connection is one whose mode is plugin, and the
- * plugin has multi-conn on it: what it writes is everybody's at once, the
- * flush of any handle takes it to the disk, and its close does not flush.
+ * With MIXED the last connection's mode is plugin, and the plugin has
+ * multi-conn on it: all see at once what it writes, the flush of any handle
+ * takes that to the disk, and its close does not flush.
  *
  * Values.  The cell only grows.  There is one write of it at a time, and
  * one to another connection only after the last has been flushed: their
  * order would be undefined otherwise.
  *
- * Assertions, named in front of what they ask for:
+ * Assertions:
  *   Durable      when a flush returns success, the disk has every value
  *                whose write had returned before the flush was entered
  *   Visible      a read that begins from then on returns no older value;
- *                asked of reads, and of every cache that a request could
- *                begin to use at that moment without a flush before
+ *                checked for reads, and for every cache that a request
+ *                could begin to use at that moment without a flush before
  *   Overlap      at SERIALIZE_REQUESTS no two callbacks of a handle run
  *                at the same time
  *   After_close  no callback of a handle runs when its close begins, nor
@@ -53,11 +53,11 @@
  *                the request that it was for
  *   Prompt       a round does not wait for a request on a handle that has
  *                nothing to write back
- * Deadlocks spin finds by itself; with ENDLESS it also looks for a round
- * that does not end although everybody goes on.
+ * Spin also finds deadlocks; with ENDLESS it looks for a round that does
+ * not end although everybody goes on.
  *
  * Words like NO_OWED take one guard of the protocol away; "run" has the
- * list.  Each must make an assertion fail: else the model is blind.
+ * list.  Each must make an assertion fail: otherwise the model is blind.
  */
 
 /* Configuration. */
@@ -173,7 +173,7 @@ mtype waiter[CLIENTS] = NO_FLUSH;
 bool finished_sleeps[CLIENTS];  /* the client waits for "round_over" */
 byte sleeps_on[CLIENTS];        /* for "changed" of this handle, from 1 */
 
-/* What is remembered for the assertions. */
+/* Remembered for the assertions. */
 
 byte disk;
 bool writing;                   /* a write of the cell is on its way ... */
@@ -613,8 +613,8 @@ inline first_phase (i)
   fi
 }
 
-/* What a handle that is gone has left: any flush covers it.  The model's
- * clients flush on a connection without a number, so the first stands in.
+/* Any flush covers what a closed handle has left.  The model's clients flush
+ * on a connection without a number, so the first one stands in.
  */
 inline what_is_unflushed ()
 {
@@ -683,8 +683,8 @@ inline round_begins ()
 #endif
 }
 
-/* A flush of the batch returns as soon as it can: that is when the most
- * is asked of it.
+/* A flush of the batch returns as soon as it can: then the assertions
+ * demand the most.
  */
 inline flush_returns (n)
 {
@@ -747,8 +747,8 @@ inline filter_flush (i)
 
 /* The server and its clients. */
 
-/* Clients are alike, and connections too: it is the first client that
- * begins, and the first connection that is used first.
+/* Clients are alike, and so are connections: let the first client begin,
+ * and the first connection be used first.
  */
 bool begun, used;
 #define may_begin (begun || me == 0)

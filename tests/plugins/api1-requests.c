@@ -2,7 +2,7 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* api1.c, of which one handle takes one request at a time, and several are
+/* api1.c, but a handle takes one request at a time; several handles may be
  * called at once.
  */
 

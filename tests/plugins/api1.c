@@ -6,7 +6,8 @@
  * flags, no can_multi_conn, and the data callbacks in the five early slots
  * of the struct.  Each connection has a write-back cache.
  *
- * log=FILE gets one line a callback: the handle's number and its name.
+ * log=FILE gets one line for each callback: the handle's number and the
+ * callback's name.
  */
 
 #include <stdint.h>
@@ -103,7 +104,7 @@ api1_get_size (void *handle)
 }
 
 /* Bring the block at OFFSET into the cache.  Returns how many bytes of a
- * request of COUNT bytes lie in it.
+ * request of COUNT bytes are in that block.
  */
 static uint32_t
 load_block (struct handle *h, uint32_t count, uint64_t offset)

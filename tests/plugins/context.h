@@ -2,23 +2,22 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* A plugin whose flush asks the server about its connection, and logs what
- * it is told.  What it may ask is for the file to say that includes this:
- * the shim looks at the symbols.
+/* A plugin whose flush asks the server about its connection, and logs the
+ * answers.  The file that includes this defines what it may ask, since the
+ * shim looks at the symbols:
  *
  *   ASK_NAME   nbdkit_export_name, nbdkit_is_tls, nbdkit_strdup_intern
  *   ASK_PEER   nbdkit_peer_name, nbdkit_disconnect
  *   ASK_SLEEP  nbdkit_nanosleep
  *
  * A flush logs "H flush" as it begins, where handles H count from 0 in
- * order of open, and what it was told as it ends: "H name=b tls=0
- * intern=1 peer=PATH sleep=1", of which a server that lacks a function
- * gets no word, and an error is "-".  "overlap" means that two flushes
- * were inside.
+ * order of open, and the answers as it ends: "H name=b tls=0 intern=1
+ * peer=PATH sleep=1".  If the server lacks a function, its word is left
+ * out; an error is "-".  "overlap" means that two flushes were inside.
  *
- * While the file control=FILE is not empty a flush waits.  If it begins
- * with "disconnect H", that handle's flush calls nbdkit_disconnect.
- * interns=N: so many strings are interned a flush.
+ * While the file control=FILE is not empty, a flush waits.  If the file
+ * begins with "disconnect H", that handle's flush calls nbdkit_disconnect.
+ * interns=N: each flush interns N strings.
  */
 
 #include <errno.h>
@@ -38,7 +37,7 @@
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
-/* Older servers lack some, and older headers the last. */
+/* Older servers lack some, and older headers lack the last. */
 extern void nbdkit_disconnect (int force);
 #pragma weak nbdkit_export_name
 #pragma weak nbdkit_is_tls

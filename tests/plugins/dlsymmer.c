@@ -2,8 +2,8 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* A second library to preload that interposes dlsym too, and passes every
- * call on.  $DLSYM_LOG gets a line for each "plugin_init" asked for.
+/* A second library to preload that also interposes dlsym, and passes every
+ * call on.  $DLSYM_LOG gets a line for each look-up of "plugin_init".
  */
 
 #define _GNU_SOURCE

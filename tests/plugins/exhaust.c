@@ -2,10 +2,10 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* A library to preload that lets the shim, and nobody else, run out of
- * something: while the file $EXHAUST names posix_memalign, calloc or
- * pthread_create on a line of its own, that function fails when it is
- * called from libmcshim.so.  Real exhaustion would hit the server first.
+/* A library to preload that makes only the shim run out of something: while
+ * the file $EXHAUST has a line posix_memalign, calloc or pthread_create, that
+ * function fails when it is called from libmcshim.so.  Real exhaustion would
+ * hit the server first.
  */
 
 #define _GNU_SOURCE

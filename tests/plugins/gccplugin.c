@@ -2,9 +2,9 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* A plugin of GCC, not of nbdkit: it too exports plugin_init, with other
- * arguments and another result.  The types of GCC's headers are not
- * needed to say hello, and to fail if $GCCPLUGIN_FAIL is set.
+/* A plugin for GCC, not for nbdkit: it also exports plugin_init, with other
+ * arguments and another result.  It says hello, and fails if $GCCPLUGIN_FAIL
+ * is set, which does not need the types of GCC's headers.
  */
 
 #include <stdio.h>

@@ -2,8 +2,8 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* A library to preload: a file system that does not answer.  No file is
- * renamed while there is one that $HANG names.
+/* A library to preload that simulates a file system which does not answer:
+ * rename waits while the file $HANG exists.
  */
 
 #include <fcntl.h>

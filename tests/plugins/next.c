@@ -29,8 +29,8 @@ static int (*next_close) (int);
 int
 close (int fd)
 {
-  /* Two such libraries, each told that the other is next, would go round
-   * in circles.
+  /* If two such libraries were each told that the other is next, they would
+   * call each other forever.
    */
   static __thread int depth;
   int r;

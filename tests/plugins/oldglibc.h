@@ -2,9 +2,9 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* For what moved into libc with glibc 2.34: a library that is to be
- * preloaded beside the shim into an older one's programs must ask for the
- * older version.  interpose/oldglibc.h has the whole story.
+/* For what moved into libc with glibc 2.34: a library that is preloaded
+ * beside the shim into programs with an older glibc must ask for the older
+ * version.  See interpose/oldglibc.h.
  */
 
 #if defined (__GLIBC__) && defined (__x86_64__) && !defined (__ILP32__)

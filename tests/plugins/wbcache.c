@@ -4,60 +4,59 @@
 
 /* A disk in memory behind one write-back cache per connection: the kind
  * of plugin that must not promise multi-conn by itself, and the worst
- * one that a flush replicated from outside has to be right for.
+ * that a flush replicated from outside must handle correctly.
  *
  * Reads fill the handle's cache, in whole blocks.  Writes, zeroes and
  * trims stay there, dirty, until a flush of that handle.  A flush covers
  * what was dirty when it began, writes that back, then drops the handle's
  * cache, clean blocks too.  A close drops what is still dirty; it never
  * writes back.  A read that misses fetches under the handle's lock, and
- * fills the cache after it has let go of it, so that it can put back a
- * copy which has become old meanwhile.
+ * fills the cache after it has let go of the lock, so it can put back a
+ * copy that has become old meanwhile.
  *
  * These make it worse:
  *
  *   earlydrop=1     a flush drops clean blocks when it begins, not at its
  *                   end
- *   mapcache=1      a handle keeps its map of extents apart, until a flush
+ *   mapcache=1      a handle keeps a separate map of extents, until a flush
  *   failflush=N     N flushes of 1000, chosen by seed=NUMBER, fail: before
  *                   they write back, halfway through it, or after it
  *
- * and these ask more than a shim can give everywhere (only at the levels
- * fast and off):
+ * and these can be handled only at the levels fast and off:
  *
  *   refresh=1       a flush renews the handle's copies, and drops none
  *   opencopy=1      an open begins with a copy of the whole disk
- *   readahead=US    a thread of each handle's fetches blocks that nobody
+ *   readahead=US    a thread of each handle fetches blocks that nobody
  *                   asked for, every so many microseconds
  *
- * These no shim can mend:
+ * No shim can repair these:
  *
  *   together=N      N blocks are written back together, if one of them is
  *                   dirty, as they were when it was written
- *   lateflush=US    what a flush has written back comes to the disk so many
- *                   microseconds after that
+ *   lateflush=US    what a flush has written back reaches the disk so many
+ *                   microseconds later
  *
  * This makes it better:
  *
  *   ownorder=1      no copy is put back that the handle's own write has made
- *                   old: without a shim, a connection that flushes beside
- *                   its reads sees its own writes only so
+ *                   old: without a shim, a connection that flushes while it
+ *                   reads needs this to see its own writes
  *
- * smaller=H: handle H, if that is not 0, has a block less than the others.
+ * smaller=H: handle H, if that is not 0, has one block less than the others.
  *
- * What is promised all the same: a flush that begins after other handles
- * have written back lets its own handle see that.
+ * The plugin still promises: a flush that begins after other handles have
+ * written back lets its own handle see that.
  *
  * The plugin holds the server to the thread model that it declares: it
  * counts the callbacks which enter a busy handle (at model=all and below,
  * a busy plugin) or a closed one.  summary=FILE gets the counts at unload.
  *
- * control=FILE is read at every callback.  Its lines, where H is a handle
- * number (handles count from 0 in order of open), or * for all, or @OFFSET
- * for the requests that begin there:
+ * control=FILE is read at every callback.  It has these lines, where H is a
+ * handle number (handles count from 0 in order of open), or * for all, or
+ * @OFFSET for the requests that begin there:
  *
  *   fail-POINT H ERRNO        the callback fails
- *   fail-POINT-once H ERRNO   so too, and the line is taken out
+ *   fail-POINT-once H ERRNO   the same, and the line is removed
  *   block-POINT H             it waits while the line is there
  *
  * POINT is open (after it has copied), read, write, zero, trim, cache,
@@ -97,7 +96,7 @@ OLD (pthread_join);
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
-/* New in 1.12, where extents are. */
+/* New in 1.12, with extents. */
 #pragma weak nbdkit_add_extent
 
 #define BLOCK 512
@@ -108,11 +107,11 @@ OLD (pthread_join);
 #define DIRTY    2              /* Written since a flush last began. */
 #define FLUSHING 4              /* Was dirty when a running flush began. */
 
-/* What a handle's map says of a block. */
+/* What a handle's map says about a block. */
 enum { UNKNOWN, DATA, HOLE };
 
 #define WINDOW 16               /* Blocks that are read ahead at once. */
-#define MAPPED 1024             /* Blocks that extents tells of at once. */
+#define MAPPED 1024             /* Blocks that extents reports at once. */
 
 struct handle {
   struct handle *next;          /* In all_handles, never taken out. */
@@ -172,8 +171,8 @@ static atomic_uint plugin_busy;
 static atomic_ulong overlaps, after_close, foreign_thread, dirty_dropped,
   opens, closes, reads, writes, flushes, failed_flushes, held;
 
-/* At model=all and below a connection has one thread of the server's, and
- * that one opens it.
+/* At model=all and below a connection has one thread of the server, which
+ * also opens it.
  */
 static _Thread_local bool has_opened;
 
@@ -562,7 +561,7 @@ wbcache_unload (void)
 
 /* The cache *************************************************************/
 
-/* The cache is gone after close: tell the caller, don't crash.  Wants
+/* The cache is gone after close: tell the caller, don't crash.  Needs
  * h->lock.
  */
 static int
@@ -575,7 +574,7 @@ check_open (struct handle *h)
   return -1;
 }
 
-/* These want h->lock. */
+/* These need h->lock. */
 static void
 fill_block (struct handle *h, uint64_t b, const uint8_t *from)
 {
@@ -591,7 +590,7 @@ drop_block (struct handle *h, uint64_t b)
   h->state[b] = 0;
 }
 
-/* What is due has come to the disk.  Wants disk_lock. */
+/* Bring to the disk what is due.  Needs disk_lock. */
 static void
 receive_late (void)
 {
@@ -611,7 +610,7 @@ receive_late (void)
   }
 }
 
-/* Wants disk_lock. */
+/* Needs disk_lock. */
 static void
 send_late (uint64_t b, const uint8_t *from)
 {
@@ -642,7 +641,7 @@ fetch_block (uint64_t b, uint8_t *to)
   unlock (&disk_lock);
 }
 
-/* What the map is to say of a block that it does not know. */
+/* What the map must say about a block that it does not know. */
 static uint8_t
 map_block (struct handle *h, uint64_t b)
 {
@@ -656,7 +655,7 @@ map_block (struct handle *h, uint64_t b)
   return memcmp (block, zeroes, BLOCK) == 0 ? HOLE : DATA;
 }
 
-/* What a flush does to all clean copies of the handle's. */
+/* What a flush does to all clean copies of the handle. */
 static void
 renew (struct handle *h)
 {
@@ -913,7 +912,7 @@ read_range (struct handle *h, uint8_t *buf, uint32_t count, uint64_t offset)
   return r;
 }
 
-/* At which point this flush is to fail, or NULL.  Wants h->flush_lock. */
+/* At which point this flush must fail, or NULL.  Needs h->flush_lock. */
 static const char *
 choose_failure (struct handle *h)
 {
@@ -923,7 +922,7 @@ choose_failure (struct handle *h)
   return r % 1000 < failflush ? points[r / 1000 % 3] : NULL;
 }
 
-/* As reach, for a point within a flush. */
+/* Like reach, for a point within a flush. */
 static int
 reach_in_flush (const struct handle *h, const char *name, const char *failure)
 {
@@ -934,7 +933,7 @@ reach_in_flush (const struct handle *h, const char *name, const char *failure)
   return r;
 }
 
-/* Write back up to N blocks.  Wants h->lock. */
+/* Write back up to N blocks.  Needs h->lock. */
 static void
 write_back (struct handle *h, uint64_t n)
 {
@@ -954,7 +953,7 @@ write_back (struct handle *h, uint64_t n)
   }
 }
 
-/* Wants h->flush_lock. */
+/* Needs h->flush_lock. */
 static int
 flush_in_turn (struct handle *h)
 {
@@ -1015,7 +1014,7 @@ flush_handle (struct handle *h)
   return r;
 }
 
-/* The other blocks that go to the disk with this one.  Wants h->lock. */
+/* The other blocks that go to the disk with this one.  Needs h->lock. */
 static void
 dirty_neighbours (struct handle *h, uint64_t b)
 {
@@ -1173,8 +1172,8 @@ map_range (struct handle *h, bool *holes, uint32_t count, uint64_t offset)
   return r;
 }
 
-/* The same without a map: it is of what this handle sees, so it is as old
- * as its cache.
+/* The same without a map: from what this handle sees, so as old as its
+ * cache.
  */
 static int
 map_what_is_seen (struct handle *h, bool *holes, uint32_t count,

@@ -55,7 +55,7 @@ begin (void)
   helpers_init (&lock, work, starts);
 }
 
-/* None is left, and nothing that they had. */
+/* No helper is left, nor anything they had. */
 static void
 end (void)
 {
@@ -124,7 +124,7 @@ test_idle (void)
   end ();
 }
 
-/* Called and not awake yet: they count for the next call. */
+/* Helpers that are called but not awake yet count for the next call. */
 static void
 test_called_twice (void)
 {
@@ -156,7 +156,7 @@ test_called_twice (void)
   end ();
 }
 
-/* The one that is at work looks for more when it is done. */
+/* A helper that works looks for more when it is done. */
 static void
 test_next_piece (void)
 {
@@ -181,7 +181,7 @@ test_expire (void)
   call (3, 3);
   gate_let_one (&working);
   expire ();
-  /* Two are at work still. */
+  /* Two still work. */
   CHECK (waiting_at (&working) == 2);
   gate_open (&working);
   CHECK (done == 3);
@@ -201,7 +201,7 @@ test_expire (void)
   end ();
 }
 
-/* Called just as its time was over. */
+/* A helper is called just as its time is over. */
 static void
 test_expires_as_called (void)
 {
@@ -221,7 +221,7 @@ test_expires_as_called (void)
   end ();
 }
 
-/* Those that can't be had are done without. */
+/* If helpers can't be started, there are fewer. */
 static void
 test_no_threads (void)
 {
@@ -253,7 +253,7 @@ end_helpers (void *arg)
   return NULL;
 }
 
-/* The end waits for what is being worked at, and no more is begun. */
+/* The end waits for work that has begun, and no more begins. */
 static void
 test_end (void)
 {
@@ -277,7 +277,7 @@ test_end (void)
   CHECK (allocated == 0);
 }
 
-/* They are waited for, also those that no one has heard of yet. */
+/* The end waits for all, even those that have not started working. */
 static void
 test_end_at_once (void)
 {

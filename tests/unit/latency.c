@@ -42,7 +42,7 @@ test_buckets (void)
   }
 }
 
-/* The last bucket has no end, so the maximum has to do. */
+/* The last bucket has no end, so the maximum is used. */
 static void
 test_last_bucket (void)
 {
@@ -51,7 +51,7 @@ test_last_bucket (void)
   QUANTILE (50, huge, huge + 1);
 }
 
-/* A quantile is never more than the longest of all. */
+/* A quantile is never more than the maximum. */
 static void
 test_maximum (void)
 {

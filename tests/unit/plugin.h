@@ -5,12 +5,12 @@
 /* A plugin with a cache for each handle, and connections to it, as shim.c
  * would call them: see tests/plugins/wbcache.c for the real one.
  *
- * The disk has some cells.  Each connection writes one of its own, and
- * reads all.  A handle fetches all of them at its first request, for a
- * write too, and has its own cell's new value to itself until it is
- * flushed.  It is as bad as it may be: what it has fetched comes into the
- * cache at the end of the request, and a flush drops the cache, or
- * refreshes it, as it begins, and writes as it ends.
+ * The disk has some cells.  Each connection writes its own, and reads all.
+ * A handle fetches all of them at its first request, also for a write, and
+ * keeps its own cell's new value until it is flushed.  It is as bad as it
+ * may be: what it has fetched goes into the cache at the end of the
+ * request, and a flush drops the cache, or refreshes it, as it begins, and
+ * writes as it ends.
  */
 
 #ifndef MCSHIM_UNIT_PLUGIN_H
@@ -222,7 +222,7 @@ do_write (struct conn *c, int value)
   return 0;
 }
 
-/* One that is neither data nor flush. */
+/* A callback that is neither data nor flush. */
 static inline void
 do_control (struct conn *c)
 {
@@ -351,7 +351,7 @@ over (struct actor *a)
   return r;
 }
 
-/* It is over.  Returns what it has returned. */
+/* The call must be over.  Returns its result. */
 static inline int
 result (struct actor *a)
 {

@@ -156,7 +156,7 @@ test_stats_file (void)
   policy_free (&p);
 }
 
-/* A directory that is gone has no path. */
+/* A removed current directory has no path. */
 static void
 test_stats_file_nowhere (void)
 {
@@ -190,8 +190,8 @@ test_last_one_counts (void)
   policy_free (&p);
 }
 
-/* Each is refused with one line that has the name, the value and what is
- * allowed, or the closest real name.
+/* Each is refused with one line that has the name, the value, and what is
+ * allowed or the closest real name.
  */
 static void
 test_bad_values (void)
@@ -280,7 +280,7 @@ test_two_bad_values (void)
   CHECK (nr_complaints == 1, "%u", nr_complaints);
   policy_free (&p);
 
-  /* However long what the user typed is. */
+  /* However long the user's input is. */
   memset (huge + strlen (huge), 'x', sizeof huge - strlen (huge) - 1);
   CHECK (load (&p, huge, NULL) == -1, "a long value");
   CHECK (nr_complaints == 1, "%u", nr_complaints);
@@ -292,7 +292,7 @@ test_two_bad_values (void)
   policy_free (&p);
 }
 
-/* Whatever a value has in it, the error is one line of text. */
+/* Whatever a value contains, the error is one line of text. */
 static void
 test_control_characters (void)
 {
@@ -380,8 +380,8 @@ distance (const char *a, const char *b)
   return d[la][lb];
 }
 
-/* TYPED is no variable: the suggestion must be one of which it is the
- * beginning, else the closest, and the first of several.
+/* TYPED is no variable: the suggestion must be a name that begins with it,
+ * otherwise the closest, and the first of several.
  */
 static void
 check_suggestion (const char *typed)
@@ -434,8 +434,8 @@ test_suggestions (void)
         }
 }
 
-/* What comes of every mode and every kind of plugin.  Written out from
- * the table of modes, not from the code.
+/* The result for every mode and every kind of plugin, written from the table
+ * of modes, not from the code.
  */
 static void
 test_resolve (void)
@@ -484,7 +484,7 @@ test_resolve (void)
     if (r.refusal) {
       CHECK (strstr (r.refusal, "flush"), "%s: %s", what, r.refusal);
       CHECK (strstr (r.refusal, "MCSHIM_MODE="), "%s: %s", what, r.refusal);
-      /* It does not advise what is there already. */
+      /* It does not advise what is already set. */
       CHECK (!strstr (r.refusal, "auto") == (p.mode == MODE_AUTO), "%s: %s",
              what, r.refusal);
       continue;
@@ -494,7 +494,7 @@ test_resolve (void)
     CHECK ((r.verdict == EMULATE) == emulates, "%s", what);
     CHECK (!r.notice, "%s: %s", what, r.notice);
 
-    /* Told where auto would have emulated, and could not. */
+    /* Told if auto would have emulated, but could not. */
     CHECK ((r.verdict == DISABLE_NO_FLUSH) ==
            (p.mode == MODE_AUTO && !flag && !t.connections_serialized), "%s",
            what);
@@ -516,7 +516,7 @@ test_resolve (void)
 }
 
 /* At "fast" a flush that is not replicated may be skipped although another
- * connection needs it: who can't have that is told.
+ * connection needs it: a warning says so.
  */
 static void
 test_fast (void)
@@ -540,8 +540,8 @@ test_fast (void)
   }
 }
 
-/* The flag of plugins that keep their connections apart is their own, in
- * auto; not that of plugins with such names.
+/* In auto, plugins that keep their connections apart decide the flag; plugins
+ * with similar names do not.
  */
 static void
 test_apart (void)
@@ -598,7 +598,7 @@ test_wants (void)
     CHECK (policy_wants_can_flush (&p, 2), "%s", mode_name (p.mode));
   }
 
-  /* A trait that is said not to matter must not. */
+  /* A trait that is not asked for must not matter. */
   for (int i = 0; i < 5 * 16; i++) {
     const struct policy p = { .mode = (enum mode) (i / 16) };
     struct traits t = {
@@ -620,9 +620,7 @@ test_wants (void)
   }
 }
 
-/* With several handles every flush is a replicated one, and nothing else is
- * other than with one.
- */
+/* With several handles every flush is replicated; all else is as with one. */
 static void
 test_several (void)
 {
@@ -642,7 +640,7 @@ test_several (void)
     CHECK (two.replicate || !t.can_flush, "%d", i);
     CHECK (one.verdict == two.verdict && one.advertise == two.advertise &&
            one.refusal == two.refusal, "%d", i);
-    /* Nothing is skipped then that needs a warning. */
+    /* Nothing is skipped that needs a warning. */
     CHECK (one.notice == two.notice ||
            (p.level == LEVEL_FAST && two.notice == NULL), "%d", i);
   }

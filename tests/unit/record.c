@@ -2,8 +2,8 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* interpose/record.c, on servers that are like nbdkit's of each age as far
- * as it can see, and on some that are not.
+/* interpose/record.c, on simulated servers: like nbdkit of each age, as far as
+ * it can see, and some that are not.
  */
 
 #include <pthread.h>
@@ -47,7 +47,7 @@ static const struct server {
    * there, or nothing is.
    */
   size_t size, error, last_error, connection, context;
-  size_t other;                 /* a word that is set, and nobody knows */
+  size_t other;                 /* another word that is set */
 } servers[] = {
   { "1.10", false, false, false, false, 4 * W, 3 * W + 4, 0, 0, 0, 0 },
   { "1.14", false, false, false, false, 7 * W, 3 * W + 4, 0, 6 * W, 0, 0 },
@@ -236,8 +236,8 @@ static bool use_peer, use_sleep;
 static struct client a = { .name = "a", .peer = 1 },
                      b = { .name = "b", .peer = 2 };
 
-/* What the flush of C's handle shall hear on the thread that is D's, or
- * on one of our own.
+/* What the flush of C's handle must be told on D's thread, or on one of our
+ * own.
  */
 static struct heard
 wanted (const struct client *c, const struct client *d, bool others)
@@ -349,8 +349,8 @@ two_clients (void)
   disconnect_client (&b);
 }
 
-/* The first handle is a filter's, opened on a client's thread but for no
- * connection; and before it one on a thread without a record.
+/* A filter opens the first handle on a client's thread but for no connection,
+ * and before it another on a thread without a record.
  */
 static void
 shared_first (void)
@@ -405,7 +405,7 @@ nameless_first (void)
   disconnect_client (&b);
 }
 
-/* Then a server that is not known is left alone. */
+/* An unknown server is then left alone. */
 static void
 asks_nothing (void)
 {
@@ -434,7 +434,7 @@ no_record (void)
   disconnect_client (&a);
 }
 
-/* What is tried on each server, with a plugin that uses what. */
+/* What to try on each server, and what the plugin uses. */
 static const struct {
   const char *name;
   void (*run) (void);
@@ -456,7 +456,7 @@ run (void)
 {
   const char **import = imports;
 
-  /* Another key is there too, and has no record. */
+  /* There is also another key, without a record. */
   CHECK (pthread_key_create (&other_key, NULL) == 0);
   CHECK (pthread_setspecific (other_key, &servers) == 0);
   CHECK (pthread_key_create (&key, free_record) == 0);

@@ -4,9 +4,9 @@
 
 /* replicate.c: every rule of the replicated flush.
  *
- * The tests run for each thread model in which they say something: all
- * that wait for another thread at SERIALIZE_REQUESTS and in PARALLEL, the
- * counts of flushes in the strictest too.
+ * The tests run in each thread model for which they matter: those that wait
+ * for another thread at SERIALIZE_REQUESTS and in PARALLEL, the counts of
+ * flushes also in the strictest.
  */
 
 #include "plugin.h"
@@ -125,8 +125,8 @@ test_write_beside_flush (void)
   end ();
 }
 
-/* Stop a round in its second phase: what is written from now on is not its
- * business.  Returns that flush; the gate to open is the reader's.
+/* Stop a round in its second phase: it does not cover what is written from
+ * now on.  Returns that flush; the gate to open is the reader's.
  */
 static struct actor *
 start_round (struct conn *writer, struct conn *reader)
@@ -141,7 +141,7 @@ start_round (struct conn *writer, struct conn *reader)
   return f;
 }
 
-/* A round that has passed a handle does not do for a write on it. */
+/* A round that has passed a handle does not cover a later write on it. */
 static void
 test_flush_beside_round (void)
 {
@@ -188,7 +188,7 @@ test_visible (void)
   end ();
 }
 
-/* The flusher has old copies as any other. */
+/* The handle that flushes may have old copies, like any other. */
 static void
 test_visible_to_itself (void)
 {
@@ -380,7 +380,7 @@ test_owed_twice (void)
   end ();
 }
 
-/* Writes back while the owed flush runs: for the requests after. */
+/* A write-back while the owed flush runs is for the requests after it. */
 static void
 test_owed_again (void)
 {
@@ -408,7 +408,7 @@ test_owed_again (void)
   end ();
 }
 
-/* What a replica of the second phase writes back is news to others. */
+/* Others have not seen what a replica of the second phase writes back. */
 static void
 test_write_back_in_second_phase (void)
 {
@@ -842,7 +842,7 @@ test_one_at_a_time (void)
   end ();
 }
 
-/* What is neither data nor flush is not counted where it need not be. */
+/* What is neither data nor flush is counted only if necessary. */
 static void
 test_control (void)
 {
@@ -861,7 +861,7 @@ test_control (void)
   end ();
 }
 
-/* As many as there are get in, one after the other. */
+/* All get in, one after the other. */
 static void
 test_many_wait (void)
 {
@@ -1064,7 +1064,9 @@ test_turn_of_one_that_owes (void)
   end ();
 }
 
-/* A request has gone, and has not told yet: the next one sees the replica. */
+/* A request has left the plugin but has not run the replica yet: the next
+ * request sees it.
+ */
 static void
 test_replica_of_one_that_goes (void)
 {
@@ -1088,7 +1090,7 @@ test_replica_of_one_that_goes (void)
   end ();
 }
 
-/* The same where it is the turn of one that waits. */
+/* The same if it is the turn of a request that waits. */
 static void
 test_turn_of_one_that_waits (void)
 {
@@ -1965,7 +1967,7 @@ test_fast_flushes (void)
   end ();
 }
 
-/* Who has helped looks for more. */
+/* A thread that has helped looks for more. */
 static void
 test_helps_again (void)
 {
@@ -1999,7 +2001,7 @@ test_helps_again (void)
   end ();
 }
 
-/* What takes long is not averaged away by what does not. */
+/* Slow flushes are not averaged away by fast ones. */
 static void
 test_slow_and_fast (void)
 {
@@ -2413,7 +2415,7 @@ test_unused (void)
 
 /* Modes without replication. */
 
-/* A flush goes to its own handle, and says nothing of the others. */
+/* A flush goes to its own handle, and does not cover the others. */
 static void
 test_plain (void)
 {
@@ -2803,8 +2805,8 @@ test_close_error_by_name (void)
   end ();
 }
 
-/* As many names as one likes: what is remembered is bounded, and never is
- * an error lost.
+/* However many names there are, what is remembered is bounded, and no error
+ * is lost.
  */
 static void
 test_many_names (void)
@@ -2840,7 +2842,8 @@ test_many_names (void)
   end ();
 }
 
-/* One that comes back has no place among them; nor has the one without. */
+/* A group that comes back is not one of these, nor is the one without a name.
+ */
 static void
 test_same_name (void)
 {
@@ -3121,7 +3124,7 @@ test_apart_gives_up (void)
   end ();
 }
 
-/* What no client has asked for is no client's flush. */
+/* A flush for which no client has asked is not counted as a client's. */
 static void
 test_between (void)
 {
@@ -3458,7 +3461,7 @@ static const struct unit_test in_any[] = {
   { NULL, NULL }
 };
 
-/* Where another thread can call while one waits. */
+/* Another thread can call while one waits. */
 static const struct unit_test in_two[] = {
   { "a flush waits for the write-back", test_waits_for_write_back },
   { "a write in flight", test_write_in_flight },

@@ -13,7 +13,7 @@
 static struct handle handles[HANDLES_MAX];
 static struct spread *s;
 
-/* What the test makes of open. */
+/* How the test's open behaves. */
 static struct gate opens;
 static unsigned nr_opens;       /* that have been begun; guarded by "world" */
 static unsigned fail_from = HANDLES_MAX; /* the open of this number fails */
@@ -220,7 +220,7 @@ test_classes (void)
   end ();
 }
 
-/* Many may use one at once; who takes turns is not for this to say. */
+/* Many may use a handle at once; spread.c does not make them take turns. */
 static void
 test_class_is_shared (void)
 {
@@ -263,7 +263,7 @@ test_class_opens (void)
   end ();
 }
 
-/* The class of one that can't be opened stays with another's. */
+/* If a handle can't be opened, its class stays with another handle. */
 static void
 test_class_gives_up (void)
 {
@@ -565,8 +565,8 @@ test_no_memory (void)
   spread_free (NULL);
 }
 
-/* Many threads: nobody is with another in a handle of which there is one for
- * each, and nobody is inside with the one that is alone.
+/* Many threads: with a handle for each, no two are in the same one, and
+ * nothing is inside with the one that is alone.
  */
 
 static atomic_uint in_handle[HANDLES_MAX];

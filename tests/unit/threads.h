@@ -4,18 +4,18 @@
 
 /* Threads that a test has under control.
  *
- * What the library calls of libpthread comes here (--wrap in the
- * Makefile).  Condition variables are made anew, and so it is known at each
- * moment which threads run and which wait.  settle () returns when all
- * others wait or have ended: a test goes from one such moment to the next,
- * and never sleeps.  If all wait, the test's own thread among them, that is
- * a deadlock and fails at once.
+ * The library's calls of libpthread come here (--wrap in the Makefile).
+ * Condition variables are implemented here, so it is always known which
+ * threads run and which wait.  settle () returns when all others wait or
+ * have ended: a test goes from one such moment to the next, and never
+ * sleeps.  If all wait, including the test's own thread, that is a deadlock
+ * and fails at once.
  *
- * Each wait returns once for nothing, as it may.  Locks know their owner,
- * and whatever is made must be destroyed.  The clock stands still unless a
- * test turns it.
+ * Each wait has one spurious wakeup.  Locks know their owner, and whatever
+ * is made must be destroyed.  The clock stands still unless a test turns
+ * it.
  *
- * free_running turns most of this off, for what is left to chance and to
+ * free_running turns most of this off, for tests that rely on chance and
  * the thread sanitizer.
  */
 
@@ -53,7 +53,7 @@ WRAP (void, free, (void *p));
 
 static bool free_running;
 
-/* Allocations are counted here, and to look for leaks takes long. */
+/* Allocations are counted here, and looking for leaks takes long. */
 const char *__asan_default_options (void);
 const char *
 __asan_default_options (void)
@@ -61,7 +61,7 @@ __asan_default_options (void)
   return "detect_leaks=0";
 }
 
-/* Who holds what is looked at here as well. */
+/* This file itself checks who holds which lock. */
 const char *__tsan_default_options (void);
 const char *
 __tsan_default_options (void)
@@ -69,7 +69,7 @@ __tsan_default_options (void)
   return "detect_deadlocks=0";
 }
 
-/* A thread that waits, for whatever is AT that address. */
+/* A thread that waits for what is at the address AT. */
 struct parked {
   struct parked *next;
   const void *at;
@@ -110,7 +110,7 @@ world_unlock (void)
   __real_pthread_mutex_unlock (&world);
 }
 
-/* One thread less runs.  Needs "world". */
+/* One thread fewer runs.  Needs "world". */
 static void
 rest (void)
 {
@@ -122,7 +122,7 @@ rest (void)
 }
 
 /* Wait AT an address until someone wakes us.  Needs "world".  Returns false
- * if that was because the time is over.
+ * if the time is over.
  */
 static bool
 park (const void *at, bool timed)
@@ -141,8 +141,8 @@ park (const void *at, bool timed)
   return !me.timed_out;
 }
 
-/* Wake up to N of those who wait AT an address, or if TIMED all that wait
- * for a time.  Needs "world".  Returns how many.
+/* Wake up to N of those that wait AT an address, or if TIMED all that wait
+ * with a time limit.  Needs "world".  Returns how many.
  */
 static unsigned
 wake (const void *at, unsigned n, bool timed)
@@ -202,7 +202,7 @@ elapse (uint64_t ns)
   world_unlock ();
 }
 
-/* Whoever waits with a time limit has waited too long. */
+/* End the waits that have a time limit. */
 static inline void
 expire (void)
 {
@@ -246,7 +246,7 @@ gate_open (struct gate *g)
   settle ();
 }
 
-/* Let the first one go on, and leave the gate shut. */
+/* Let the first thread go on, and leave the gate shut. */
 static inline void
 gate_let_one (struct gate *g)
 {
@@ -256,7 +256,7 @@ gate_let_one (struct gate *g)
   settle ();
 }
 
-/* Open all of N gates, STEP bytes apart, and only then look on. */
+/* Open all of N gates, STEP bytes apart, and only then go on. */
 static inline void
 gates_open (struct gate *first, unsigned n, size_t step)
 {
@@ -412,7 +412,7 @@ started (void *arg)
   return r;
 }
 
-/* One of the test's own, too. */
+/* Also for a thread of the test. */
 static void
 start_thread (pthread_t *t, void *(*run) (void *), void *arg)
 {

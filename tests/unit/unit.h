@@ -4,10 +4,10 @@
 
 /* What every unit test has: a table of tests, and CHECK.
  *
- * A test is a function.  It runs in a process of its own, so that it
- * finds the library's variables as they are at start, and so that a
- * deadlock, a crash or a sanitizer's report is one failed test, and the
- * others go on.  The first CHECK that fails ends it.
+ * A test is a function.  It runs in its own process, so that the library's
+ * variables have their initial values, and so that a deadlock, a crash or a
+ * sanitizer's report is one failed test, and the others go on.  The first
+ * CHECK that fails ends it.
  *
  * A program prints one line for each test and returns 1 if one failed.
  * In the environment:
@@ -42,8 +42,8 @@ struct unit_test {
 
 static const char *unit_program, *unit_name;
 
-/* CHECK (condition) or CHECK (condition, "format", ...) for what else is
- * good to know.  Any thread may.
+/* CHECK (condition) or CHECK (condition, "format", ...) to print more.  Any
+ * thread may use it.
  */
 #define CHECK(condition, ...)                                           \
   do {                                                                  \
@@ -91,7 +91,7 @@ unit_run (const struct unit_test *test, unsigned timeout)
     return false;
   }
   if (pid == 0) {
-    /* Nothing in a test waits for time: what is late hangs. */
+    /* No test waits for time: what is late hangs. */
     alarm (timeout);
     test->run ();
     exit (EXIT_SUCCESS);        /* a sanitizer looks for leaks here */
@@ -114,7 +114,7 @@ unit_run (const struct unit_test *test, unsigned timeout)
   return WIFEXITED (status) && WEXITSTATUS (status) == EXIT_SUCCESS;
 }
 
-/* Run TESTS, whose last one has no name. */
+/* Run TESTS.  The last one has no name. */
 static int
 unit_main (const char *program, const struct unit_test *tests)
 {
