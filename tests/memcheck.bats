@@ -181,7 +181,7 @@ def held():
     blocks = 0
     for record in re.split(r"(?=\b[\d,]+ bytes in )", told)[1:]:
         frames = [l for l in record.split("\n")[1:]
-                  if not re.search(r"vgpreload|libc\.so|str\w*dup", l)]
+                  if not re.search(r"vgpreload|vg_replace|libc\.so|str\w*dup", l)]
         if "libmcshim.so" in "".join(frames[:1]):
             blocks += int(re.search(r" in ([\d,]+) blocks", record)[1]
                           .replace(",", ""))
