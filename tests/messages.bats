@@ -77,11 +77,12 @@ while True: print(s.recv(4096).decode(), flush=True)" > syslog 2>&1 &
 
 @test "the line goes where nbdkit's errors go: --log, and the background" {
   local line='mcshim [0-9.]*: wbcache: '
-  in_syslog env LD_PRELOAD="$shim_so" nbdkit -U - --log=syslog "$wbcache" \
+  local preload=${test_preload:+$test_preload:}$shim_so
+  in_syslog env LD_PRELOAD="$preload" nbdkit -U - --log=syslog "$wbcache" \
     --run 'nbdinfo --size "$uri"' 2>err
   has "$line" syslog
   lacks mcshim err
-  in_syslog env LD_PRELOAD="$shim_so" nbdkit -U - --log null "$wbcache" \
+  in_syslog env LD_PRELOAD="$preload" nbdkit -U - --log null "$wbcache" \
     --run 'nbdinfo --size "$uri"' 2>err
   lacks mcshim syslog
   lacks mcshim err
@@ -91,7 +92,7 @@ while True: print(s.recv(4096).decode(), flush=True)" > syslog 2>&1 &
     nbdinfo --size "$uri"
     kill "$(cat pid)"
     while kill -0 "$(cat pid)" 2>/dev/null; do sleep 0.02; done' \
-    sh "$wbcache" "$shim_so" 2>err
+    sh "$wbcache" "$preload" 2>err
   has "^${line}auto, settled" err
   has "${line}emulate" syslog
   lacks "${line}emulate" err
