@@ -309,7 +309,7 @@ shim_get_ready (void)
     say_mode (words);
   }
   if (!HAS_AFTER_FORK && stays_in_process ())
-    start_statistics ();
+    statsfile_begin (&policy, plugin.name, thread_model_name ());
   return plugin.get_ready ? plugin.get_ready () : 0;
 }
 

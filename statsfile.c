@@ -387,14 +387,15 @@ start_thread (void)
   return -1;
 }
 
-void
-statsfile_start (const struct policy *policy, const char *plugin,
-                 const char *thread_model)
+/* Settle what the file is called, and what it says of the server.  Returns
+ * false if there is none, or no memory.
+ */
+static bool
+prepare (const struct policy *policy, const char *plugin,
+         const char *thread_model)
 {
-  static atomic_flag started = ATOMIC_FLAG_INIT;
-
-  if (policy->stats_file == NULL || atomic_flag_test_and_set (&started))
-    return;
+  if (policy->stats_file == NULL || shown != NULL)
+    return shown != NULL;
   snprintf (labels, sizeof labels, "version=\"%s\",plugin=\"%.64s\","
             "mode=\"%s\",level=\"%s\",thread_model=\"%s\"", MCSHIM_VERSION,
             plugin, mode_name (policy->mode), level_name (policy->level),
@@ -403,7 +404,28 @@ statsfile_start (const struct policy *policy, const char *plugin,
   shown = path ? strdup (path) : NULL;
   if (shown != NULL)
     one_line (shown);
-  if (shown == NULL || start_thread () == -1)
+  return shown != NULL;
+}
+
+void
+statsfile_begin (const struct policy *policy, const char *plugin,
+                 const char *thread_model)
+{
+  static const struct statistics none;
+
+  if (prepare (policy, plugin, thread_model))
+    update (&none, true);
+}
+
+void
+statsfile_start (const struct policy *policy, const char *plugin,
+                 const char *thread_model)
+{
+  static atomic_flag started = ATOMIC_FLAG_INIT;
+
+  if (policy->stats_file == NULL || atomic_flag_test_and_set (&started))
+    return;
+  if (!prepare (policy, plugin, thread_model) || start_thread () == -1)
     nbdkit_error ("mcshim: MCSHIM_STATS_FILE: %s will be written at the end "
                   "only: %m", shown ? shown : "it");
 }

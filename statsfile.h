@@ -17,9 +17,16 @@
  */
 extern int statsfile_take (const struct policy *policy);
 
-/* Write the policy's file, if it names one, and keep it up to date from now
- * on: on a thread, at most once a second, and only if something has changed.
- * Call it after the server's last fork; calling it again is harmless.
+/* Write the policy's file, if it names one, for the first time.  Call it at
+ * most once, in the process that serves.
+ */
+extern void statsfile_begin (const struct policy *policy, const char *plugin,
+                             const char *thread_model);
+
+/* The same unless that was done, and keep the file up to date from now on: on a thread, at most once a second, and only if something has changed.
+ * Call it after the server's last fork, and after it has reopened its standard
+ * input and output: a file that the thread opens meanwhile would take their
+ * place.  Calling it again is harmless.
  */
 extern void statsfile_start (const struct policy *policy, const char *plugin,
                              const char *thread_model);

@@ -263,6 +263,14 @@ taken ()
   assert_equal "$(<"$(<name)")" log
 }
 
+# A file that a thread of the library's opened meanwhile would take the place of
+# /dev/null, and the server would end.
+@test "the file is left alone while the server reopens its standard input" {
+  PRELOAD_AFTER=$plugins/slowstdin.so serve MCSHIM_STATS_FILE="$stats" \
+    "$wbcache"
+  has_sample running 1
+}
+
 @test "a file system that hangs does not hold up the server's end" {
   local end
   HANG=$PWD/hang PRELOAD_AFTER=$plugins/hang.so \
