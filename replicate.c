@@ -307,15 +307,13 @@ flush_handle (struct handle *h, unsigned mine, bool write_back,
      * be dropped, and may put it into another cache of the handle.
      */
     h->seen = seen;
-  else if (covers) {
-    if (h->seen < began)
-      h->seen = began;
-    if (h->seen >= h->owed)
-      unmark (h, OWES);
-  }
+  else if (covers && h->seen < began)
+    h->seen = began;
   /* A flush beside this one may have paid for what this one has put back. */
   if (h->seen < h->owed)
     mark (h, OWES);
+  else
+    unmark (h, OWES);
   if (write_back) {
     /* A handle has seen its own write-back, unless a request inside has
      * fetched older data, and may still put it into the cache.
@@ -622,6 +620,18 @@ dirty_elsewhere (struct group *g)
   return false;
 }
 
+/* Returns 0 or the errno of a flush at close that failed in G's export: once,
+ * for the caller must tell its client.  Needs "lock".
+ */
+static int
+take_close_err (struct group *g)
+{
+  const int err = g->home->close_err;
+
+  g->home->close_err = 0;
+  return err;
+}
+
 /* Run one round for all that wait.  Needs "lock", and lets go of it
  * meanwhile.
  */
@@ -637,8 +647,7 @@ run_round (struct group *g)
   g->running = true;
   LIST_INSERT_HEAD (&running, g, in_running);
   g->round++;
-  g->err = g->home->close_err;
-  g->home->close_err = 0;
+  g->err = take_close_err (g);
   g->replicas = 0;
   g->outstanding = g->writing;
 
@@ -691,6 +700,61 @@ run_round (struct group *g)
   must (pthread_cond_broadcast (&g->round_over));
 }
 
+/* In auto the plugin may advertise multi-conn on some connections only.  One
+ * that has it flushes for the others too, and while a round runs all flushes
+ * are rounds.  Needs "lock".
+ */
+static bool
+needs_round (const struct group *g)
+{
+  return g->replicating > 0 || g->running;
+}
+
+/* A flush of H alone, in a group that needs no round.  Needs "lock", and lets
+ * go of it meanwhile.  Returns false if G needs a round by now, and nothing was
+ * done; otherwise *ERR is 0 or an errno.
+ */
+static bool
+plain_flush (struct group *g, struct handle *h, int *err)
+{
+  const bool whole = policy.level == LEVEL_FAST || h->multi_conn;
+  const bool serialize = thread_model == SERIALIZE_HANDLE;
+  struct handle *h2;
+  bool in_round;
+  int close_err;
+
+  if (policy.level != LEVEL_OFF && write_dirty (g) == NULL &&
+      !g->unflushed && g->writing == 0) {
+    statistics.flushes_skipped_clean++;
+    *err = take_close_err (g);
+    return true;
+  }
+
+  if (serialize) {
+    must (admit (h, 0));
+    if (needs_round (g)) {      /* a member has joined meanwhile */
+      vacate (h);
+      return false;
+    }
+  }
+  close_err = take_close_err (g);
+  if (whole)
+    while ((h2 = write_dirty (g)) != NULL)
+      unmark (h2, WRITE_DIRTY);
+  /* Without multi-conn the flush covers no other connection, and their
+   * later flushes must still go through.
+   */
+  g->unflushed = !whole;
+  *err = flush_handle (h, serialize, true, &in_round);
+  if (*err != 0)
+    mark (h, WRITE_DIRTY);
+  if (serialize)
+    vacate (h);
+  if (close_err != 0)
+    *err = close_err;
+  return true;
+}
+
 /* Have a round run for ME.  Needs "lock", and lets go of it meanwhile. */
 static void
 await_round (struct group *g, struct waiter *me)
@@ -704,52 +768,6 @@ await_round (struct group *g, struct waiter *me)
       must (pthread_cond_wait (&g->round_over, &lock));
 }
 
-/* A flush of H alone, in a group without a member that replicates.  Needs
- * "lock", and lets go of it meanwhile.  Returns 0 or an errno.
- */
-static int
-plain_flush (struct group *g, struct handle *h, struct waiter *me)
-{
-  const bool whole = policy.level == LEVEL_FAST || h->multi_conn;
-  const bool serialize = thread_model == SERIALIZE_HANDLE;
-  const int close_err = g->close_err;
-  struct handle *h2;
-  bool in_round;
-  int err;
-
-  g->close_err = 0;
-  if (policy.level != LEVEL_OFF && write_dirty (g) == NULL &&
-      !g->unflushed && g->writing == 0) {
-    statistics.flushes_skipped_clean++;
-    return close_err;
-  }
-
-  if (serialize) {
-    must (admit (h, 0));
-    /* A member that needs a round may have joined meanwhile. */
-    if (g->replicating > 0 || g->running) {
-      vacate (h);
-      if (g->close_err == 0)
-        g->close_err = close_err;
-      await_round (g, me);
-      return me->result.err;
-    }
-  }
-  if (whole)
-    while ((h2 = write_dirty (g)) != NULL)
-      unmark (h2, WRITE_DIRTY);
-  /* Without multi-conn the flush covers no other connection, and their
-   * later flushes must still go through.
-   */
-  g->unflushed = !whole;
-  err = flush_handle (h, serialize, true, &in_round);
-  if (err != 0)
-    mark (h, WRITE_DIRTY);
-  if (serialize)
-    vacate (h);
-  return close_err ? close_err : err;
-}
-
 struct flushed
 replicate_flush (struct handle *h)
 {
@@ -758,14 +776,8 @@ replicate_flush (struct handle *h)
   const uint64_t start = now_ns ();
 
   lock_groups ();
-  /* In auto the plugin may advertise multi-conn on some connections only.
-   * One that has it flushes for the others too, and while a round runs all
-   * flushes are rounds.
-   */
-  if (g->replicating > 0 || g->running)
+  if (needs_round (g) || !plain_flush (g, h, &me.result.err))
     await_round (g, &me);
-  else
-    me.result.err = plain_flush (g, h, &me);
   me.result.ns = now_ns () - start;
   latency_add (&statistics.client_flushes, me.result.ns);
   unlock_groups ();
