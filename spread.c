@@ -197,6 +197,18 @@ open_to_others (struct spread *s, bool unflushed)
   announce_change (s);
 }
 
+/* The last step of the request that is alone.  Needs the lock, and lets go of
+ * it meanwhile.  Returns 0 or an errno.
+ */
+static int
+flush_and_open (struct spread *s)
+{
+  const int err = flush_alone (s);
+
+  open_to_others (s, err != 0);
+  return err;
+}
+
 /* Wait until no request is alone, and flush what the last one could not.
  * Needs the lock, and lets go of it meanwhile.  Returns 0 or an errno.
  */
@@ -208,8 +220,7 @@ wait_for_others (struct spread *s)
   while (s->inside & ALONE)
     if (s->unflushed) {
       s->unflushed = false;
-      err = flush_alone (s);
-      open_to_others (s, err != 0);
+      err = flush_and_open (s);
       if (err != 0)
         return err;
     }
@@ -262,8 +273,7 @@ spread_alone_end (struct spread *s)
   int err;
 
   must (pthread_mutex_lock (&s->lock));
-  err = flush_alone (s);
-  open_to_others (s, err != 0);
+  err = flush_and_open (s);
   must (pthread_mutex_unlock (&s->lock));
   return err;
 }
