@@ -23,7 +23,8 @@ extern int statsfile_take (const struct policy *policy);
 extern void statsfile_begin (const struct policy *policy, const char *plugin,
                              const char *thread_model);
 
-/* The same unless that was done, and keep the file up to date from now on: on a thread, at most once a second, and only if something has changed.
+/* The same unless that was done, and keep the file up to date from now on: on
+ * a thread, at most once a second, and only if something has changed.
  * Call it after the server's last fork, and after it has reopened its standard
  * input and output: a file that the thread opens meanwhile would take their
  * place.  Calling it again is harmless.

@@ -50,6 +50,13 @@ def forget():
 def letters(n):
     return bytes(65 + i % 26 for i in range(n))
 
+def filled():
+    """A connection that has written to each of four handles."""
+    h = conn()
+    for i in range(4):
+        h.pwrite(b"old", stripe(i))
+    return h
+
 def read(h, offset, count=3):
     return h.aio_pread(nbd.Buffer(count), offset)
 
@@ -464,9 +471,7 @@ EOT
 @test "a long zero is alone: it waits for what is inside, and the others for it" {
   start
   ask <<'EOT'
-h = conn()
-for i in range(4):
-    h.pwrite(b"old", stripe(i))
+h = filled()
 control("block-write @4096", "block-zero @0")
 hung = write(h, stripe(1))
 wait_log("1 write", 2)
@@ -491,9 +496,7 @@ EOT
 @test "a long zero fails with a flush before it or after it, and the next goes well" {
   start
   ask <<'EOT'
-h = conn()
-for i in range(4):
-    h.pwrite(b"old", stripe(i))
+h = filled()
 control("fail-flush-once 1 ENOSPC")
 fails(errno.ENOSPC, h.zero, 20 * 4096, 0)
 expect(handles("zero"), [])
@@ -513,9 +516,7 @@ EOT
 @test "a long zero whose flush fails: no write before one that succeeds" {
   start
   ask <<'EOT'
-h = conn()
-for i in range(4):
-    h.pwrite(b"old", stripe(i))
+h = filled()
 h.flush()
 control("fail-flush 0 EPERM")
 fails(errno.EPERM, h.zero, 20 * 4096, 0)
@@ -535,9 +536,7 @@ EOT
 @test "a long zero that fails is flushed all the same, and its own error told" {
   start
   ask <<'EOT'
-h = conn()
-for i in range(4):
-    h.pwrite(b"old", stripe(i))
+h = filled()
 control("fail-zero-once 0 ENOSPC")
 fails(errno.ENOSPC, h.zero, 20 * 4096, 0)
 expect(bytes(h.pread(3, 0)), b"old")

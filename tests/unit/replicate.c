@@ -981,17 +981,26 @@ test_turn_of_none (void)
   end ();
 }
 
+/* A replica of B has failed: it keeps its old copies, and it is the turn of a
+ * request.
+ */
+static void
+fail_replica (struct conn *a, struct conn *b)
+{
+  CHECK (do_read (b, a->cell) == 0);
+  do_write (a, 1);
+  b->flush_err = EIO;
+  CHECK (flush (a) == EIO);
+  b->flush_err = 0;
+}
+
 /* B gets dirty, owes a flush, and has a request's turn. */
 static void
 make_dirty_in_debt (struct conn *a, struct conn *b)
 {
   struct actor *w;
 
-  do_read (b, 0);
-  do_write (a, 1);
-  b->flush_err = EIO;           /* of a replica */
-  CHECK (flush (a) == EIO);
-  b->flush_err = 0;
+  fail_replica (a, b);
   gate_shut (&b->requests);
   w = start (WRITE, b, 2);
   do_write (a, 2);
@@ -3335,11 +3344,7 @@ wait_in_debt (struct conn *a, struct conn *b)
 {
   struct actor *w, *r;
 
-  do_read (b, a->cell);
-  do_write (a, 1);
-  b->flush_err = EIO;           /* it is a request's turn, and READ_MARKED */
-  CHECK (flush (a) == EIO);
-  b->flush_err = 0;
+  fail_replica (a, b);
   gate_shut (&b->requests);
   w = start (WRITE, b, 2);
   CHECK (request_begin (&b->h) == 0); /* one more is inside */
