@@ -262,8 +262,9 @@ def ask(offset):
 for i, late in enumerate([read, ask]):
     offset = 512 * i
     control("block-fill @%d" % offset)
+    fills = logged("0 fill")
     cookie = late(offset)
-    wait_log("0 fill", i + 1)
+    wait_log("0 fill", fills + 1)
     h.pwrite(b"new", offset)
     h.flush()
     expect(held(h, cookie), True)

@@ -169,6 +169,8 @@ def logged(line):
 def wait_log(line, times=1):
     wait_for('"%s" in the plugin\'s log' % line,
              lambda: logged(line) >= times)
+    # More of them mean that it did not wait for the one that was meant.
+    expect(logged(line), times)
 
 
 def flushes():
