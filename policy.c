@@ -477,7 +477,7 @@ policy_resolve (const struct policy *p, const struct traits *t)
     break;
   }
 
-  if (t->handles > 1 && r.verdict != PLUGIN_READ_ONLY)
+  if (t->handles > 1 && t->can_flush)
     r.replicate = true;
 
   if (t->connections_serialized)
