@@ -53,6 +53,53 @@ expect(bytes(h.pread(4, 0)), b"next")
 EOT
 }
 
+# several [MCSHIM_X=VALUE...] COMMAND...: serves it with several handles.  Many
+# requests on one connection use as many of these as happen to be busy.
+several ()
+{
+  serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=64K MCSHIM_STATS_FILE="$stats" "$@"
+  has 'handles 4$' "$server_err"
+}
+
+# copies_out: the image comes back.
+copies_out ()
+{
+  nbdcopy --connections=1 --requests=16 --request-size=65536 "$uri" copy
+  stop_server
+  cmp image copy
+  counted handle_opens_failed_total 0 plugin_flush_seconds_count 0
+}
+
+@test "split, with several handles: reads" {
+  head -c 3M /dev/urandom > image
+  split -b 1M image part.
+  several -r split part.a[abc]
+  copies_out
+}
+
+# It has no flush, and so none is called when the connection closes.  One file:
+# this plugin itself writes in the wrong place in the others.
+@test "split, with several handles: writes" {
+  head -c 3M /dev/urandom > image
+  local mode
+  for mode in auto plugin disable unsafe; do
+    rm -f part copy
+    truncate -s 3M part
+    several MCSHIM_MODE=$mode split part
+    nbdcopy --connections=1 --requests=16 --request-size=65536 image "$uri"
+    copies_out
+    cmp image part
+  done
+}
+
+@test "gzip, with several handles" {
+  has_plugin gzip
+  head -c 3M /dev/urandom > image
+  gzip --keep image
+  several -r gzip image.gz
+  copies_out
+}
+
 @test "sh" {
   truncate -s 64K image
   in_file "$PWD/image"
