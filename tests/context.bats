@@ -118,18 +118,29 @@ expect_answers("0 name=a")
 EOT
 }
 
-@test "whether its own connection has TLS" {
+# start_tls [MCSHIM_X=VALUE...]: for clients with TLS, and without.
+start_tls ()
+{
   nbdkit --dump-config | grep -qx tls=yes ||
     skip "this nbdkit has no TLS"
   echo qemu:0123456789abcdef0123456789abcdef > psk
-  start name --tls=on --tls-psk=psk
-  ask <<'EOT'
+  start name "$@" --tls=on --tls-psk=psk
+}
+
+with_tls=$(cat <<'EOT'
 h = nbd.NBD()
 h.set_tls(nbd.TLS_REQUIRE)
 h.set_tls_psk_file("psk")
 h.set_tls_username("qemu")
+h.set_export_name("a")
 h.connect_unix(sock)
 plain = bound("b")
+EOT
+)
+
+@test "whether its own connection has TLS" {
+  start_tls
+  { echo "$with_tls"; cat; } <<'EOT' | ask
 h.pwrite(b"x", 0)
 plain.flush()
 expect_answers("0 tls=1")
@@ -137,6 +148,18 @@ reset()
 plain.pwrite(b"x", 0)
 h.flush()
 expect_answers("1 tls=0")
+EOT
+}
+
+@test "a further handle has its connection's name and TLS" {
+  start_tls MCSHIM_HANDLES=2 MCSHIM_STRIPE=4K
+  { echo "$with_tls"; cat; } <<'EOT' | ask
+for c in h, plain:
+    c.pwrite(b"x", 0)
+    c.pwrite(b"x", 4096)        # Handle 2 is the first one's, and 3.
+plain.flush()
+expect_answers("0 name=a tls=1", "1 name=b tls=0",
+               "2 name=a tls=1", "3 name=b tls=0")
 EOT
 }
 
