@@ -473,6 +473,12 @@ run (void)
     *import++ = "nbdkit_nanosleep";
   context_init ();
   tests[test].run ();
+
+  /* To look for leaks takes a sanitizer longer than all the rest: it does so
+   * for the oldest and the newest server.
+   */
+  if (strcmp (server->name, "1.10") != 0 && strcmp (server->name, "1.48") != 0)
+    _exit (EXIT_SUCCESS);
 }
 
 int
