@@ -20,12 +20,17 @@
  * cell's values only grow, and there is one write of a cell at a time, as two
  * at once have no order.  At the end the connection closes.
  *
+ * With FAULTS so many flushes fail, in a client's flush or beside a long zero,
+ * before anything is written back.  A request whose owed flush fails tries it
+ * again here.
+ *
  * Assertions:
  *   Own       a read that begins after the reply to a write returns that
  *             value, or a newer one, without any flush
  *   Durable   when a flush returns, the disk has each value whose write had
  *             its reply before the flush was entered
- *   Order     when all is closed the disk has the last value
+ *   Order     when all is closed the disk has the last value, or what a request
+ *             that failed may have left
  *   Overlap   at SERIALIZE_REQUESTS one callback at a time runs on a handle
  *
  * Words that take something away:
@@ -34,6 +39,7 @@
  *   LONG_BESIDE      a long zero is not alone
  *   NO_FLUSH_BEFORE  others' writes are not written back before it
  *   NO_FLUSH_AFTER   it is not written back, nor older copies dropped, after it
+ *   NO_UNFLUSHED     others are let in although that flush has failed
  *   ONE_FLUSHED      a flush goes only to the first handle
  *   ONE_CLOSED       so does the flush at close
  *   NO_EXCLUSION     at SERIALIZE_REQUESTS the library relies on the server's
@@ -64,9 +70,12 @@
 #ifndef LONGS
 #define LONGS 1
 #endif
+#ifndef FAULTS
+#define FAULTS 0
+#endif
 
 byte writes = WRITES, neighbours = NEIGHBOURS, reads = READS;
-byte flushes = FLUSHES, longs = LONGS;
+byte flushes = FLUSHES, longs = LONGS, faults = FAULTS;
 
 typedef block {
   bool valid, dirty, flushing;
@@ -85,10 +94,12 @@ handle h[2];
 byte disk[2];
 byte written;                   /* write-backs that have ended */
 bool round;                     /* one runs */
+byte begins;                    /* with this handle, if it may fail */
 
 /* The gate: pieces that are inside, and the request that is alone. */
 byte pieces;
 bool alone;
+bool unflushed;                 /* nobody is alone, but it needs a flush */
 
 /* What is remembered for the assertions. */
 byte newest[2], replied[2];
@@ -124,6 +135,10 @@ inline plugin_flush (i, mine)
 {
   atomic {
     began = written;
+    if
+    :: faults > 0 -> faults--; fails = true
+    :: fails = false
+    fi;
     covers = (h[i].count == mine);
     was_dirty = h[i].write_dirty;
     h[i].write_dirty = false;
@@ -142,23 +157,29 @@ inline plugin_flush (i, mine)
     do
     :: r < 2 ->
        if
-       :: h[i].at[r].flushing -> disk[r] = h[i].at[r].value
+       :: fails ->
+          h[i].at[r].dirty = (h[i].at[r].dirty || h[i].at[r].flushing)
+       :: !fails && h[i].at[r].flushing -> disk[r] = h[i].at[r].value
        :: else
        fi;
        h[i].at[r].flushing = false;
-       h[i].at[r].valid = h[i].at[r].dirty;
+       h[i].at[r].valid = (h[i].at[r].dirty || fails && h[i].at[r].valid);
        r++
     :: else -> break
     od;
     leave (i);
     if
-    :: covers ->
+    :: fails ->
+       h[i].write_dirty = (h[i].write_dirty || was_dirty);
+       h[i].read_marked = true;
+       failed = true
+    :: !fails && covers ->
        h[i].seen = (h[i].seen < began -> began : h[i].seen);
        h[i].owes = false
     :: else
     fi;
     if
-    :: was_dirty ->
+    :: !fails && was_dirty ->
        if
        :: covers && h[i].seen == written -> h[i].seen++
        :: else
@@ -166,17 +187,28 @@ inline plugin_flush (i, mine)
        written++
     :: else
     fi;
-    began = 0; covers = false; was_dirty = false; r = 0
+    began = 0; covers = false; was_dirty = false; fails = false; r = 0
   }
 }
 
-/* Both phases, on this thread. */
+/* Both phases, on this thread.  The handles come in either order where that
+ * matters.
+ */
+#define nth(j) (begins ^ (j))
+
 inline replicate ()
 {
-  atomic { !round -> round = true };
+  atomic {
+    !round -> round = true;
+    failed = false;
+    if
+    :: begins = 0
+    :: FAULTS > 0 -> begins = 1
+    fi
+  };
   j = 0;
   do
-  :: j < 2 && h[j].write_dirty ->
+  :: j < 2 && h[nth (j)].write_dirty ->
 #ifdef ONE_FLUSHED
      if
      :: j > 0 -> break
@@ -185,13 +217,13 @@ inline replicate ()
 #endif
      if
      :: serialize ->
-        atomic { free (j) -> h[j].count++ };
-        plugin_flush (j, 1);
-        h[j].count--
-     :: else -> plugin_flush (j, 0)
+        atomic { free (nth (j)) -> h[nth (j)].count++ };
+        plugin_flush (nth (j), 1);
+        h[nth (j)].count--
+     :: else -> plugin_flush (nth (j), 0)
      fi;
      j++
-  :: j < 2 && !h[j].write_dirty -> j++
+  :: j < 2 && !h[nth (j)].write_dirty -> j++
   :: j == 2 -> break
   od;
   j = 0;
@@ -199,15 +231,15 @@ inline replicate ()
   :: j < 2 ->
      atomic {
        if
-       :: h[j].read_marked && h[j].seen != written && h[j].count == 0 ->
-          h[j].count++; k = 1
-       :: h[j].read_marked && h[j].seen != written && h[j].count > 0 ->
-          h[j].owes = true; k = 0
+       :: h[nth (j)].read_marked && h[nth (j)].seen != written && h[nth (j)].count == 0 ->
+          h[nth (j)].count++; k = 1
+       :: h[nth (j)].read_marked && h[nth (j)].seen != written && h[nth (j)].count > 0 ->
+          h[nth (j)].owes = true; k = 0
        :: else -> k = 0
        fi
      }
      if
-     :: k == 1 -> plugin_flush (j, 1); h[j].count--
+     :: k == 1 -> plugin_flush (nth (j), 1); h[nth (j)].count--
      :: else
      fi;
      j++
@@ -283,6 +315,25 @@ inline call (i, range)
   }
 }
 
+/* Wait until no request is alone, and count N more pieces or be ALONE_NEXT.
+ * What the last one could not flush is flushed first; if that fails, the
+ * request is refused.
+ */
+inline wait_for_others (n, alone_next)
+{
+  do
+  :: atomic { !alone -> pieces = pieces + n; alone = alone_next }; break
+  :: atomic { unflushed -> unflushed = false };
+     replicate ();
+     atomic {
+       if
+       :: failed -> unflushed = true; refused = true; break
+       :: else -> alone = false
+       fi
+     }
+  od
+}
+
 /* The piece of a request on RANGE. */
 inline choose (range)
 {
@@ -299,8 +350,12 @@ inline choose (range)
 inline piece (range)
 {
 #ifndef LONG_BESIDE
-  atomic { !alone -> pieces++ };
+  wait_for_others (1, false);
 #endif
+  if
+  :: refused -> break
+  :: else
+  fi;
   choose (range);
   begin_piece (i);
   call (i, range);
@@ -328,7 +383,7 @@ inline reply ()
   r = first;
   do
   :: r <= last ->
-     replied[r] = value[r];
+     replied[r] = (refused -> replied[r] : value[r]);
      writing[r] = false;
      r++
   :: else -> break
@@ -339,13 +394,15 @@ inline reply ()
 inline clear ()
 {
   value[0] = 0; value[1] = 0;
-  first = 0; last = 0; i = 0; r = 0;
+  first = 0; last = 0; at = 0; i = 0; r = 0;
+  refused = false; failed = false;
   op = WRITE
 }
 
-/* As it comes, or split. */
+/* Split, or as it comes. */
 inline request ()
 {
+  at = first;
 #ifdef NO_SPLIT
   if
   :: first < last ->
@@ -354,27 +411,19 @@ inline request ()
      call (0, 0);
      call (0, 1);
      end_piece (0, op != READ);
-     pieces--
-  :: else -> piece (first)
-  fi
-#else
-  piece (first);
-  if
-  :: first < last -> piece (last)
+     pieces--;
+     at = last + 1
   :: else
-  fi
+  fi;
 #endif
+  do
+  :: at <= last -> piece (at); at++
+  :: else -> break
+  od
 }
 
-inline long_zero ()
+inline zero_on_first ()
 {
-#ifndef LONG_BESIDE
-  atomic { !alone -> alone = true };
-  pieces == 0;
-#endif
-#ifndef NO_FLUSH_BEFORE
-  replicate ();
-#endif
   begin_piece (0);
   atomic { enter (0) };
   atomic {
@@ -389,56 +438,86 @@ inline long_zero ()
     od;
     leave (0)
   };
-  end_piece (0, true);
-#ifndef NO_FLUSH_AFTER
-  replicate ();
+  end_piece (0, true)
+}
+
+inline long_zero ()
+{
+#ifndef LONG_BESIDE
+  wait_for_others (0, true);
 #endif
-  alone = false
+  if
+  :: refused
+  :: else ->
+     pieces == 0;
+#ifndef NO_FLUSH_BEFORE
+     replicate ();
+#endif
+     if
+     :: failed -> refused = true; alone = false
+     :: else ->
+        zero_on_first ();
+#ifndef NO_FLUSH_AFTER
+        replicate ();
+#endif
+        atomic {
+          refused = failed;
+#ifndef NO_UNFLUSHED
+          unflushed = failed;
+#endif
+          alone = unflushed
+        }
+     fi
+  fi
 }
 
 proctype client ()
 {
-  byte value[2], want[2], fetched, began, i, j, k, r, first, last;
-  bool covers, was_dirty, missed;
+  byte value[2], want[2], fetched, began, i, j, k, r, first, last, at;
+  bool covers, was_dirty, missed, fails, failed, refused;
   mtype op;
 
   do
-  :: atomic {
-       writes > 0 && !(writing[0] && writing[1]) -> writes--;
-       op = WRITE;
+  :: if
+     :: atomic {
+          writes > 0 && !(writing[0] && writing[1]) -> writes--;
+          op = WRITE;
+          if
+          :: !writing[0] -> first = 0; last = 0
+          :: !writing[1] -> first = 1; last = 1
+          :: !writing[0] && !writing[1] -> first = 0; last = 1
+          fi;
+          new_values ()
+        }
+     :: atomic {
+          neighbours > 0 -> neighbours--;
+          op = NEIGHBOUR;
+          if
+          :: first = 0
+          :: first = 1
+          fi;
+          last = first
+        }
+     :: atomic {
+          reads > 0 -> reads--;
+          op = READ;
+          value[0] = replied[0];
+          value[1] = replied[1];
+          if
+          :: first = 0; last = 0
+          :: first = 1; last = 1
+          :: first = 0; last = 1
+          fi
+        }
+     fi;
+     request ();
+     atomic {
        if
-       :: !writing[0] -> first = 0; last = 0
-       :: !writing[1] -> first = 1; last = 1
-       :: !writing[0] && !writing[1] -> first = 0; last = 1
+       :: op == WRITE -> reply ()
+       :: else
        fi;
-       new_values ()
-     };
-     request ();
-     atomic { reply (); clear () }
-  :: atomic {
-       neighbours > 0 -> neighbours--;
-       op = NEIGHBOUR;
-       if
-       :: first = 0
-       :: first = 1
-       fi;
-       last = first
-     };
-     request ();
-     atomic { clear () }
-  :: atomic {
-       reads > 0 -> reads--;
-       op = READ;
-       value[0] = replied[0];
-       value[1] = replied[1];
-       if
-       :: first = 0; last = 0
-       :: first = 1; last = 1
-       :: first = 0; last = 1
-       fi
-     };
-     request ();
-     atomic { clear () }
+       clear ()
+     }
   :: atomic {
        flushes > 0 -> flushes--;
        want[0] = replied[0];
@@ -446,8 +525,8 @@ proctype client ()
      };
      replicate ();
      atomic {
-       assert (Durable || (disk[0] >= want[0] && disk[1] >= want[1]));
-       want[0] = 0; want[1] = 0
+       assert (Durable || failed || (disk[0] >= want[0] && disk[1] >= want[1]));
+       want[0] = 0; want[1] = 0; failed = false
      }
   :: atomic {
        longs > 0 && !writing[0] && !writing[1] -> longs--;
@@ -467,9 +546,9 @@ proctype client ()
 proctype server ()
 {
   byte began, j, r;
-  bool covers, was_dirty;
+  bool covers, was_dirty, fails, failed;
 
-  ended == CLIENTS;
+  atomic { ended == CLIENTS -> faults = 0 };
   j = 0;
   do
   :: j < 2 ->
@@ -486,7 +565,7 @@ proctype server ()
      j++
   :: else -> break
   od;
-  assert (Order || (disk[0] == newest[0] && disk[1] == newest[1]))
+  assert (Order || (disk[0] >= replied[0] && disk[1] >= replied[1]))
 }
 
 init {
