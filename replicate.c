@@ -96,6 +96,9 @@ struct group {
   unsigned replicating;         /* members whose mode is emulate */
   uint64_t written;             /* write-backs that have ended */
   unsigned writing;             /* those that have begun and not ended */
+  uint64_t own, others;         /* with a home, which counts those of all:
+                                 * those of this group, and of the others
+                                 * as of its last round */
 
   /* Of the home only. */
   bool unflushed;               /* holds writes that no handle's mark shows */
@@ -267,6 +270,17 @@ call_help (struct group *g, unsigned mine)
   helpers_call (n);
 }
 
+/* A write-back of G has ended.  Needs "lock". */
+static void
+wrote_back (struct group *g)
+{
+  g->written++;
+  if (g->home != g) {
+    g->own++;
+    g->home->written++;
+  }
+}
+
 /* Flush H.  MINE is 1 if the caller has the handle, and is counted inside
  * it, and 0 if requests may go on.  WRITE_BACK: count the flush as one even
  * if H is not WRITE_DIRTY.  Needs "lock", and lets go of it meanwhile.
@@ -320,7 +334,7 @@ flush_handle (struct handle *h, unsigned mine, bool write_back,
      */
     if (err == 0 && covers && h->seen == g->written)
       h->seen++;
-    g->written++;
+    wrote_back (g);
   }
 
   /* A round that counted this flush can't have ended. */
@@ -620,6 +634,19 @@ dirty_elsewhere (struct group *g)
   return false;
 }
 
+/* True if another connection to G's export has written since G's last round:
+ * a flush also makes that visible, and there is no replica from there.  Needs
+ * "lock".
+ */
+static bool
+others_wrote (struct group *g)
+{
+  const uint64_t before = g->others;
+
+  g->others = g->home->written - g->own;
+  return g->others != before || dirty_elsewhere (g);
+}
+
 /* Returns 0 or the errno of a flush at close that failed in G's export: once,
  * for the caller must tell its client.  Needs "lock".
  */
@@ -647,7 +674,10 @@ run_round (struct group *g)
   g->running = true;
   LIST_INSERT_HEAD (&running, g, in_running);
   g->round++;
-  g->err = take_close_err (g);
+  g->err = 0;
+  for (w = batch; w != NULL && g->err == 0; w = w->next)
+    if (w->client)
+      g->err = take_close_err (g);
   g->replicas = 0;
   g->outstanding = g->writing;
 
@@ -668,7 +698,9 @@ run_round (struct group *g)
     if (h->replica == NO_REPLICA)
       queue_replica (g, h);
   }
-  if (policy.level == LEVEL_OFF)
+  if (policy.level == LEVEL_OFF ||
+      (policy.level == LEVEL_CONNECTION && g->home != g &&
+       !batch->handle->multi_conn && others_wrote (g)))
     g->written++;               /* so that nobody has seen it */
   run_phase (g);
   if (unflushed && h->failed == g->round)
@@ -932,6 +964,7 @@ handle_opens_apart (struct handle *h, const char *name)
     g = new_group (APART, NULL);
     if (g != NULL) {
       g->home = home;
+      g->others = home->written;
       g->members = 1;
       prepare (h, g);
     }
@@ -1040,7 +1073,7 @@ handle_leaves (struct handle *h)
       err = flush_at_close (g, h);
     else {
       /* The plugin may write them back as it closes. */
-      g->written++;
+      wrote_back (g);
       g->home->unflushed |= !h->resolution.replicate || g->home != g;
     }
   }

@@ -3082,6 +3082,50 @@ test_apart_flushes_at_once (void)
   end ();
 }
 
+/* What another has written and flushed is visible after a connection's own
+ * flush, as if the plugin had been flushed on its one handle.
+ */
+static void
+test_apart_sees_others (void)
+{
+  struct conn *a, *b, *d;
+
+  begin (LEVEL_CONNECTION);
+  a = opened_apart (NULL);
+  b = opened_apart (NULL);
+  d = opened_beside (a);
+  do_read (a, b->cell);
+  do_read (d, b->cell);
+  do_write (b, 1);
+  CHECK (flush (a) == 0, "one that has not been flushed may be visible");
+  CHECK (a->nr_flushes == 1 && d->nr_flushes == 1);
+  do_read (a, b->cell);
+  do_read (d, b->cell);
+  CHECK (flush (b) == 0);
+  a->flush_err = EPERM;
+  CHECK (flush (a) == EPERM);
+  a->flush_err = 0;
+  CHECK (flush (a) == 0);
+  CHECK (do_read (a, b->cell) == 1 && do_read (d, b->cell) == 1);
+  CHECK (flush (a) == 0);
+  CHECK (a->nr_flushes == 3 && d->nr_flushes == 2, "only once for each");
+
+  /* Its own do not count, and what closes does. */
+  do_write (a, 1);
+  CHECK (flush (a) == 0);
+  CHECK (flush (a) == 0);
+  CHECK (a->nr_flushes == 4 && d->nr_flushes == 3);
+  do_read (a, b->cell);
+  do_write (b, 2);
+  CHECK (do_close (b) == 0);
+  CHECK (flush (a) == 0);
+  CHECK (do_read (a, b->cell) == 2);
+  CHECK (do_close (opened_apart (NULL)) == 0);
+  b = opened_apart (NULL);
+  CHECK (flush (b) == 0 && b->nr_flushes == 0, "it has come later");
+  end ();
+}
+
 /* What it leaves behind is for the next of the name. */
 static void
 test_apart_leaves_behind (void)
@@ -3161,6 +3205,14 @@ test_between (void)
   a->flush_err = 0;
   CHECK (replicate_between (&b->h) == 0);
   CHECK (disk[a->cell] == 2);
+
+  /* An error at close is for a client's flush. */
+  do_write (a, 3);
+  a->flush_err = EPERM;
+  CHECK (do_close (a) == EPERM);
+  CHECK (replicate_between (&b->h) == 0);
+  CHECK (flush (b) == EPERM);
+  CHECK (flush (b) == 0);
   end ();
 }
 
@@ -3528,6 +3580,8 @@ static const struct unit_test in_two[] = {
   { "a connection that is a group of its own", test_apart },
   { "groups of their own do not wait for each other",
     test_apart_flushes_at_once },
+  { "a connection of its own sees what others have flushed",
+    test_apart_sees_others },
   { "what a group of its own leaves behind", test_apart_leaves_behind },
   { "groups of their own, with the flag", test_apart_with_flag },
   { "no memory for a group of its own", test_apart_gives_up },
