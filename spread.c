@@ -158,6 +158,17 @@ spread_take_any (struct spread *s, uint64_t offset)
   return h;
 }
 
+unsigned
+spread_count (struct spread *s)
+{
+  unsigned nr;
+
+  must (pthread_mutex_lock (&s->lock));
+  nr = s->nr;
+  must (pthread_mutex_unlock (&s->lock));
+  return nr;
+}
+
 /* A thread may wait for what the caller has changed. */
 void
 spread_signal (struct spread *s)

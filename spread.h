@@ -97,6 +97,9 @@ extern void spread_free (struct spread *s);
 extern int spread_alone_begin (struct spread *s);
 extern int spread_alone_end (struct spread *s);
 
+/* How many handles there are, each that a request has used among them. */
+extern unsigned spread_count (struct spread *s);
+
 /* All handles, by number from 0.  No request may be under way. */
 static inline struct handle *
 spread_handle (const struct spread *s, unsigned number)

@@ -252,6 +252,19 @@ EOT
   ends_well
 }
 
+@test "a handle does not answer for the extents of others' ranges" {
+  disk thread_model='echo serialize_requests' can_extents='exit 0' \
+    extents='echo 0 1M hole,zero'
+  serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
+  client <<'EOT'
+h = conn()
+for count in 512, 4096, 5000:
+    got = []
+    h.block_status(count, 0, lambda m, o, e, err: got.extend(e))
+    expect(sum(got[::2]), count)
+EOT
+}
+
 @test "only reading: any idle handle, and a wait when all are busy" {
   export waits=yes
   only_reads
@@ -315,6 +328,26 @@ EOT
     flushes_of $mode "0 2 4" "1 3"
   done
   flushes_of unsafe "0 2 4" "1 3" multiconn=1
+}
+
+@test "plugin, disable, unsafe: and what others have flushed is seen after it" {
+  local mode
+  for mode in plugin disable unsafe; do
+    start MCSHIM_MODE=$mode
+    ask <<'EOT'
+a, b = conn(), conn()
+for i in range(4):
+    expect(bytes(a.pread(3, stripe(i))), bytes(3))
+    b.pwrite(b"new", stripe(i))
+b.flush()
+forget()
+a.flush()
+a.flush()
+expect(sorted(handles("flush")), [0, 2, 4, 6])
+expect([bytes(a.pread(3, stripe(i))) for i in range(4)], [b"new"] * 4)
+EOT
+    ends_well
+  done
 }
 
 @test "auto, where the plugin has multi-conn: those of the group" {
@@ -388,6 +421,40 @@ expect(sorted(handles("flush")), [0, 2, 3])
 expect(bytes(b.pread(10000, 100)), letters(10000))
 EOT
   ends_well
+}
+
+# The server calls it all the same.
+@test "a flush that can_flush denies, for a FUA write: its own connection's" {
+  local flushed
+  disk thread_model='echo serialize_requests' can_flush='exit 3' \
+    can_fua='echo emulate' open="echo >> '$PWD/opens'; wc -l < '$PWD/opens'" \
+    flush="echo \$2 flush >> '$log'"
+  for mode in auto plugin; do
+    rm -f opens
+    : > "$log"
+    serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K MCSHIM_MODE=$mode eval "${disk[@]}"
+    ask <<'EOT'
+h, other = conn(), conn()
+other.pwrite(b"x", 0)
+h.pwrite(b"x", 0)
+h.pwrite(b"x", 4096, nbd.CMD_FLAG_FUA)
+expect(sorted(handles("flush")), [1, 3])
+EOT
+    stop_server
+  done
+
+  # Where the other connection can be flushed, too.
+  disk "can_flush=[ \$2 = 1 ] || exit 3" can_fua='echo emulate' \
+    open="echo >> '$PWD/opens'; wc -l < '$PWD/opens'" \
+    flush="echo \$2 flush >> '$log'"
+  rm -f opens
+  : > "$log"
+  serve eval "${disk[@]}"
+  ask <<'EOT'
+other, h = conn(), conn()
+h.pwrite(b"x", 0, nbd.CMD_FLAG_FUA)
+expect(handles("flush"), [2])
+EOT
 }
 
 @test "a busy handle owes its flush, and nothing waits for it" {
@@ -581,8 +648,7 @@ for point, request in (("write", lambda: h.pwrite(letters(16384), 0)),
                        ("read", lambda: h.pread(16384, 0)),
                        ("zero", lambda: h.zero(16384, 0)),
                        ("trim", lambda: h.trim(16384, 0)),
-                       ("cache", lambda: h.cache(16384, 0)),
-                       ("extents", lambda: h.block_status(16384, 0, lambda *a: None))):
+                       ("cache", lambda: h.cache(16384, 0))):
     forget()
     control("fail-%s 2 ENOSPC" % point)
     fails(errno.ENOSPC, request)
@@ -591,6 +657,50 @@ for point, request in (("write", lambda: h.pwrite(letters(16384), 0)),
     request()
 EOT
   ends_well
+}
+
+@test "what is known of the extents is told, and then the error" {
+  start
+  ask <<'EOT'
+h = conn()
+h.pread(16384, 0)
+def ask():
+    got = []
+    h.block_status(16384, 0, lambda m, o, e, err: got.extend(e))
+    return sum(got[::2])
+control("fail-extents 2 ENOSPC")
+expect(ask(), 8192)
+expect(handles("extents"), [0, 1, 2])
+control("fail-extents 0 ENOSPC")
+fails(errno.ENOSPC, ask)
+EOT
+  ends_well
+}
+
+@test "a part that fails has its own error, not what another has left" {
+  start strayerror=1
+  ask <<'EOT'
+h = conn()
+control("fail-write 0 ENOSPC", "fail-write 1 ENOSPC")
+fails(errno.ENOSPC, h.pwrite, b"x", 0)
+fails(errno.ENOSPC, h.pwrite, b"x", stripe(1))  # It has just been opened.
+h.pwrite(letters(8192), stripe(2))
+control("fail-write 3 ENOSPC", "fail-extents 2 ENOSPC")
+fails(errno.ENOSPC, h.pwrite, letters(8192), stripe(2))
+fails(errno.ENOSPC, h.block_status, 512, stripe(2), lambda *a: None)
+EOT
+  ends_well
+}
+
+@test "a block_size that fails is for the client that asks" {
+  disk thread_model='echo serialize_requests' block_size='echo EIO >&2; exit 1'
+  serve MCSHIM_HANDLES=4 eval "${disk[@]}"
+  client <<'EOT'
+h = nbd.NBD()
+h.set_request_block_size(False)
+h.connect_unix(sock)
+expect(h.get_size(), 1 << 20)
+EOT
 }
 
 @test "a flush that fails on one handle fails, and the next one tries again" {

@@ -42,6 +42,9 @@
  *                   old: without a shim, a connection that flushes while it
  *                   reads needs this to see its own writes
  *
+ * strayerror=1: callbacks that succeed leave an error set, and those that fail
+ * only set errno.
+ *
  * smaller=H: handle H, if that is not 0, has one block less than the others.
  *
  * The plugin still promises: a flush that begins after other handles have
@@ -146,7 +149,8 @@ static char *initial;
 static int model = NBDKIT_THREAD_MODEL_PARALLEL;
 static int multiconn;
 static int fua = NBDKIT_FUA_NONE;
-static int fuaflush, earlydrop, mapcache, refresh, opencopy, ownorder;
+static int fuaflush, earlydrop, mapcache, refresh, opencopy, ownorder,
+  strayerror;
 static unsigned flushdelay, writebackdelay, readdelay, filldelay, writedelay,
   opendelay, closedelay, readahead, failflush, seed, smaller, lateflush,
   together = 1;
@@ -303,6 +307,8 @@ leave (struct handle *h, int r)
 {
   atomic_fetch_sub (&h->busy, 1);
   atomic_fetch_sub (&plugin_busy, 1);
+  if (strayerror && r == 0)
+    nbdkit_set_error (EIO);
   return r;
 }
 
@@ -310,7 +316,9 @@ static int
 told_to_fail (const struct handle *h, const char *name, int err)
 {
   nbdkit_error ("%s of handle %u: told to fail", name, h->number);
-  nbdkit_set_error (err);
+  if (!strayerror)
+    nbdkit_set_error (err);
+  errno = err;
   return -1;
 }
 
@@ -420,7 +428,7 @@ wbcache_config (const char *key, const char *value)
     { "multiconn", &multiconn }, { "fuaflush", &fuaflush },
     { "earlydrop", &earlydrop }, { "mapcache", &mapcache },
     { "refresh", &refresh }, { "opencopy", &opencopy },
-    { "ownorder", &ownorder },
+    { "ownorder", &ownorder }, { "strayerror", &strayerror },
   };
 
   for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; ++i)
@@ -465,7 +473,7 @@ wbcache_config (const char *key, const char *value)
   "earlydrop=BOOL (flush drops clean blocks when it begins)\n"          \
   "mapcache=BOOL failflush=OF-1000 seed=NUMBER smaller=HANDLE\n"        \
   "refresh=BOOL opencopy=BOOL readahead=US ownorder=BOOL\n"             \
-  "together=BLOCKS lateflush=US\n"                                      \
+  "together=BLOCKS lateflush=US strayerror=BOOL\n"                      \
   "flushdelay=US writebackdelay=US (if there is something to write)\n"  \
   "readdelay=US filldelay=US writedelay=US opendelay=US closedelay=US\n" \
   "log=FILE summary=FILE control=FILE"
@@ -1258,6 +1266,7 @@ static struct nbdkit_plugin plugin = {
   .zero              = wbcache_zero,
   .extents           = wbcache_extents,
   .cache             = wbcache_cache,
+  .errno_is_preserved = 1,
 };
 
 NBDKIT_REGISTER_PLUGIN (plugin)
