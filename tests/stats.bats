@@ -268,7 +268,7 @@ taken ()
 @test "the file is left alone while the server reopens its standard input" {
   PRELOAD_AFTER=$plugins/slowstdin.so serve MCSHIM_STATS_FILE="$stats" \
     "$wbcache"
-  has_sample running 1
+  wait_until counts running 1
 }
 
 @test "a file system that hangs does not hold up the server's end" {

@@ -65,7 +65,7 @@ modes      no connection yet"
   run -1 "$launcher" --status "$server_pid"
   assert_output "mcshim: --status: no such nbdkit runs with the library, or it is another user's"
   # A program that starts nbdkit is not one.
-  under_shim sleep 300 3>&- &
+  LD_PRELOAD=$shim_so sleep 300 3>&- &
   run -1 "$launcher" --status $!
   kill $!
 }
