@@ -65,7 +65,7 @@ pace ()
   run -0 --separate-stderr "$mcshim" --try --seconds=100 --connections=4 \
     nbdkit "${disk[@]}"
   assert_line --index 0 \
-    "Reading 512 MiB, read-only (-r), for 300 seconds at most:"
+    "Reading 512 MiB, read-only (-r), for about 300 seconds:"
   assert_line --index 1 "3 steps in 3 rounds, 100 seconds each"
   assert_line --index 2 --regexp \
     '^ +connections  MiB/s   rounds       gain$'

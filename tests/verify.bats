@@ -181,7 +181,7 @@ killed and started again,a new connection read zeroes"$ ]] ||
 @test "--verify: the table" {
   run -0 --separate-stderr "$mcshim" --verify --yes --seconds=1 --seed=7 \
     nbdkit "$wbcache"
-  assert_line --index 0 "Overwriting 1048576 bytes, for 1 seconds or less:"
+  assert_line --index 0 "Overwriting 1048576 bytes, for about 1 seconds:"
   assert_line --index 1 --regexp '^ +multi-conn flag  promise    requests$'
   assert_line --index 2 --regexp '^alone +off +not kept +[0-9]+$'
   assert_line --index 3 --regexp '^mcshim, connection +on +kept +[0-9]+$'
