@@ -425,7 +425,7 @@ EOT
 
 # The server calls it all the same.
 @test "a flush that can_flush denies, for a FUA write: its own connection's" {
-  local flushed
+  local mode
   disk thread_model='echo serialize_requests' can_flush='exit 3' \
     can_fua='echo emulate' open="echo >> '$PWD/opens'; wc -l < '$PWD/opens'" \
     flush="echo \$2 flush >> '$log'"
