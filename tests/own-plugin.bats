@@ -70,7 +70,7 @@ two_clients ()
   # It is written once a second.
   wait_until grep -q '^mcshim_connections_opened_total.*emulate' "$stats"
   eval "$(grep -e --top <<<"$commands") | head -n 3 > lines" < /dev/null
-  sed -n 2p lines | grep ' x emulate$'
+  sed -n 3p lines | grep ' x emulate$'
   stop
   counted plugin_flush_seconds_count 2
 
