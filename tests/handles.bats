@@ -693,8 +693,9 @@ EOT
 }
 
 @test "a block_size that fails is for the client that asks" {
+  # The sh plugin of an old server does not ask for it; eval would not start.
   disk thread_model='echo serialize_requests' block_size='echo EIO >&2; exit 1'
-  serve MCSHIM_HANDLES=4 eval "${disk[@]}"
+  serve MCSHIM_HANDLES=4 sh ./script
   client <<'EOT'
 h = nbd.NBD()
 h.set_request_block_size(False)
