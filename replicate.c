@@ -634,9 +634,9 @@ dirty_elsewhere (struct group *g)
   return false;
 }
 
-/* True if another connection to G's export has written since G's last round:
- * a flush also makes that visible, and there is no replica from there.  Needs
- * "lock".
+/* True if another connection to G's export has written since this was last
+ * asked.  A flush makes that visible too, and no replica comes from there.
+ * Needs "lock".
  */
 static bool
 others_wrote (struct group *g)
