@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,9 +22,6 @@
 
 OLD (dlsym);
 OLD (dladdr);
-
-extern void *__libc_calloc (size_t n, size_t size);
-extern void *__libc_memalign (size_t alignment, size_t size);
 
 static bool
 exhausted (const char *function, void *caller)
@@ -51,18 +49,27 @@ posix_memalign (void **p, size_t alignment, size_t size)
 {
   if (exhausted ("posix_memalign", __builtin_return_address (0)))
     return ENOMEM;
-  *p = __libc_memalign (alignment, size);
+  *p = aligned_alloc (alignment, size);
   return *p ? 0 : ENOMEM;
 }
 
 void *
 calloc (size_t n, size_t size)
 {
+  void *p;
+
   if (exhausted ("calloc", __builtin_return_address (0))) {
     errno = ENOMEM;
     return NULL;
   }
-  return __libc_calloc (n, size);
+  if (__builtin_mul_overflow (n, size, &size))
+    size = SIZE_MAX;
+  p = malloc (size);
+  /* So that the compiler does not make one calloc of these. */
+  __asm__ volatile ("" : "+r" (p));
+  if (p != NULL)
+    memset (p, 0, size);
+  return p;
 }
 
 int
