@@ -231,7 +231,7 @@ check-cross-%:
 # The same with musl in place of glibc, on an nbdkit that is built for it.
 check-musl:
 	scripts/deps musl
-	$(MAKE) --no-print-directory $(clients)
+	$(MAKE) --no-print-directory $(clients) $(checker)
 	$(MAKE) --no-print-directory CC=musl-gcc build=build-musl \
 	  lib=build-musl/libmcshim.so plugin_dir=build-musl/plugins all test-plugins
 	tests/musl
