@@ -911,11 +911,11 @@ add_extents (struct nbdkit_extents *extents,
 {
   const size_t n = nbdkit_extents_count (piece);
   uint32_t covered = 0;
-  struct nbdkit_extent e;
+  struct extent e;
   size_t i;
 
   for (i = 0; i < n && *r != -1; i++) {
-    e = nbdkit_get_extent (piece, i);
+    e = get_extent (piece, i);
     *r = nbdkit_add_extent (extents, e.offset, e.length, e.type);
     covered += e.length;
   }
