@@ -188,10 +188,10 @@ check:
 	tests/run
 
 # The tests that start servers to measure them: they take as long again.
-check-tools:
+check-long:
 	scripts/deps check
 	$(MAKE) --no-print-directory all test-programs
-	tests/run --tools
+	tests/run --long
 
 # The demo and the tests where nothing is installed yet, in bare roots.
 check-fresh:
@@ -307,7 +307,7 @@ check-kernel:
 	tests/kernel-client
 
 # What must pass before a release, the quick ones first.
-release_checks := check check-tools check-compat check-cross check-musl \
+release_checks := check check-long check-compat check-cross check-musl \
   check-upstream check-deb check-rpm check-kernel check-asan check-tsan model \
   mutants bench-quick soak
 release-check:
@@ -367,7 +367,7 @@ clean:
 	rm -f $(plugins) $(clients) $(checker)
 
 .PHONY: all man test-programs test-plugins units unit mutants demo check \
-	check-tools check-fresh check-compat check-cross check-musl \
+	check-long check-fresh check-compat check-cross check-musl \
 	check-upstream \
 	model soak check-asan check-tsan check-deb check-rpm check-kernel deb rpm \
 	bench bench-quick bench-headline plugin-table release-check deps install dist uninstall clean

@@ -22,7 +22,7 @@ consistent ()
   : > "$control"
   serve "${vars[@]}" "$wbcache" summary="$summary" size=2M flushdelay=200 \
     readdelay=50 filldelay=100 writedelay=50 fua=native "${parameters[@]}"
-  run -0 "$checker" --seconds=2 "$@" "$uri"
+  run -0 "$checker" --seconds=1 "$@" "$uri"
   stop_server
   none overlaps after_close foreign_thread
   # A flush that fails at close loses what it should have written back.

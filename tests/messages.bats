@@ -77,17 +77,17 @@ while True: print(s.recv(4096).decode(), flush=True)" > syslog 2>&1 &
 
 @test "the line goes where nbdkit's errors go: --log, and the background" {
   local line='mcshim [0-9.]*: wbcache: '
-  local preload=${test_preload:+$test_preload:}$shim_so
-  in_syslog env LD_PRELOAD="$preload" nbdkit -U - --log=syslog "$wbcache" \
+  local preload=${foreign}LD_PRELOAD=${test_preload:+$test_preload:}$shim_so
+  in_syslog env "$preload" nbdkit -U - --log=syslog "$wbcache" \
     --run 'nbdinfo --size "$uri"' 2>err
   has "$line" syslog
   lacks mcshim err
-  in_syslog env LD_PRELOAD="$preload" nbdkit -U - --log null "$wbcache" \
+  in_syslog env "$preload" nbdkit -U - --log null "$wbcache" \
     --run 'nbdinfo --size "$uri"' 2>err
   lacks mcshim syslog
   lacks mcshim err
   # It is seen until the server goes into the background.
-  in_syslog sh -c 'LD_PRELOAD=$2 nbdkit -U "$sock" -P pid "$1"
+  in_syslog sh -c 'env "$2" nbdkit -U "$sock" -P pid "$1"
     until test -s pid; do sleep 0.02; done
     nbdinfo --size "$uri"
     kill "$(cat pid)"
