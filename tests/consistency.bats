@@ -167,6 +167,13 @@ across=(--connections=1 --block=4096 --stripe=4096 --churn)
   refute_line "errors: 0"
 }
 
+# sees "PATTERN" CHECKER-OPTION...: the checker finds and reports that.
+sees ()
+{
+  run -1 "$checker" "${@:2}" "$uri"
+  assert_line --regexp "^violation: $1"
+}
+
 @test "the checker sees any handle that is given to any write" {
   shim_so=${shim_so%/*}/build/any-handle/libmcshim.so
   [ -e "$shim_so" ] || skip "only where it is built"
@@ -175,13 +182,6 @@ across=(--connections=1 --block=4096 --stripe=4096 --churn)
     sees "stale: " --seconds=5 "${across[@]}" --own-order
     stop_server
   done
-}
-
-# sees "PATTERN" CHECKER-OPTION...: the checker finds and reports that.
-sees ()
-{
-  run -1 "$checker" "${@:2}" "$uri"
-  assert_line --regexp "^violation: $1"
 }
 
 @test "the checker sees what unsafe breaks" {
