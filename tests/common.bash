@@ -218,11 +218,11 @@ has_plugin ()
   fi
 }
 
-# New in nbdkit 1.26.
-has_multi_conn_filter ()
+# has_filter NAME: or the test is skipped.
+has_filter ()
 {
-  nbdkit --dump-plugin --filter=multi-conn null >/dev/null 2>&1 ||
-    skip "this nbdkit has no multi-conn filter"
+  nbdkit --dump-plugin --filter="$1" null >/dev/null 2>&1 ||
+    skip "this nbdkit has no $1 filter"
 }
 
 # With the thread sanitizer's runtime, even without the library, a shell

@@ -45,7 +45,10 @@ EOT
 @test "noparallel" { above noparallel; }
 @test "noparallel, all requests" { above noparallel serialize=all-requests; }
 @test "retry" { above retry; }
-@test "stats" { above stats statsfile="$BATS_TEST_TMPDIR/filter-stats"; }
+@test "stats" {
+  has_filter stats
+  above stats statsfile="$BATS_TEST_TMPDIR/filter-stats"
+}
 @test "log" { above log logfile="$BATS_TEST_TMPDIR/filter-log"; }
 
 @test "fua, force: each write is a flush of what is dirty, no more" {
@@ -83,7 +86,7 @@ EOT
 # flushes makes; 4 if they are replicated once.
 multi_conn_counts ()
 {
-  has_multi_conn_filter
+  has_filter multi-conn
   serve --filter=multi-conn "$wbcache" log="$log" "${@:2}"
   client <<EOT
 h = [conn() for i in range(4)]

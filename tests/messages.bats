@@ -124,7 +124,7 @@ EOT
 }
 
 @test "the multi-conn filter beside us is said once, and another is not" {
-  has_multi_conn_filter
+  has_filter multi-conn
   serve --filter=multi-conn "$wbcache"
   client <<<'h = [conn() for i in range(2)]'
   stop_server

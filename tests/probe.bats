@@ -94,7 +94,7 @@ EOT
 }
 
 @test "predictions: the multi-conn filter" {
-  has_multi_conn_filter
+  has_filter multi-conn
   true_for --filter=multi-conn "$wbcache"
   true_for --filter=multi-conn memory 1M multi-conn-mode=disable
 }
@@ -166,12 +166,12 @@ EOT
   assert_equal "$(told .server.thread_model)" '"serialize_connections"'
 }
 @test "advice: cannot help below a filter that takes the flag away" {
-  has_multi_conn_filter
+  has_filter multi-conn
   advises "cannot help" "a filter takes the flag" --filter=multi-conn \
     "$wbcache" multi-conn-mode=disable
 }
 @test "advice: use auto instead of the multi-conn filter" {
-  has_multi_conn_filter
+  has_filter multi-conn
   advises "use auto" "leave out the multi-conn filter" --filter=multi-conn \
     "$wbcache"
 }
@@ -225,7 +225,7 @@ imposter ()
 }
 
 @test "nothing is written or flushed" {
-  has_multi_conn_filter
+  has_filter multi-conn
   probe --filter=multi-conn "$wbcache" log="$log"
   grep -q ' open$' "$log"
   refute grep -q ' write$\| zero$\| trim$\| flush$' "$log"
