@@ -7,8 +7,9 @@
 load common
 
 @test "dlsym is the only symbol" {
+  # musl's crti.o puts _init and _fini into every library.
   run -0 nm -D --defined-only --format=posix "$shim_so"
-  assert_equal "$(cut -d' ' -f1 <<<"$output")" dlsym
+  assert_equal "$(cut -d' ' -f1 <<<"$output" | grep -vx '_init\|_fini')" dlsym
 }
 
 check_library=$BATS_TEST_DIRNAME/../scripts/check-library
