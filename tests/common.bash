@@ -225,6 +225,11 @@ has_filter ()
     skip "this nbdkit has no $1 filter"
 }
 
+has_tls ()
+{
+  nbdkit --dump-config | grep -qx tls=yes || skip "this nbdkit has no TLS"
+}
+
 # With the thread sanitizer's runtime, even without the library, a shell
 # crashes, and a program that has printed an errno hangs in its exit handlers.
 not_under_tsan ()

@@ -121,8 +121,7 @@ EOT
 # start_tls [MCSHIM_X=VALUE...]: for clients with TLS, and without.
 start_tls ()
 {
-  nbdkit --dump-config | grep -qx tls=yes ||
-    skip "this nbdkit has no TLS"
+  has_tls
   echo qemu:0123456789abcdef0123456789abcdef > psk
   start name "$@" --tls=on --tls-psk=psk
 }

@@ -153,6 +153,8 @@ said_alone ()
 @test "auto: what is started read-only is told nothing" {
   local option
   for option in -r -vr -nr --read-only --readonly --read; do
+    # musl finds the last one ambiguous.
+    nbdkit $option --version >/dev/null 2>&1 || continue
     : > "$server_err"
     ODD=noflush serve MCSHIM_MODE=auto $option "$plugins/odd.so" log="$log"
     stop_server

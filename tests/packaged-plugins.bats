@@ -131,12 +131,14 @@ copies_out ()
 }
 
 @test "nbd, to a server that has the flag" {
+  has_plugin nbd
   sock=$PWD/backend SERVE_WITH=no_shim serve memory 1M
   serve nbd socket="$PWD/backend"
   all_see True
 }
 
 @test "nbd, to a server that has not, with caches of its own" {
+  has_plugin nbd
   sock=$PWD/backend SERVE_WITH=no_shim serve "$wbcache"
   serve nbd socket="$PWD/backend"
   all_see True

@@ -44,6 +44,7 @@ print(s.getsockname()[1])'
 }
 
 @test "TLS with a pre-shared key" {
+  has_tls
   echo alice:0123456789abcdef0123456789abcdef > keys
   serve --tls=require --tls-psk="$PWD/keys" "$wbcache"
   run -1 nbdinfo "$uri"
