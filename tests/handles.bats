@@ -969,6 +969,8 @@ with open(os.environ["stats"]) as f:
     now = f.read()
 for line in ("mcshim_connections 1\n", "mcshim_handles 3\n"):
     expect(line in now, True)
+# A server that ends may leave a connection open.
+close(h[1], 1)
 EOT
   ends_well
   counted connections 0 connections_opened_total 2 connections_most_at_once 2 \
