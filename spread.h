@@ -144,7 +144,7 @@ spread_enter (struct spread *s, uint64_t offset)
   uint64_t idle;
 
   if (!s->any) {
-    /* Its argument is a long, which may lack this bit. */
+    /* __builtin_expect takes a long, which may lack this bit. */
     if (__builtin_expect ((atomic_fetch_add (&s->inside, 1) & ALONE) != 0, 0) &&
         spread_wait (s) == -1)
       return NULL;

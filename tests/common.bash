@@ -42,6 +42,9 @@ if [ -d "${shim_so%/*}/plugins" ]; then
 fi
 wbcache=$plugins/wbcache.so
 
+# Is the nbdkit under test built with musl (tests/musl)?
+on_musl () { [ -n "$foreign" ] && [ ! -d "$SHIM_TEST_ROOT/usr" ]; }
+
 # nbdsh and nbdkit's python plugin are built for the system's python3; another
 # one may be before it on PATH.
 export PATH=/usr/bin:$PATH

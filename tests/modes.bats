@@ -151,12 +151,12 @@ said_alone ()
 }
 
 @test "auto: what is started read-only is told nothing" {
-  local option
-  for option in -r -vr -nr --read-only --readonly --read; do
-    # musl finds the last one ambiguous.
-    nbdkit $option --version >/dev/null 2>&1 || continue
+  local option options=(-r -vr -nr --read-only --readonly)
+  # musl finds this one ambiguous.
+  on_musl || options+=(--read)
+  for option in "${options[@]}"; do
     : > "$server_err"
-    ODD=noflush serve MCSHIM_MODE=auto $option "$plugins/odd.so" log="$log"
+    ODD=noflush serve MCSHIM_MODE=auto "$option" "$plugins/odd.so" log="$log"
     stop_server
     said 1 "plugin: read-only, nothing to flush"
     lacks "$no_flush_said" "$server_err"
