@@ -10,8 +10,8 @@ load common
 setup ()
 {
   common_setup
-  head -c 16M /dev/urandom > image
-  serve MCSHIM_STATS_FILE="$stats" "$wbcache" size=16M summary="$summary" \
+  head -c 8M /dev/urandom > image
+  serve MCSHIM_STATS_FILE="$stats" "$wbcache" size=8M summary="$summary" \
     fua=native
 }
 
@@ -62,7 +62,7 @@ EOT
   assert_line --regexp '^\s*can_multi_conn: true$'
   run -0 nbdinfo --can multi-conn "$uri"
   run -0 nbdinfo --size "$uri"
-  assert_output $((16 * 1024 * 1024))
+  assert_output $((8 * 1024 * 1024))
   run -0 nbdinfo --map "$uri"
 }
 
@@ -83,12 +83,12 @@ EOT
 
 @test "qemu-io" {
   needs qemu-io
-  copies_in qemu-io -f raw -c "write -s image 0 16M" -c flush "$uri"
-  head -c 16M /dev/urandom > image
-  copies_in qemu-io -f raw -c "write -f -s image 0 16M" "$uri"
+  copies_in qemu-io -f raw -c "write -s image 0 8M" -c flush "$uri"
+  head -c 8M /dev/urandom > image
+  copies_in qemu-io -f raw -c "write -f -s image 0 8M" "$uri"
   # It compares what it reads with one byte.
-  head -c 16M /dev/zero | tr '\0' A > image
-  copies_out sh -c 'qemu-io -r -f raw -c "read -P 65 0 16M" "$1" &&
+  head -c 8M /dev/zero | tr '\0' A > image
+  copies_out sh -c 'qemu-io -r -f raw -c "read -P 65 0 8M" "$1" &&
     cp image copy' sh "$uri"
   nothing_lost
 }
@@ -100,8 +100,8 @@ EOT
 ioengine=nbd
 uri=$uri
 bs=4k
-size=4M
-offset_increment=4M
+size=2M
+offset_increment=2M
 numjobs=4
 iodepth=8
 verify=sha256

@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 
 import nbd
 
@@ -286,6 +285,7 @@ class Script:
                   file=sys.stderr)
 
     def report(self, e):
+        import traceback        # Takes a while, and is seldom needed.
         numbers = [n for frame, n in traceback.walk_tb(e.__traceback__)
                    if frame.f_code.co_filename == "<script>"]
         if isinstance(e, SyntaxError) and e.filename == "<script>":
@@ -300,6 +300,7 @@ class Script:
 
     def give_up(self, e=None):
         """On a thread other than the script's."""
+        import traceback
         if e is not None:
             self.report(e)
         else:
