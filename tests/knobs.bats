@@ -11,8 +11,8 @@ load common
 accepts ()
 {
   run -0 --separate-stderr under_shim "$@" nbdkit -U - "$wbcache" \
-    --run 'nbdinfo --size "$uri"'
-  assert_output 1048576
+    --run 'echo started'
+  assert_output started
   normal <(echo "$stderr")
 }
 
