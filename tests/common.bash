@@ -107,9 +107,9 @@ teardown () { common_teardown; }
 wait_until ()
 {
   local tries
-  for ((tries = 0; tries < 1500; tries++)); do
+  for ((tries = 0; tries < 3000; tries++)); do
     if "$@"; then return 0; fi
-    read -rt 0.02 _ <>"$never" || :
+    read -rt 0.01 _ <>"$never" || :
   done
   echo "still waiting for: $*"
   return 1
