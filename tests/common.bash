@@ -60,6 +60,11 @@ unset "${!MCSHIM_@}"
 common_setup ()
 {
   cd "$BATS_TEST_TMPDIR" || return
+  # A test that hangs loses what it waits for, and fails.  bats' own timeout
+  # leaves a sleep behind when a test ends at once.
+  { read -rt 600 _ <>"$never" || { : > hung; pkill -n -P $$; }; } 3>&- &
+  watchdog=$!
+  disown
   sock=$BATS_TEST_TMPDIR/sock
   log=$BATS_TEST_TMPDIR/log
   summary=$BATS_TEST_TMPDIR/summary
@@ -80,6 +85,7 @@ common_setup ()
 
 common_teardown ()
 {
+  kill "$watchdog" 2>/dev/null || :
   # Before a server is killed: bash says so on its stderr.
   [ -n "${BATS_TEST_COMPLETED-}" ] ||
     show "$server_err" "$log" "$summary" "$stats" "$control"
@@ -96,7 +102,8 @@ common_teardown ()
   [ -z "$test_preload" ] ||
     ! grep -sh . "$BATS_TEST_TMPDIR"/report.* || return
   [ ! -s "$server_err" ] ||
-    ! grep 'Sanitizer: \|runtime error: ' "$server_err"
+    ! grep 'Sanitizer: \|runtime error: ' "$server_err" || return
+  [ ! -e "$BATS_TEST_TMPDIR/hung" ] || fail "it hung"
 }
 
 setup () { common_setup; }
