@@ -175,16 +175,17 @@ mutants:
 	  spread.c spread.h latency.h
 
 # The packages come first and the rest in a second make: the compiler may be
-# missing, and then nothing can be built in parallel.
+# missing.  It compiles on all processors, unless make was told how many.
+jobs = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
 
 demo:
 	scripts/deps demo
-	$(MAKE) --no-print-directory all tests/plugins/wbcache.so
+	$(MAKE) --no-print-directory $(jobs) all tests/plugins/wbcache.so
 	scripts/demo
 
 check:
 	scripts/deps check
-	$(MAKE) --no-print-directory all test-programs
+	$(MAKE) --no-print-directory $(jobs) all test-programs
 	tests/run
 
 # The tests that start servers to measure them: they take as long again.
