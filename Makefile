@@ -308,9 +308,9 @@ check-kernel:
 	tests/kernel-client
 
 # What must pass before a release, the quick ones first.
-release_checks := check check-long check-compat check-cross check-musl \
-  check-upstream check-deb check-rpm check-kernel check-asan check-tsan model \
-  mutants bench-quick soak
+release_checks := check check-long check-compat check-fresh check-cross \
+  check-musl check-upstream check-deb check-rpm check-kernel check-asan \
+  check-tsan model mutants bench-quick soak
 release-check:
 	@test -z "$$(git status --porcelain)" || { \
 	  echo "release-check: first commit or remove what git status shows"; \
