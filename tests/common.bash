@@ -60,9 +60,6 @@ unset "${!MCSHIM_@}"
 common_setup ()
 {
   cd "$BATS_TEST_TMPDIR" || return
-  # bats notes each command, so as to tell the way to a failure.  That takes
-  # half a millisecond: among many files, only for the test's own commands.
-  [ -z "${SHIM_TEST_MANY-}" ] || set +T
   # A test that hangs loses what it waits for, and fails.  bats' own timeout
   # leaves a sleep behind when a test ends at once.
   { read -rt 600 _ <>"$never" || { : > hung; pkill -n -P $$; }; } 3>&- &
@@ -114,7 +111,17 @@ teardown () { common_teardown; }
 
 # wait_until COMMAND...: there is no other way to wait for another process's
 # file, so it looks often, and gives up only when something is clearly wrong.
+# That bats notes each command takes longer than most of these: not here.
 wait_until ()
+{
+  local status=0
+  set +T
+  look_until "$@" || status=1
+  set -T
+  return $status
+}
+
+look_until ()
 {
   local tries
   for ((tries = 0; tries < 3000; tries++)); do

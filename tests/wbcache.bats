@@ -58,6 +58,7 @@ h = [conn() for i in range(2)]
 control("block-open 2")
 opening = Call(conn)
 wait_log("2 open")
+expect(opening.held(), True)
 h[1].pwrite(b"new", 0)
 h[1].flush()
 control()
