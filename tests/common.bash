@@ -111,7 +111,8 @@ teardown () { common_teardown; }
 
 # wait_until COMMAND...: there is no other way to wait for another process's
 # file, so it looks often, and gives up only when something is clearly wrong.
-# That bats notes each command takes longer than most of these: not here.
+# bats notes each command, which takes longer than most of these do.  So it is
+# told not to while this waits.
 wait_until ()
 {
   local status=0
