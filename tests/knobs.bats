@@ -11,8 +11,8 @@ load common
 accepts ()
 {
   run -0 --separate-stderr under_shim "$@" nbdkit -U - "$wbcache" \
-    --run 'echo started'
-  assert_output started
+    --run 'nbdinfo --size "$uri"'
+  assert_output 1048576
   normal <(echo "$stderr")
 }
 
