@@ -119,7 +119,7 @@ in_order ()
 
 @test "one connection's own order, without the shim" {
   export SERVE_WITH=no_shim
-  for model in parallel all; do
+  for model in parallel requests all connections; do
     in_order "model=$model ownorder=1" --connections=1
   done
 }
@@ -134,7 +134,7 @@ several=(MCSHIM_HANDLES=2 MCSHIM_STRIPE=4096)
 across=(--connections=1 --block=4096 --stripe=4096 --churn)
 
 @test "several handles: one connection's own order" {
-  for model in parallel all; do
+  for model in parallel requests all; do
     in_order "${several[@]}" "model=$model ownorder=1" "${across[@]}"
   done
   in_order MCSHIM_HANDLES=16 MCSHIM_STRIPE=4096 model=requests \
@@ -142,7 +142,7 @@ across=(--connections=1 --block=4096 --stripe=4096 --churn)
 }
 
 @test "several handles: the same in other modes" {
-  for mode in plugin unsafe; do
+  for mode in plugin disable unsafe; do
     in_order "${several[@]}" MCSHIM_MODE=$mode "model=requests" "${across[@]}"
   done
   in_order "${several[@]}" MCSHIM_MODE=disable "model=parallel ownorder=1" \

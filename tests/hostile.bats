@@ -58,7 +58,7 @@ def burst(n):
 
 idle = running()
 served, n = Served(), 0
-while n < 8 or served.rounds < 20:
+while n < 16 or served.rounds < 20:
     burst(n)
     n += 1
 served.stop = True
