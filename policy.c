@@ -87,6 +87,8 @@ verdict_words (enum verdict verdict)
     [PLUGIN_HAS_NO_FLAG] = "plugin: it has no multi-conn",
     [PLUGIN_READ_ONLY] = "plugin: read-only, nothing to flush",
     [DISABLE_APART] = "disable: its connections do not share their data",
+    [DISABLE_OPENS_ONCE] = "disable: VMware lets a disk be opened for writing "
+      "once, start with -r",
     [DISABLE_NO_FLUSH] = "disable: no flush, start with -r",
     [DISABLE_SERIALIZED] = "disable: it serializes connections",
     [DISABLE_SET] = "disable: as set",
@@ -446,6 +448,9 @@ judge (enum mode mode, const struct traits *t)
     return PLUGIN_HAS_FLAG;
   if (connections_apart (t->plugin))
     return DISABLE_APART;
+  /* With the flag a client would open a second connection, and fail. */
+  if (t->plugin != NULL && strcmp (t->plugin, "vddk") == 0 && !t->readonly)
+    return DISABLE_OPENS_ONCE;
   if (t->can_flush)
     return EMULATE;
   /* If nobody can write, there is nothing to flush or to go stale.

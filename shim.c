@@ -188,16 +188,26 @@ shim_unload (void)
     plugin.unload ();
 }
 
-/* The vddk plugin executes the server again from here, with another
- * LD_LIBRARY_PATH: the shim may leave the environment only after that.
+/* A plugin may execute the server again, as vddk does with another
+ * LD_LIBRARY_PATH: from one of these, in which the environment has the
+ * library.  Nothing is said before they have returned.
  */
+static void
+shim_dump_plugin (void)
+{
+  return_to_environment ();
+  plugin.dump_plugin ();
+  leave_environment ();
+}
+
 static int
 shim_config_complete (void)
 {
-  int r = plugin.config_complete ();
+  int r;
 
-  if (r != -1)
-    leave_environment ();
+  return_to_environment ();
+  r = plugin.config_complete ();
+  leave_environment ();
   return r;
 }
 
@@ -209,6 +219,12 @@ describe (void)
 
   if (atomic_flag_test_and_set (&described))
     return;
+  if (policy.mode != MODE_DISABLE && handle_single_connection)
+    say ("mcshim: this nbdkit is older than 1.10 and cannot advertise "
+         "multi-conn: clients will not use it");
+  if (policy.mode == MODE_UNSAFE)
+    say ("mcshim: warning: MCSHIM_MODE=unsafe: clients are told that a flush "
+         "counts for all connections, and nothing makes that true");
   nbdkit_debug ("mcshim %s: plugin %s: API version %d, %s, mode %s, "
                 "level %s", MCSHIM_VERSION, plugin.name, plugin._api_version,
                 thread_model_name (), mode_name (policy.mode),
@@ -294,10 +310,16 @@ shim_get_ready (void)
   struct resolution r;
   char words[64];
 
+  if (plugin.get_ready) {
+    return_to_environment ();
+    if (plugin.get_ready () == -1)
+      return -1;
+    leave_environment ();
+  }
+  describe ();
   if (filter_loaded ("multi-conn"))
     say ("mcshim: warning: the multi-conn filter is loaded too: what it does "
          "is done twice, or wrong where requests overlap; leave it out");
-  describe ();
   if (foresee (&r)) {
     announce (&r);
     if (r.replicate && !r.refusal)
@@ -310,7 +332,7 @@ shim_get_ready (void)
   }
   if (!HAS_AFTER_FORK && stays_in_process ())
     statsfile_begin (&policy, plugin.name, thread_model_name ());
-  return plugin.get_ready ? plugin.get_ready () : 0;
+  return 0;
 }
 
 #if NBDKIT_VERSION_MINOR >= 26
@@ -1073,17 +1095,6 @@ print_last (void)
 }
 
 static void
-warn_early (void)
-{
-  if (policy.mode != MODE_DISABLE && handle_single_connection)
-    say ("mcshim: this nbdkit is older than 1.10 and cannot advertise "
-         "multi-conn: clients will not use it");
-  if (policy.mode == MODE_UNSAFE)
-    say ("mcshim: warning: MCSHIM_MODE=unsafe: clients are told that a flush "
-         "counts for all connections, and nothing makes that true");
-}
-
-static void
 wrap (void)
 {
   wrapped = plugin;
@@ -1095,6 +1106,8 @@ wrap (void)
 #define WRAP(callback)                                  \
   if (plugin.callback)                                  \
     wrapped.callback = shim_##callback
+  WRAP (dump_plugin);
+  WRAP (config_complete);
   WRAP (thread_model);
   WRAP (open);
   WRAP (export_description);
@@ -1136,8 +1149,6 @@ static struct nbdkit_plugin *
 register_plugin (void)
 {
   struct nbdkit_plugin *original = plugin_init ();
-  const bool is_vddk = original && original->name &&
-    strcmp (original->name, "vddk") == 0;
   size_t size = sizeof plugin;
 
   /* Let the server judge it. */
@@ -1151,6 +1162,7 @@ register_plugin (void)
   one_extent_at_a_time = plugin.name && strcmp (plugin.name, "split") == 0;
 
   load_policy ();
+  leave_environment ();
   context_init ();
   replicate_init (&policy, &ops);
   set_thread_model (plugin._thread_model);
@@ -1163,8 +1175,6 @@ register_plugin (void)
     }
     policy_free (&policy);      /* there is nothing to count */
   }
-  else
-    warn_early ();
   /* The callbacks that the plugin lacks stay absent. */
   if (server_purpose () == DUMP_PLUGIN)
     return &wrapped;
@@ -1174,11 +1184,6 @@ register_plugin (void)
   wrapped.after_fork = shim_after_fork;
 #endif
   wrapped.unload = shim_unload;
-  if (is_vddk && plugin.config_complete)
-    wrapped.config_complete = shim_config_complete;
-  else
-    leave_environment ();
-
   return &wrapped;
 }
 

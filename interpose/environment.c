@@ -5,6 +5,7 @@
 /* The environment that the server hands on to the programs it starts. */
 
 #include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -84,21 +85,57 @@ leave_list (char *list, const char *own)
   return *list == '\0';
 }
 
+static const char variable[] = "LD_PRELOAD";
+static char *original;          /* its value, as the loader had it */
+static char *others;            /* what is left if it is twice there */
+
+/* The value in ENTRY, or NULL if that is another variable. */
+static char *
+preload_in (char *entry)
+{
+  const size_t len = sizeof variable - 1;
+
+  return strncmp (entry, variable, len) == 0 && entry[len] == '=' ?
+    entry + len + 1 : NULL;
+}
+
 /* An environment may hold a variable twice: the loader takes the last
  * one, and getenv the first.
  */
 void
 leave_environment (void)
 {
-  static const char preload[] = "LD_PRELOAD=";
   const struct link_map *own = own_link_map ();
-  char **p, **out = environ;
+  char **p, **out = environ, *value;
 
   if (own == NULL || environ == NULL)
     return;
-  for (p = environ; *p != NULL; p++)
-    if (strncmp (*p, preload, strlen (preload)) != 0 ||
-        !leave_list (*p + strlen (preload), own->l_name))
+  if (original == NULL) {
+    for (p = environ; *p != NULL; p++)
+      if ((value = preload_in (*p)) != NULL) {
+        free (original);
+        original = strdup (value);
+      }
+  }
+  for (p = environ; *p != NULL; p++) {
+    value = preload_in (*p);
+    if (value == NULL || !leave_list (value, own->l_name))
       *out++ = *p;
+  }
   *out = NULL;
+  if (others != NULL && getenv (variable) == NULL)
+    setenv (variable, others, 1);
+}
+
+/* Without memory a server that is executed again is one without the library. */
+void
+return_to_environment (void)
+{
+  const char *left = getenv (variable);
+
+  if (original == NULL)
+    return;
+  free (others);
+  others = left ? strdup (left) : NULL;
+  setenv (variable, original, 1);
 }

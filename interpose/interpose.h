@@ -104,6 +104,9 @@ extern bool filter_loaded (const char *name);
  */
 extern void leave_environment (void);
 
+/* Put it back, for a server that may be executed again in this process. */
+extern void return_to_environment (void);
+
 /* Learn how the server keeps the error of a request, for server_error.
  * Call it on a thread of the server; calling it again is harmless.
  */

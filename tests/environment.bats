@@ -128,6 +128,27 @@ EOT
   refute grep -v " $a\$" calls
 }
 
+# executed_again WHEN: the plugin executes the server again from that callback.
+executed_again ()
+{
+  run -0 under_shim MCSHIM_STATS_FILE="$stats" MCSHIM_HANDLES=4 MCSHIM_MODE=unsafe \
+    nbdkit -U - "$plugins/reexec.so" when="$1" \
+      --run "$flag; "'echo "child: ${LD_PRELOAD-unset} $LD_LIBRARY_PATH"'
+  assert_line true
+  assert_line "child: unset /tmp"
+  assert_equal "$(grep -c ': reexec: unsafe.*, handles 4$' <<<"$output")" 1
+  assert_equal "$(grep -c 'warning: MCSHIM_MODE=unsafe' <<<"$output")" 1
+  has '^mcshim_reads_total [1-9]' "$stats"
+}
+@test "executed again from config_complete" { executed_again config_complete; }
+@test "executed again from get_ready" { executed_again get_ready; }
+
+@test "executed again from dump_plugin" {
+  run -0 under_shim nbdkit "$plugins/reexec.so" when=dump_plugin --dump-plugin
+  assert_line reexec_again=1
+  assert_equal "$(grep -c ^mcshim_version= <<<"$output")" 1
+}
+
 @test "a program that is no nbdkit hands the preload on untouched" {
   local value="$a:$shim_so $b"
   run -0 env LD_PRELOAD="$value" sh -c 'echo "$LD_PRELOAD"'

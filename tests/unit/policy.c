@@ -585,6 +585,29 @@ test_apart (void)
 }
 
 static void
+test_opens_once (void)
+{
+  for (int j = 0; j < 5 * 4; j++) {
+    const struct policy p = { .mode = (enum mode) (j / 4) };
+    struct traits t = {
+      .plugin = "vddk", .can_flush = true, .readonly = j & 1,
+      .multi_conn = j & 2,
+    };
+    const struct resolution r = policy_resolve (&p, &t);
+
+    t.plugin = "file";
+    const struct resolution file = policy_resolve (&p, &t);
+
+    if (p.mode == MODE_AUTO && !t.readonly && !t.multi_conn)
+      CHECK (r.verdict == DISABLE_OPENS_ONCE && !r.advertise && !r.replicate &&
+             !r.refusal && !r.notice, "auto");
+    else
+      CHECK (r.verdict == file.verdict && r.advertise == file.advertise,
+             "%s %d", mode_name (p.mode), j);
+  }
+}
+
+static void
 test_wants (void)
 {
   for (int i = 0; i < 5; i++) {
@@ -698,6 +721,7 @@ main (void)
     { "what each mode makes of each plugin", test_resolve },
     { "a level of fast that skips flushes is warned of", test_fast },
     { "connections that are kept apart have no flag in auto", test_apart },
+    { "a disk that opens once", test_opens_once },
     { "a plugin is asked what matters", test_wants },
     { "what several handles make of it", test_several },
     { "how many a plugin can have, and of which stripe", test_how_many },
