@@ -39,7 +39,7 @@ spread_new (const struct spread_ops *ops, struct handle *first, unsigned most,
   s->any = any || ANY_HANDLE;
   s->shared = shared;
   s->handle[0] = first;
-  s->nr = s->tried = 1;
+  s->nr = 1;
   s->idle = 1;
   must (pthread_mutex_init (&s->lock, NULL));
   must (pthread_cond_init (&s->changed, NULL));
@@ -69,35 +69,38 @@ announce_change (struct spread *s)
   must (pthread_cond_broadcast (&s->changed));
 }
 
-/* Open another handle.  Needs the lock, and lets go of it meanwhile.  Returns
- * NULL if there is none.
+/* May the caller open another handle now? */
+static bool
+may_open (const struct spread *s)
+{
+  return s->nr < s->most && !s->gave_up && !s->opening;
+}
+
+/* Open another handle, which may_open.  Needs the lock, and lets go of it
+ * meanwhile.  Returns NULL if there is none.
  */
 static struct handle *
 open_another (struct spread *s)
 {
   char why[160];
   struct handle *h;
-  bool first_time;
-  unsigned nr;
 
+  s->opening = true;
   must (pthread_mutex_unlock (&s->lock));
   h = s->ops->open (s->connection, why, sizeof why);
+  if (h == NULL)
+    s->ops->gives_up (s->connection, s->nr, why);
   must (pthread_mutex_lock (&s->lock));
 
+  s->opening = false;
   if (h != NULL) {
     h->number = s->nr;
     s->handle[s->nr++] = h;
-    return h;
   }
-  first_time = !s->gave_up;
-  s->gave_up = true;
-  nr = s->nr;
-  if (first_time) {
-    must (pthread_mutex_unlock (&s->lock));
-    s->ops->gives_up (s->connection, nr, why);
-    must (pthread_mutex_lock (&s->lock));
-  }
-  return NULL;
+  else
+    s->gave_up = true;
+  announce_change (s);
+  return h;
 }
 
 /* Give CLASS a handle.  The first class takes the one that is there.  If no
@@ -109,17 +112,15 @@ spread_assign (struct spread *s, unsigned class)
   struct handle *h = NULL;
 
   must (pthread_mutex_lock (&s->lock));
-  while (s->class[class] == OPENING)
+  while (s->opening && s->class[class] == NO_HANDLE)
     wait_for_change (s);
   if (s->class[class] == NO_HANDLE) {
-    s->class[class] = OPENING;
-    if (s->first_used && !s->gave_up)
+    if (s->first_used && may_open (s))
       h = open_another (s);
     s->first_used = true;
     if (h == NULL)
       h = s->handle[class % s->nr];
     s->class[class] = h->number + 1;
-    announce_change (s);
   }
   h = s->handle[s->class[class] - 1];
   must (pthread_mutex_unlock (&s->lock));
@@ -144,10 +145,8 @@ spread_take_any (struct spread *s, uint64_t offset)
       if (atomic_compare_exchange_strong (&s->idle, &idle, idle & (idle - 1)))
         h = s->handle[__builtin_ctzll (idle)];
     }
-    else if (s->tried < s->most && !s->gave_up) {
-      s->tried++;
+    else if (may_open (s))
       h = open_another (s);
-    }
     else if (s->shared)
       h = s->handle[(offset >> s->shift) % s->nr];
     else

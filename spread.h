@@ -19,7 +19,8 @@
  * later overwrites what others have written.  Until it succeeds no request is
  * let in.
  *
- * Handles are opened when first needed, by the request that needs one.  Once
+ * Handles are opened when first needed, by the request that needs one, and one
+ * at a time: meanwhile others use what is there, if any handle will do.  Once
  * an open has failed, no more are opened.
  */
 
@@ -52,7 +53,6 @@ struct spread_ops {
 
 /* In "class". */
 #define NO_HANDLE 0             /* yet; otherwise the handle's number plus 1 */
-#define OPENING   255
 
 struct spread {
   /* Constant. */
@@ -72,7 +72,7 @@ struct spread {
   pthread_mutex_t lock;         /* guards the rest, and each wait */
   pthread_cond_t changed;
   unsigned nr;                  /* of handles */
-  unsigned tried;               /* and those that are about to be opened */
+  bool opening;                 /* another one is about to be there */
   bool first_used;              /* the first one has a class */
   bool gave_up;                 /* no more are opened */
   bool unflushed;               /* ALONE is set, and is nobody's */
@@ -150,7 +150,7 @@ spread_enter (struct spread *s, uint64_t offset)
       return NULL;
     class = (offset >> s->shift) % s->most;
     number = atomic_load_explicit (&s->class[class], memory_order_acquire);
-    if (__builtin_expect (number == NO_HANDLE || number == OPENING, 0))
+    if (__builtin_expect (number == NO_HANDLE, 0))
       return spread_assign (s, class);
     return s->handle[number - 1];
   }
