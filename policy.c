@@ -83,10 +83,12 @@ verdict_words (enum verdict verdict)
 {
   static const char *const words[NR_VERDICTS] = {
     [EMULATE] = "emulate",
+    [EMULATE_AS_OTHERS] = "emulate: it has multi-conn, the first one has not",
     [PLUGIN_HAS_FLAG] = "plugin: it has multi-conn",
     [PLUGIN_HAS_NO_FLAG] = "plugin: it has no multi-conn",
     [PLUGIN_READ_ONLY] = "plugin: read-only, nothing to flush",
     [DISABLE_APART] = "disable: its connections do not share their data",
+    [DISABLE_AS_OTHERS] = "disable: it has no multi-conn, the first one has",
     [DISABLE_OPENS_ONCE] = "disable: VMware lets a disk be opened for writing "
       "once, start with -r",
     [DISABLE_NO_FLUSH] = "disable: no flush, start with -r",
@@ -408,13 +410,23 @@ policy_handles (const struct policy *p, const char *plugin, bool parallel)
   return parallel && !connections_apart (plugin) ? p->handles : 1;
 }
 
-bool
-policy_keeps_apart (const struct policy *p)
+/* plugin, disable or unsafe, which only a user sets. */
+static bool
+is_set (const struct policy *p)
 {
-  /* In auto one connection may be replicated and the next one not, and a
-   * flush on either counts for both.
-   */
   return p->mode != MODE_AUTO && p->mode != MODE_EMULATE;
+}
+
+bool
+policy_groups_by_name (const struct policy *p)
+{
+  return p->exportname || is_set (p);
+}
+
+bool
+policy_skips_flushes (const struct policy *p)
+{
+  return is_set (p) && p->level != LEVEL_OFF;
 }
 
 uint64_t
@@ -445,14 +457,15 @@ judge (enum mode mode, const struct traits *t)
   if (t->connections_serialized)
     return DISABLE_SERIALIZED;
   if (t->multi_conn)
-    return PLUGIN_HAS_FLAG;
+    return t->group == REPLICATES && t->can_flush ? EMULATE_AS_OTHERS :
+      PLUGIN_HAS_FLAG;
   if (connections_apart (t->plugin))
     return DISABLE_APART;
   /* With the flag a client would open a second connection, and fail. */
   if (t->plugin != NULL && strcmp (t->plugin, "vddk") == 0 && !t->readonly)
     return DISABLE_OPENS_ONCE;
   if (t->can_flush)
-    return EMULATE;
+    return t->group == PASSES_ON ? DISABLE_AS_OTHERS : EMULATE;
   /* If nobody can write, there is nothing to flush or to go stale.
    * Otherwise the flag stays as it is without us.
    */
@@ -462,36 +475,48 @@ judge (enum mode mode, const struct traits *t)
 struct resolution
 policy_resolve (const struct policy *p, const struct traits *t)
 {
-  struct resolution r = { .verdict = judge (p->mode, t) };
+  struct resolution r = {
+    .verdict = judge (p->mode, t),
+    .replicate = t->handles > 1 && !t->multi_conn,
+    .handles = t->handles,
+  };
 
   switch (r.verdict) {
   case EMULATE:
-    r.replicate = true;
+  case EMULATE_AS_OTHERS:
+    r.fua_is_flush = true;
     if (!t->can_flush)
       r.refusal =
         "emulating multi-conn needs a plugin with a working flush, and this "
         "one has none: set MCSHIM_MODE=auto, which serves it without the flag "
         "(read-only, with it)";
     /* Fall through. */
-  case PLUGIN_HAS_FLAG:
   case PLUGIN_READ_ONLY:
+    r.replicate = true;
+    /* Fall through. */
+  case PLUGIN_HAS_FLAG:
   case UNSAFE_SET:
     r.advertise = true;
+    break;
+  case DISABLE_NO_FLUSH:
+    r.replicate = true;
     break;
   default:
     break;
   }
-
-  if (t->handles > 1 && t->can_flush)
-    r.replicate = true;
-
   if (t->connections_serialized)
     r.advertise = false;
-  else if (p->level == LEVEL_FAST && !r.replicate && !t->multi_conn &&
-           t->can_flush)
-    r.notice =
-      "warning: MCSHIM_TRACK_DIRTY=fast: flushes are not replicated here, and "
-      "the plugin has no multi-conn: after one connection's flush, those that "
-      "others need are skipped: set MCSHIM_TRACK_DIRTY=connection";
+  if (t->group != UNSETTLED)
+    r.replicate = t->group == REPLICATES;
+
+  if (!r.replicate && !t->multi_conn && t->can_flush) {
+    r.handles = 1;              /* for whose flush it counts */
+    if (policy_skips_flushes (p) && p->level == LEVEL_FAST &&
+        !t->connections_serialized)
+      r.notice =
+        "warning: MCSHIM_TRACK_DIRTY=fast: flushes are not replicated here, "
+        "and the plugin has no multi-conn: after one connection's flush, those "
+        "that others need are skipped: set MCSHIM_TRACK_DIRTY=connection";
+  }
   return r;
 }

@@ -69,6 +69,13 @@ void policy_print_knobs (void);
 const char *mode_name (enum mode mode);
 const char *level_name (enum level level);
 
+/* A group's first connection settles its kind, until the group is empty. */
+enum group_kind {
+  UNSETTLED,
+  REPLICATES,
+  PASSES_ON,                    /* flushes go to their own handle */
+};
+
 /* What the plugin says about a connection as it opens. */
 struct traits {
   const char *plugin;           /* its name */
@@ -77,16 +84,20 @@ struct traits {
   bool can_flush;               /* plugin has a flush, and says it works */
   bool readonly;                /* opened read-only, or can_write false */
   unsigned handles;             /* how many it may use */
+  enum group_kind group;        /* if it is not as this connection would have
+                                 * it */
 };
 
 /* The mode that a connection ends up in, and why. */
 enum verdict {
   EMULATE,
+  EMULATE_AS_OTHERS,
   PLUGIN_HAS_FLAG,
   PLUGIN_HAS_NO_FLAG,
   PLUGIN_READ_ONLY,
   DISABLE_APART,
   DISABLE_OPENS_ONCE,
+  DISABLE_AS_OTHERS,
   DISABLE_NO_FLUSH,
   DISABLE_SERIALIZED,
   DISABLE_SET,
@@ -101,8 +112,9 @@ const char *verdict_words (enum verdict verdict);
 struct resolution {
   enum verdict verdict;
   bool advertise;               /* answer to can_multi_conn */
-  bool replicate;               /* a flush goes to the whole group, which
-                                 * without multi-conn is the connection */
+  bool replicate;               /* a flush goes to the whole group */
+  bool fua_is_flush;            /* also where the plugin has its own */
+  unsigned handles;             /* how many it uses */
   const char *refusal;          /* why to refuse the connection, or NULL */
   const char *notice;           /* what to say once about the plugin */
 };
@@ -113,10 +125,11 @@ struct resolution {
 unsigned policy_handles (const struct policy *p, const char *plugin,
                          bool parallel);
 
-/* With several handles: true if the group of a flush is its connection, not
- * all connections, or those to one export.
- */
-bool policy_keeps_apart (const struct policy *p);
+/* True if connections to different exports are different groups. */
+bool policy_groups_by_name (const struct policy *p);
+
+/* True if a flush that is passed on may be skipped: the user has said so. */
+bool policy_skips_flushes (const struct policy *p);
 
 /* The stripe, if the plugin prefers blocks of PREFERRED bytes, or 0. */
 uint64_t policy_stripe (const struct policy *p, uint32_t preferred);

@@ -11,6 +11,10 @@
  * one client flush becomes a plugin flush, a replica, on each handle that
  * needs one.
  *
+ * A group replicates or it does not.  Its first connection settles that,
+ * until the group is empty.  If it does not, a flush is passed on to its own
+ * handle, and is skipped only in the modes that say so.
+ *
  * Marks.  A handle becomes WRITE_DIRTY when a write, zero or trim has
  * returned from the plugin, before the server learns of it.  It becomes
  * READ_MARKED when any request enters.  A flush takes WRITE_DIRTY before
@@ -52,8 +56,7 @@
  * comment says otherwise; it is never held during a callback.  If the
  * plugin takes one request at a time the count in the state word is at
  * most one, and whoever counted it up, a request or a flush, has the
- * handle.  Requests and replicas of a busy handle take turns.  At
- * SERIALIZE_ALL the server holds one lock around every callback, and the
+ * handle.  At SERIALIZE_ALL the server holds one lock around every callback, and the
  * replicas run on the thread on which it calls us.  Lock order: the
  * server's locks, a handle, "lock".  Whoever has a handle does not wait
  * for another one.
@@ -86,21 +89,13 @@ struct waiter {
 struct group {
   LIST_ENTRY (group) in_bucket;
   char *name;                   /* NULL if there is just one group */
-  struct group *home;           /* the export's group: mostly itself */
-  unsigned bucket;
-  unsigned members;             /* also those about to join, and the groups
-                                 * whose home this is */
+  unsigned members;             /* also those about to join */
+  enum group_kind kind;
   LIST_HEAD (, handle) handles;
   TAILQ_HEAD (, handle) marked; /* with a mark; the WRITE_DIRTY ones first */
 
-  unsigned replicating;         /* members whose mode is emulate */
   uint64_t written;             /* write-backs that have ended */
   unsigned writing;             /* those that have begun and not ended */
-  uint64_t own, others;         /* with a home, which counts those of all:
-                                 * those of this group, and of the others
-                                 * as of its last round */
-
-  /* Of the home only. */
   bool unflushed;               /* holds writes that no handle's mark shows */
   int close_err;                /* a flush at close failed: fail once */
 
@@ -126,7 +121,6 @@ static enum thread_model thread_model;
 
 /* Look-up does not grow with the number of export names. */
 #define BUCKETS 1024
-#define APART BUCKETS           /* those of one connection */
 
 /* Groups that are gone may have left something behind.  So many of them are
  * remembered by name; what others left applies to every new group.
@@ -134,7 +128,7 @@ static enum thread_model thread_model;
 #define REMEMBERED_MAX 64
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static LIST_HEAD (, group) groups[BUCKETS + 1];
+static LIST_HEAD (, group) groups[BUCKETS];
 static LIST_HEAD (, group) running = LIST_HEAD_INITIALIZER (running);
 static unsigned remembered;     /* groups without members */
 static int forgotten_err;       /* of a group that was not remembered */
@@ -270,26 +264,13 @@ call_help (struct group *g, unsigned mine)
   helpers_call (n);
 }
 
-/* A write-back of G has ended.  Needs "lock". */
-static void
-wrote_back (struct group *g)
-{
-  g->written++;
-  if (g->home != g) {
-    g->own++;
-    g->home->written++;
-  }
-}
-
 /* Flush H.  MINE is 1 if the caller has the handle, and is counted inside
  * it, and 0 if requests may go on.  WRITE_BACK: count the flush as one even
- * if H is not WRITE_DIRTY.  Needs "lock", and lets go of it meanwhile.
- * Returns 0 or an errno; *IN_ROUND is set if a round has begun meanwhile,
- * which then also fails.
+ * if H is not WRITE_DIRTY; a round that begins meanwhile then fails as well.
+ * Needs "lock", and lets go of it meanwhile.  Returns 0 or an errno.
  */
 static int
-flush_handle (struct handle *h, unsigned mine, bool write_back,
-              bool *in_round)
+flush_handle (struct handle *h, unsigned mine, bool write_back)
 {
   struct group *g = h->group;
   const uint64_t began = g->written, seen = h->seen, round = g->round;
@@ -334,12 +315,11 @@ flush_handle (struct handle *h, unsigned mine, bool write_back,
      */
     if (err == 0 && covers && h->seen == g->written)
       h->seen++;
-    wrote_back (g);
+    g->written++;
   }
 
   /* A round that counted this flush can't have ended. */
-  *in_round = write_back && g->round != round;
-  if (*in_round) {
+  if (write_back && g->round != round) {
     if (g->err == 0)
       g->err = err;
     if (--g->outstanding == 0)
@@ -356,7 +336,7 @@ static void run_replica (struct group *g, struct handle *h);
 static void
 left (struct handle *h)
 {
-  if (h->replica == REPLICA_PENDING && !(h->requests_turn && h->waiting > 0))
+  if (h->replica == REPLICA_PENDING)
     run_replica (h->group, h);
   must (pthread_cond_broadcast (&h->changed));
 }
@@ -375,11 +355,10 @@ vacate (struct handle *h)
 static int
 run_owed (struct handle *h)
 {
-  bool in_round;
   int err;
 
   statistics.owed_flushes++;
-  err = flush_handle (h, 1, false, &in_round);
+  err = flush_handle (h, 1, false);
   vacate (h);
   return err;
 }
@@ -398,7 +377,7 @@ admit (struct handle *h, uint64_t owed)
   h->waiting++;
   atomic_fetch_or (&h->state, WAITING);
   for (;;) {
-    if (h->replica == REPLICA_PENDING && !h->requests_turn)
+    if (h->replica == REPLICA_PENDING)
       ;
     else if (h->seen < owed) {
       if (occupy (h, 0)) {
@@ -416,7 +395,6 @@ admit (struct handle *h, uint64_t owed)
       break;
     must (pthread_cond_wait (&h->changed, &lock));
   }
-  h->requests_turn = false;
   if (--h->waiting == 0)
     atomic_fetch_and (&h->state, ~WAITING);
   if (err != 0)
@@ -529,7 +507,7 @@ run_replica (struct group *g, struct handle *h)
   const bool serialize = thread_model == SERIALIZE_HANDLE;
   const uint64_t flag = serialize && g->phase == 1 ? PENDING : 0;
   const uint64_t written = g->written;
-  bool mine = false, in_round;
+  bool mine;
   int err;
 
   if (h->replica == REPLICA_QUEUED) {
@@ -537,10 +515,7 @@ run_replica (struct group *g, struct handle *h)
     g->queue_length--;
   }
 
-  if (serialize && h->requests_turn && h->waiting > 0)
-    atomic_fetch_or (&h->state, flag);
-  else
-    mine = occupy (h, flag);
+  mine = occupy (h, flag);
   if (!mine && g->phase == 2) {
     owe (g, h);
     replica_done (g, h, 0);
@@ -554,11 +529,10 @@ run_replica (struct group *g, struct handle *h)
   h->replica = REPLICA_RUNNING;
   atomic_fetch_and (&h->state, ~PENDING);
   g->replicas++;
-  err = flush_handle (h, mine, g->phase == 1, &in_round);
+  err = flush_handle (h, mine, g->phase == 1);
   if (err == 0 && g->phase == 2 && h->seen < written)
     owe (g, h);
   replica_done (g, h, err);
-  h->requests_turn = true;
   if (mine)
     vacate (h);
   else
@@ -618,44 +592,15 @@ second_phase (struct group *g, struct handle *h)
     queue_replica (g, h);
 }
 
-/* True if another connection to G's export, with a group of its own, has
- * something to flush.  A client that sees the flag may do so here.  Needs
- * "lock".
- */
-static bool
-dirty_elsewhere (struct group *g)
-{
-  struct group *g2;
-
-  LIST_FOREACH (g2, &groups[APART], in_bucket)
-    if (g2 != g && g2->home == g->home &&
-        (g2->writing > 0 || write_dirty (g2) != NULL))
-      return true;
-  return false;
-}
-
-/* True if another connection to G's export has written since this was last
- * asked.  A flush makes that visible too, and no replica comes from there.
- * Needs "lock".
- */
-static bool
-others_wrote (struct group *g)
-{
-  const uint64_t before = g->others;
-
-  g->others = g->home->written - g->own;
-  return g->others != before || dirty_elsewhere (g);
-}
-
-/* Returns 0 or the errno of a flush at close that failed in G's export: once,
- * for the caller must tell its client.  Needs "lock".
+/* Returns 0 or the errno of a flush at close that failed in G: once, for the
+ * caller must tell its client.  Needs "lock".
  */
 static int
 take_close_err (struct group *g)
 {
-  const int err = g->home->close_err;
+  const int err = g->close_err;
 
-  g->home->close_err = 0;
+  g->close_err = 0;
   return err;
 }
 
@@ -690,21 +635,17 @@ run_round (struct group *g)
   }
   /* Any flush covers what a closed handle has left in the plugin. */
   h = batch->handle;
-  unflushed = h->flushable &&
-    (g->home->unflushed || (g->home != g && h->resolution.advertise &&
-                            dirty_elsewhere (g)));
+  unflushed = g->unflushed && h->flushable;
   if (unflushed) {
-    g->home->unflushed = false;
+    g->unflushed = false;
     if (h->replica == NO_REPLICA)
       queue_replica (g, h);
   }
-  if (policy.level == LEVEL_OFF ||
-      (policy.level == LEVEL_CONNECTION && g->home != g &&
-       !batch->handle->multi_conn && others_wrote (g)))
+  if (policy.level == LEVEL_OFF)
     g->written++;               /* so that nobody has seen it */
   run_phase (g);
   if (unflushed && h->failed == g->round)
-    g->home->unflushed = true;
+    g->unflushed = true;
 
   first = g->replicas;
   g->phase = 2;
@@ -732,44 +673,26 @@ run_round (struct group *g)
   must (pthread_cond_broadcast (&g->round_over));
 }
 
-/* In auto the plugin may advertise multi-conn on some connections only.  One
- * that has it flushes for the others too, and while a round runs all flushes
- * are rounds.  Needs "lock".
+/* A flush of H alone, which is passed on.  Needs "lock", and lets go of it
+ * meanwhile.  Returns 0 or an errno.
  */
-static bool
-needs_round (const struct group *g)
-{
-  return g->replicating > 0 || g->running;
-}
-
-/* A flush of H alone, in a group that needs no round.  Needs "lock", and lets
- * go of it meanwhile.  Returns false if G needs a round by now, and nothing was
- * done; otherwise *ERR is 0 or an errno.
- */
-static bool
-plain_flush (struct group *g, struct handle *h, int *err)
+static int
+plain_flush (struct group *g, struct handle *h)
 {
   const bool whole = policy.level == LEVEL_FAST || h->multi_conn;
   const bool serialize = thread_model == SERIALIZE_HANDLE;
   struct handle *h2;
-  bool in_round;
-  int close_err;
+  int close_err, err;
 
-  if (policy.level != LEVEL_OFF && write_dirty (g) == NULL &&
+  close_err = take_close_err (g);
+  if (policy_skips_flushes (&policy) && write_dirty (g) == NULL &&
       !g->unflushed && g->writing == 0) {
     statistics.flushes_skipped_clean++;
-    *err = take_close_err (g);
-    return true;
+    return close_err;
   }
 
-  if (serialize) {
+  if (serialize)
     must (admit (h, 0));
-    if (needs_round (g)) {      /* a member has joined meanwhile */
-      vacate (h);
-      return false;
-    }
-  }
-  close_err = take_close_err (g);
   if (whole)
     while ((h2 = write_dirty (g)) != NULL)
       unmark (h2, WRITE_DIRTY);
@@ -777,14 +700,12 @@ plain_flush (struct group *g, struct handle *h, int *err)
    * later flushes must still go through.
    */
   g->unflushed = !whole;
-  *err = flush_handle (h, serialize, true, &in_round);
-  if (*err != 0)
+  err = flush_handle (h, serialize, true);
+  if (err != 0)
     mark (h, WRITE_DIRTY);
   if (serialize)
     vacate (h);
-  if (close_err != 0)
-    *err = close_err;
-  return true;
+  return close_err != 0 ? close_err : err;
 }
 
 /* Have a round run for ME.  Needs "lock", and lets go of it meanwhile. */
@@ -808,8 +729,10 @@ replicate_flush (struct handle *h)
   const uint64_t start = now_ns ();
 
   lock_groups ();
-  if (needs_round (g) || !plain_flush (g, h, &me.result.err))
+  if (g->kind == REPLICATES)
     await_round (g, &me);
+  else
+    me.result.err = plain_flush (g, h);
   me.result.ns = now_ns () - start;
   latency_add (&statistics.client_flushes, me.result.ns);
   unlock_groups ();
@@ -849,28 +772,6 @@ group_free (struct group *g)
   free (g);
 }
 
-/* Needs "lock".  Returns NULL if there is no memory. */
-static struct group *
-new_group (unsigned bucket, const char *name)
-{
-  struct group *g = calloc (1, sizeof *g);
-
-  if (g == NULL)
-    return NULL;
-  if (name != NULL && (g->name = strdup (name)) == NULL) {
-    free (g);
-    return NULL;
-  }
-  g->home = g;
-  LIST_INIT (&g->handles);
-  TAILQ_INIT (&g->marked);
-  TAILQ_INIT (&g->queue);
-  must (pthread_cond_init (&g->phase_over, NULL));
-  must (pthread_cond_init (&g->round_over, NULL));
-  LIST_INSERT_HEAD (&groups[bucket], g, in_bucket);
-  return g;
-}
-
 /* Find or make the group of NAME, and become a member.  Needs "lock".
  * Returns NULL if there is no memory.
  */
@@ -881,21 +782,32 @@ join_group (const char *name)
   struct group *g;
 
   LIST_FOREACH (g, &groups[bucket], in_bucket)
-    if (name == NULL || strcmp (g->name, name) == 0) {
+    if (name == NULL ? g->name == NULL :
+        g->name != NULL && strcmp (g->name, name) == 0) {
       if (g->members++ == 0 && g->name != NULL)
         remembered--;
       return g;
     }
 
-  g = new_group (bucket, name);
-  if (g != NULL) {
-    /* This may be a forgotten group: one failure or flush too many is
-     * better than one too few.
-     */
-    g->close_err = forgotten_err;
-    g->unflushed = forgotten_unflushed;
-    g->members = 1;
+  g = calloc (1, sizeof *g);
+  if (g == NULL)
+    return NULL;
+  if (name != NULL && (g->name = strdup (name)) == NULL) {
+    free (g);
+    return NULL;
   }
+  LIST_INIT (&g->handles);
+  TAILQ_INIT (&g->marked);
+  TAILQ_INIT (&g->queue);
+  must (pthread_cond_init (&g->phase_over, NULL));
+  must (pthread_cond_init (&g->round_over, NULL));
+  LIST_INSERT_HEAD (&groups[bucket], g, in_bucket);
+  /* This may be a forgotten group: one failure or flush too many is better
+   * than one too few.
+   */
+  g->close_err = forgotten_err;
+  g->unflushed = forgotten_unflushed;
+  g->members = 1;
   return g;
 }
 
@@ -903,15 +815,11 @@ join_group (const char *name)
 static void
 leave_group (struct group *g)
 {
-  struct group *home = g->home;
-
-  if (--g->members > 0 || (g == home && g->name == NULL))
+  if (--g->members > 0)
     return;
-  if (g != home) {
-    group_free (g);
-    leave_group (home);
+  g->kind = UNSETTLED;
+  if (g->name == NULL)
     return;
-  }
   if (g->close_err != 0 || g->unflushed) {
     if (remembered < REMEMBERED_MAX) {
       remembered++;
@@ -953,28 +861,18 @@ handle_opens (struct handle *h, const char *name)
   return g != NULL ? 0 : -1;
 }
 
-int
-handle_opens_apart (struct handle *h, const char *name)
+bool
+handle_settles (struct handle *h, bool replicate)
 {
-  struct group *home, *g = NULL;
+  struct group *g = h->group;
+  bool replicates;
 
   lock_groups ();
-  home = join_group (name);
-  if (home != NULL) {
-    g = new_group (APART, NULL);
-    if (g != NULL) {
-      g->home = home;
-      g->others = home->written;
-      g->members = 1;
-      prepare (h, g);
-    }
-    else
-      leave_group (home);
-  }
+  if (g->kind == UNSETTLED)
+    g->kind = replicate ? REPLICATES : PASSES_ON;
+  replicates = g->kind == REPLICATES;
   unlock_groups ();
-  if (g == NULL)
-    errno = ENOMEM;
-  return g != NULL ? 0 : -1;
+  return replicates;
 }
 
 void
@@ -1008,7 +906,6 @@ handle_joins (struct handle *h)
 
   lock_groups ();
   LIST_INSERT_HEAD (&g->handles, h, in_group);
-  g->replicating += h->resolution.replicate;
   if (!h->further) {
     statistics.connections_opened[h->resolution.verdict]++;
     if (++statistics.connections_open > statistics.connections_most_at_once)
@@ -1017,7 +914,7 @@ handle_joins (struct handle *h)
   if (++statistics.handles_open > statistics.handles_most_at_once)
     statistics.handles_most_at_once = statistics.handles_open;
 
-  if (g->replicating > 0 && h->flushable && g->written + g->writing > h->seen) {
+  if (g->kind == REPLICATES && h->flushable && g->written + g->writing > h->seen) {
     /* A write-back that has not ended is left to its round's second phase. */
     mark (h, READ_MARKED);
     if (g->written > h->seen) {
@@ -1045,13 +942,13 @@ static int
 flush_at_close (struct group *g, struct handle *h)
 {
   const bool mine = occupy (h, 0);
-  bool in_round;
+  const uint64_t round = g->round;
   int err;
 
   statistics.flushes_at_close++;
-  err = flush_handle (h, mine, true, &in_round);
-  if (err != 0 && !in_round)
-    g->home->close_err = err;
+  err = flush_handle (h, mine, true);
+  if (err != 0 && g->round == round)
+    g->close_err = err;         /* otherwise a round has failed with it */
   return err;
 }
 
@@ -1069,18 +966,17 @@ handle_leaves (struct handle *h)
     else
       must (pthread_cond_wait (&h->changed, &lock));
   if (atomic_load (&h->state) & WRITE_DIRTY) {
-    if (h->resolution.replicate && policy.flush_on_close)
+    if (h->resolution.replicate && h->flushable && policy.flush_on_close)
       err = flush_at_close (g, h);
     else {
       /* The plugin may write them back as it closes. */
-      wrote_back (g);
-      g->home->unflushed |= !h->resolution.replicate || g->home != g;
+      g->written++;
+      g->unflushed |= g->kind != REPLICATES;
     }
   }
 
   unmark (h, MARKS);
   LIST_REMOVE (h, in_group);
-  g->replicating -= h->resolution.replicate;
   statistics.connections_open -= !h->further;
   statistics.handles_open--;
   add_requests (&statistics, h);
@@ -1100,7 +996,7 @@ replicate_statistics (void)
 
   lock_groups ();
   s = statistics;
-  for (i = 0; i <= APART; i++)
+  for (i = 0; i < BUCKETS; i++)
     LIST_FOREACH (g, &groups[i], in_bucket)
       LIST_FOREACH (h, &g->handles, in_group)
         add_requests (&s, h);
@@ -1135,7 +1031,7 @@ replicate_free (void (*free_handle) (struct handle *h))
   unsigned i;
 
   helpers_end ();
-  for (i = 0; i <= APART; i++)
+  for (i = 0; i < BUCKETS; i++)
     while ((g = LIST_FIRST (&groups[i])) != NULL) {
       while ((h = LIST_FIRST (&g->handles)) != NULL) {
         LIST_REMOVE (h, in_group);

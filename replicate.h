@@ -64,7 +64,6 @@ struct handle {
 
   /* The rest is guarded by the lock of replicate.c. */
   bool closing;                 /* rounds leave it alone */
-  bool requests_turn;           /* before the next replica */
   enum replica replica;
   unsigned waiting;             /* requests, for the handle to be free */
   uint64_t seen, owed;          /* numbers of write-backs: replicate.c */
@@ -128,12 +127,12 @@ extern void replicate_free (void (*free_handle) (struct handle *h));
  */
 extern int handle_opens (struct handle *h, const char *name);
 
-/* The same, but with a group of its own for this connection.  Whatever is
- * left when it closes goes to the group of NAME.
+/* Does H's group replicate?  The first connection settles that, as REPLICATE
+ * says, until the group is empty.
  */
-extern int handle_opens_apart (struct handle *h, const char *name);
+extern bool handle_settles (struct handle *h, bool replicate);
 
-/* The same for a further handle of FIRST's connection: it joins that group,
+/* The same as handle_opens for a further handle of FIRST's connection: it joins that group,
  * and copies what is known of FIRST.
  */
 extern void handle_opens_beside (struct handle *h, const struct handle *first);

@@ -488,7 +488,7 @@ prepare_spread (struct connection *c, bool only_reads)
                          &maximum) == -1)
     preferred = 0;              /* fails for the client that asks for it */
 #endif
-  c->spread = spread_new (&spread_ops, &c->handle, nr_handles,
+  c->spread = spread_new (&spread_ops, &c->handle, c->handle.resolution.handles,
                           policy_stripe (&policy, preferred), only_reads,
                           thread_model >= NBDKIT_THREAD_MODEL_PARALLEL);
   if (c->spread == NULL)
@@ -528,13 +528,18 @@ settle (struct connection *c, int readonly)
 
   h->flushable = t.can_flush;
   h->resolution = policy_resolve (&policy, &t);
+  if (!h->resolution.refusal &&
+      handle_settles (h, h->resolution.replicate) != h->resolution.replicate) {
+    t.group = h->resolution.replicate ? PASSES_ON : REPLICATES;
+    h->resolution = policy_resolve (&policy, &t);
+  }
   if (h->resolution.refusal) {
     nbdkit_error ("mcshim: %s", h->resolution.refusal);
     nbdkit_set_error (ENOTSUP);
     return -1;
   }
   announce (&h->resolution);
-  return t.handles > 1 ? prepare_spread (c, t.readonly) : 0;
+  return h->resolution.handles > 1 ? prepare_spread (c, t.readonly) : 0;
 }
 
 /* Returns NULL after nbdkit_error. */
@@ -553,8 +558,7 @@ new_connection (const char *group, int readonly)
     c->readonly = readonly;
     for (i = 0; several && i < NR_QUESTIONS; i++)
       c->answers[i] = UNASKED;
-    if ((several && policy_keeps_apart (&policy) ? handle_opens_apart :
-         handle_opens) (&c->handle, group) == 0)
+    if (handle_opens (&c->handle, group) == 0)
       return c;
     err = errno;
     free (c);
@@ -573,9 +577,9 @@ shim_open (int readonly)
   describe ();                  /* a server without get_ready */
   server_error_init ();
   start_statistics ();          /* a server without after_fork */
-  if (policy.exportname) {
+  if (policy_groups_by_name (&policy) && nbdkit_export_name) {
     group = nbdkit_export_name ();
-    if (group == NULL)          /* it has said why */
+    if (group == NULL && policy.exportname) /* it has said why */
       return NULL;
   }
   c = new_connection (group, readonly);
@@ -722,7 +726,7 @@ shim_can_fua (void *handle)
   /* The plugin's own FUA does not reach other connections: let the server
    * turn it into a write and a flush.
    */
-  if (r == NBDKIT_FUA_NATIVE && c->handle.resolution.verdict == EMULATE)
+  if (r == NBDKIT_FUA_NATIVE && c->handle.resolution.fua_is_flush)
     r = NBDKIT_FUA_EMULATE;
   return r;
 }
