@@ -269,15 +269,24 @@ another (void)
   return &conns[nr_conns++];
 }
 
-/* In one go, or in three steps: handle_opens, plugin_open, handle_joins. */
+/* In one go, or in three steps: handle_opens, plugin_open, joins. */
+static inline void
+joins (struct conn *c)
+{
+  c->h.resolution.replicate =
+    handle_settles (&c->h, c->h.resolution.replicate);
+  CHECK (nr_held == 0);
+  handle_joins (&c->h);
+  CHECK (nr_held == 0);
+}
+
 static inline void
 do_open (struct conn *c, const char *name)
 {
   CHECK (handle_opens (&c->h, name) == 0);
   CHECK (nr_held == 0);
   plugin_open (c);
-  handle_joins (&c->h);
-  CHECK (nr_held == 0);
+  joins (c);
 }
 
 static inline int
@@ -399,39 +408,19 @@ opened_as (const char *name)
   return c;
 }
 
+/* One whose flushes are passed on, if its group's are. */
 static inline struct conn *
-opened_as_mode (const char *name, enum mode mode, bool multi_conn)
+opened_plain (const char *name, bool multi_conn)
 {
   struct conn *c = another ();
 
-  c->h.resolution = (struct resolution) {
-    .verdict = mode == MODE_EMULATE ? EMULATE : PLUGIN_HAS_FLAG,
-    .replicate = mode == MODE_EMULATE,
-  };
+  c->h.resolution = (struct resolution) { .verdict = PLUGIN_HAS_FLAG };
   c->h.multi_conn = multi_conn;
   do_open (c, name);
   return c;
 }
 
-/* A connection that is a group of its own, in a mode that is not emulate, and
- * a further handle of one.
- */
-static inline struct conn *
-opened_apart (const char *name)
-{
-  struct conn *c = another ();
-
-  c->h.resolution = (struct resolution) {
-    .verdict = DISABLE_SET, .replicate = true,
-  };
-  c->h.connection = (struct connection *) c;
-  CHECK (handle_opens_apart (&c->h, name) == 0);
-  CHECK (nr_held == 0);
-  plugin_open (c);
-  handle_joins (&c->h);
-  return c;
-}
-
+/* A further handle. */
 static inline struct conn *
 opened_beside (struct conn *first)
 {
@@ -450,12 +439,6 @@ opened_beside (struct conn *first)
   plugin_open (c);
   handle_joins (&c->h);
   return c;
-}
-
-static inline struct conn *
-opened_in_mode (enum mode mode, bool multi_conn)
-{
-  return opened_as_mode (NULL, mode, multi_conn);
 }
 
 static inline int

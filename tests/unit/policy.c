@@ -490,7 +490,11 @@ test_resolve (void)
       continue;
     }
     CHECK (r.advertise == flag, "%s", what);
-    CHECK (r.replicate == emulates, "%s", what);
+    /* Where there is no flush, auto leaves the group to those that have. */
+    CHECK (r.replicate == (emulates || (p.mode == MODE_AUTO &&
+                                        !t.connections_serialized &&
+                                        !t.multi_conn)), "%s", what);
+    CHECK (r.fua_is_flush == emulates, "%s", what);
     CHECK ((r.verdict == EMULATE) == emulates, "%s", what);
     CHECK (!r.notice, "%s: %s", what, r.notice);
 
@@ -534,8 +538,9 @@ test_fast (void)
     const struct resolution r = policy_resolve (&p, &t);
     const bool told = r.notice && strstr (r.notice, "=fast: ");
 
-    CHECK (told == (p.level == LEVEL_FAST && !t.connections_serialized &&
-                    !t.multi_conn && t.can_flush && !r.replicate),
+    CHECK (told == (p.level == LEVEL_FAST && p.mode != MODE_AUTO &&
+                    !t.connections_serialized && !t.multi_conn &&
+                    t.can_flush && !r.replicate),
            "%d: %s", i, r.notice ? r.notice : "");
   }
 }
@@ -643,8 +648,8 @@ test_wants (void)
   }
 }
 
-/* With several handles every flush is replicated, if there is one; all else is
- * as with one.
+/* With several handles every flush is replicated, unless the plugin's own
+ * multi-conn covers them; all else is as with one.
  */
 static void
 test_several (void)
@@ -662,13 +667,58 @@ test_several (void)
     t.handles = 2;
     const struct resolution two = policy_resolve (&p, &t);
 
-    CHECK (two.replicate == (t.can_flush || one.replicate), "%d", i);
+    CHECK (two.replicate == (!t.multi_conn || one.replicate), "%d", i);
+    CHECK (one.handles == 1 && two.handles == 2, "%d", i);
     CHECK (one.verdict == two.verdict && one.advertise == two.advertise &&
-           one.refusal == two.refusal, "%d", i);
+           one.refusal == two.refusal && one.fua_is_flush == two.fua_is_flush,
+           "%d", i);
     /* Nothing is skipped that needs a warning. */
-    CHECK (one.notice == two.notice ||
-           (p.level == LEVEL_FAST && two.notice == NULL), "%d", i);
+    CHECK (two.notice == NULL, "%d", i);
   }
+}
+
+/* A connection in a group whose kind is not the one that it would have
+ * settled.
+ */
+static void
+test_other_kind (void)
+{
+  for (int i = 0; i < 5 * 32 * 3; i++) {
+    const struct policy p = {
+      .mode = (enum mode) (i / 32 % 5), .level = (enum level) (i / 160),
+    };
+    struct traits t = {
+      .plugin = "file", .connections_serialized = i & 1, .multi_conn = i & 2,
+      .can_flush = i & 4, .readonly = i & 8, .handles = i & 16 ? 2 : 1,
+    };
+    const struct resolution alone = policy_resolve (&p, &t);
+    enum verdict verdict = alone.verdict;
+
+    if (p.mode == MODE_EMULATE)
+      continue;                 /* all are of one kind */
+    t.group = alone.replicate ? PASSES_ON : REPLICATES;
+    const struct resolution r = policy_resolve (&p, &t);
+
+    if (verdict == EMULATE)
+      verdict = DISABLE_AS_OTHERS;
+    if (verdict == PLUGIN_HAS_FLAG && p.mode == MODE_AUTO && t.can_flush)
+      verdict = EMULATE_AS_OTHERS;
+    CHECK (r.verdict == verdict, "%d: %s", i, verdict_words (r.verdict));
+    CHECK (r.replicate != alone.replicate, "%d", i);
+    CHECK (r.advertise == (alone.advertise && verdict != DISABLE_AS_OTHERS),
+           "%d", i);
+    CHECK (r.fua_is_flush == (verdict == EMULATE_AS_OTHERS), "%d", i);
+    CHECK (!r.refusal, "%d", i);
+    /* What is passed on covers one handle. */
+    CHECK (r.handles == (r.replicate || t.multi_conn || !t.can_flush ?
+                         t.handles : 1), "%d", i);
+    CHECK ((r.notice != NULL) ==
+           (!r.replicate && p.level == LEVEL_FAST && p.mode != MODE_AUTO &&
+            !t.connections_serialized && !t.multi_conn && t.can_flush),
+           "%d", i);
+  }
+  CHECK (strstr (verdict_words (EMULATE_AS_OTHERS), "emulate: "));
+  CHECK (strstr (verdict_words (DISABLE_AS_OTHERS), "disable: "));
 }
 
 static void
@@ -681,15 +731,29 @@ test_how_many (void)
   CHECK (policy_handles (&p, "tmpdisk", true) == 1);
   CHECK (policy_handles (&p, NULL, true) == 16);
 
-  CHECK (!policy_keeps_apart (&p));
-  for (p.mode = MODE_EMULATE; p.mode <= MODE_UNSAFE; p.mode++)
-    CHECK (policy_keeps_apart (&p) == (p.mode != MODE_EMULATE), "%s",
-           mode_name (p.mode));
-
   CHECK (policy_stripe (&p, 0) == 4096);
   CHECK (policy_stripe (&p, 4096) == 4096);
   CHECK (policy_stripe (&p, 4097) == 8192);
   CHECK (policy_stripe (&p, UINT32_MAX) == (uint64_t) 1 << 32);
+}
+
+/* Flushes that are passed on are skipped only where the user has set a mode,
+ * and count there for their own export name.
+ */
+static void
+test_passed_on (void)
+{
+  for (int i = 0; i < 5 * 3 * 2; i++) {
+    const struct policy p = {
+      .mode = (enum mode) (i / 6), .level = (enum level) (i / 2 % 3),
+      .exportname = i & 1,
+    };
+    const bool set = p.mode != MODE_AUTO && p.mode != MODE_EMULATE;
+
+    CHECK (policy_groups_by_name (&p) == (set || p.exportname), "%d", i);
+    CHECK (policy_skips_flushes (&p) == (set && p.level != LEVEL_OFF), "%d",
+           i);
+  }
 }
 
 static void
@@ -724,6 +788,8 @@ main (void)
     { "a disk that opens once", test_opens_once },
     { "a plugin is asked what matters", test_wants },
     { "what several handles make of it", test_several },
+    { "a group of another kind", test_other_kind },
+    { "flushes that are passed on", test_passed_on },
     { "how many a plugin can have, and of which stripe", test_how_many },
     { "names of modes and levels", test_names },
     { NULL, NULL }

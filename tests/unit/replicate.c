@@ -707,7 +707,7 @@ test_open_beside_write_back (void)
   plugin_open (b);
   do_write (a, 1);
   CHECK (flush (a) == 0);
-  handle_joins (&b->h);
+  joins (b);
   settle ();
   CHECK (b->nr_flushes == 1);
   CHECK (do_read (b, a->cell) == 1);
@@ -716,7 +716,7 @@ test_open_beside_write_back (void)
   do_write (a, 2);
   CHECK (handle_opens (&c->h, NULL) == 0);
   plugin_open (c);
-  handle_joins (&c->h);
+  joins (c);
   CHECK (c->nr_flushes == 0, "nothing was written back meanwhile");
   end ();
 }
@@ -739,7 +739,7 @@ test_open_in_write_back (void)
   plugin_open (b);
   gate_open (&a->flushes);
   CHECK (result (f) == 0);
-  handle_joins (&b->h);
+  joins (b);
   CHECK (b->nr_flushes == 1);
   CHECK (do_read (b, a->cell) == 1);
   end ();
@@ -783,7 +783,7 @@ test_open_flush_fails (void)
   do_write (a, 1);
   CHECK (flush (a) == 0);
   b->flush_err = EIO;
-  handle_joins (&b->h);
+  joins (b);
   CHECK (b->nr_flushes == 1);
   CHECK (do_read (b, a->cell) == -EIO);
   b->flush_err = 0;
@@ -799,14 +799,14 @@ test_open_without_replication (void)
   struct conn *a, *b;
 
   begin (LEVEL_CONNECTION);
-  a = opened_in_mode (MODE_PLUGIN, false);
+  a = opened_plain (NULL, false);
   b = another ();
   b->h.resolution = a->h.resolution;
   CHECK (handle_opens (&b->h, NULL) == 0);
   plugin_open (b);
   do_write (a, 1);
   CHECK (flush (a) == 0);
-  handle_joins (&b->h);
+  joins (b);
   CHECK (b->nr_flushes == 0);
   end ();
 }
@@ -913,77 +913,7 @@ test_replica_goes_next (void)
   end ();
 }
 
-/* A request is not kept out by one replica after the other. */
-static void
-test_turns (void)
-{
-  struct actor *r1, *r2, *r3, *f1, *f2, *f3;
-  struct conn *a, *b;
-
-  begin (LEVEL_CONNECTION);
-  a = opened ();
-  b = opened ();
-  do_write (a, 1);
-  a->flush_err = EIO;           /* so that it stays dirty */
-  gate_shut (&a->requests);
-  r1 = start (READ, a, 0);
-  r2 = start (READ, a, 0);
-  r3 = start (READ, a, 0);
-  f1 = start (FLUSH, b, 0);
-  f2 = start (FLUSH, b, 0);
-  CHECK (!over (f1) && !over (f2));
-
-  gate_let_one (&a->requests);
-  CHECK (over (r1));
-  CHECK (result (f1) == EIO);
-  CHECK (!over (f2), "it is the request's turn");
-  CHECK (a->nr_flushes == 1);
-  CHECK (a->nr_requests == 3);
-
-  gate_let_one (&a->requests);
-  CHECK (over (r2) != over (r3));
-  CHECK (result (f2) == EIO, "it is the replica's");
-  CHECK (a->nr_flushes == 2);
-  CHECK (a->nr_requests == 4);
-
-  f3 = start (FLUSH, b, 0);
-  gate_let_one (&a->requests);
-  CHECK (over (r2) && over (r3));
-  CHECK (result (f3) == EIO, "no request waits any more");
-  CHECK (a->nr_flushes == 3);
-  a->flush_err = 0;
-  gate_open (&a->requests);
-  CHECK (flush (b) == 0);
-  end ();
-}
-
-/* It is a request's turn, and none waits: the replica goes. */
-static void
-test_turn_of_none (void)
-{
-  struct conn *a, *b;
-  struct actor *r, *f;
-
-  begin (LEVEL_CONNECTION);
-  a = opened ();
-  b = opened ();
-  do_write (a, 1);
-  a->flush_err = EIO;
-  CHECK (flush (b) == EIO);
-  a->flush_err = 0;
-  gate_shut (&a->requests);
-  r = start (READ, a, 0);
-  f = start (FLUSH, b, 0);
-  CHECK (!over (f));
-  gate_open (&a->requests);
-  result (r);
-  CHECK (result (f) == 0);
-  end ();
-}
-
-/* A replica of B has failed: it keeps its old copies, and it is the turn of a
- * request.
- */
+/* A replica of B has failed: it keeps its old copies. */
 static void
 fail_replica (struct conn *a, struct conn *b)
 {
@@ -992,85 +922,6 @@ fail_replica (struct conn *a, struct conn *b)
   b->flush_err = EIO;
   CHECK (flush (a) == EIO);
   b->flush_err = 0;
-}
-
-/* B gets dirty, owes a flush, and has a request's turn. */
-static void
-make_dirty_in_debt (struct conn *a, struct conn *b)
-{
-  struct actor *w;
-
-  fail_replica (a, b);
-  gate_shut (&b->requests);
-  w = start (WRITE, b, 2);
-  do_write (a, 2);
-  CHECK (flush (a) == 0);
-  gate_open (&b->requests);
-  CHECK (result (w) == 0);
-}
-
-/* It is the turn of one whose owed flush fails: the replica goes. */
-static void
-test_turn_of_one_that_fails (void)
-{
-  struct actor *r, *f;
-  struct conn *a, *b;
-
-  policy.flush_threads = 1;
-  begin (LEVEL_CONNECTION);
-  a = opened ();
-  b = opened ();
-  make_dirty_in_debt (a, b);
-
-  do_write (a, 3);
-  gate_shut (&a->flushes);
-  gate_shut (&b->flushes);
-  b->flush_err = EIO;
-  f = start (FLUSH, a, 0);
-  CHECK (b->nr_flushes == 1);
-  r = start (READ, b, 0);       /* runs what is owed */
-  CHECK (b->nr_flushes == 2);
-  gate_open (&a->flushes);
-  CHECK (!over (f) && !over (r));
-  gate_open (&b->flushes);
-  CHECK (result (r) == -EIO);
-  CHECK (result (f) == EIO);
-  CHECK (b->nr_flushes == 3);
-  b->flush_err = 0;
-  CHECK (flush (a) == 0);
-  CHECK (disk[b->cell] == 2);
-  end ();
-}
-
-/* The same where it does not fail. */
-static void
-test_turn_of_one_that_owes (void)
-{
-  struct actor *r, *f;
-  struct conn *a, *b;
-
-  policy.flush_threads = 1;
-  begin (LEVEL_CONNECTION);
-  a = opened ();
-  b = opened ();
-  make_dirty_in_debt (a, b);
-
-  do_write (a, 3);
-  gate_shut (&a->flushes);
-  gate_shut (&b->flushes);
-  f = start (FLUSH, a, 0);
-  r = start (READ, b, 0);       /* runs what is owed */
-  CHECK (b->nr_flushes == 2);
-  gate_open (&a->flushes);
-  gate_shut (&b->requests);
-  gate_open (&b->flushes);
-  CHECK (!over (f) && !over (r));
-  CHECK (b->inside == 1 && b->nr_flushes == 2);
-  gate_open (&b->requests);
-  CHECK (result (r) >= 0);
-  CHECK (result (f) == 0);
-  CHECK (b->nr_flushes >= 3);
-  end ();
 }
 
 /* A request has left the plugin but has not run the replica yet: the next
@@ -1096,36 +947,6 @@ test_replica_of_one_that_goes (void)
   settle ();
   CHECK (result (f) == 0);
   CHECK (result (r) == 0);
-  end ();
-}
-
-/* The same if it is the turn of a request that waits. */
-static void
-test_turn_of_one_that_waits (void)
-{
-  struct conn *a, *b;
-  struct actor *r, *f;
-
-  begin (LEVEL_CONNECTION);
-  a = opened ();
-  b = opened ();
-  do_write (b, 1);
-  b->flush_err = EIO;
-  CHECK (flush (a) == EIO);
-  b->flush_err = 0;
-  CHECK (request_begin (&b->h) == 0);
-  gate_shut (&b->requests);
-  r = start (READ, b, 0);
-  atomic_fetch_sub (&b->h.state, ONE_INSIDE);
-  f = start (FLUSH, a, 0);
-  CHECK (b->nr_flushes == 1);
-  handle_left (&b->h);
-  settle ();
-  CHECK (b->nr_requests == 2 && b->nr_flushes == 1);
-  gate_open (&b->requests);
-  result (r);
-  CHECK (result (f) == 0);
-  CHECK (b->nr_flushes == 2);
   end ();
 }
 
@@ -1639,33 +1460,6 @@ test_close_error (void)
   end ();
 }
 
-/* Whatever mode the next flush is in. */
-static void
-test_close_error_in_other_mode (void)
-{
-  struct conn *a, *b;
-
-  begin (LEVEL_CONNECTION);
-  a = opened ();
-  b = opened_in_mode (MODE_PLUGIN, true);
-  do_write (a, 1);
-  a->flush_err = ENOSPC;
-  CHECK (do_close (a) == ENOSPC);
-  CHECK (flush (b) == ENOSPC);
-  CHECK (flush (b) == 0);
-
-  /* Also where it has something to flush itself. */
-  a = opened ();
-  do_write (a, 1);
-  do_write (b, 1);
-  a->flush_err = ENOSPC;
-  CHECK (do_close (a) == ENOSPC);
-  CHECK (flush (b) == ENOSPC);
-  CHECK (disk[b->cell] == 1);
-  CHECK (flush (b) == 0);
-  end ();
-}
-
 static void
 test_owed_error (void)
 {
@@ -2111,6 +1905,9 @@ test_scripts (void)
     { LEVEL_CONNECTION, MODE_PLUGIN, true, { 0, 2, 2 } },
     { LEVEL_FAST, MODE_EMULATE, -1, { 0, 8, 6 } },
     { LEVEL_FAST, MODE_PLUGIN, -1, { 0, 2, 2 } },
+    { LEVEL_OFF, MODE_AUTO, -1, { 2, 3, 4 } },
+    { LEVEL_CONNECTION, MODE_AUTO, -1, { 2, 3, 4 } },
+    { LEVEL_FAST, MODE_AUTO, -1, { 2, 3, 4 } },
   };
   static const char *const scripts[] = {
     "f0 r0 f0",
@@ -2132,9 +1929,11 @@ test_scripts (void)
         snprintf (name, sizeof name, "%u", groups++);
         nr_conns = 0;
         memset (conns, 0, sizeof conns);
+        policy.mode = table[row].mode;
         begin (table[row].level);
         for (i = 0; i < connections[script]; i++)
-          c[i] = opened_as_mode (name, table[row].mode, multi_conn);
+          c[i] = policy.mode == MODE_EMULATE ? opened_as (name) :
+            opened_plain (name, multi_conn);
         for (p = scripts[script]; *p != '\0'; p += p[2] ? 3 : 2)
           switch (*p) {
           case 'f': CHECK (flush (c[p[1] - '0']) == 0); break;
@@ -2430,9 +2229,10 @@ test_plain (void)
 {
   struct conn *a, *b;
 
+  policy.mode = MODE_PLUGIN;
   begin (LEVEL_CONNECTION);
-  a = opened_in_mode (MODE_PLUGIN, false);
-  b = opened_in_mode (MODE_PLUGIN, false);
+  a = opened_plain (NULL, false);
+  b = opened_plain (NULL, false);
   CHECK (flush (a) == 0);
   CHECK (a->nr_flushes == 0);
   CHECK (replicate_statistics ().flushes_skipped_clean == 1);
@@ -2456,10 +2256,11 @@ test_plain_multi_conn (void)
 {
   struct conn *a, *b, *c;
 
+  policy.mode = MODE_PLUGIN;
   begin (LEVEL_CONNECTION);
-  a = opened_in_mode (MODE_PLUGIN, true);
-  b = opened_in_mode (MODE_PLUGIN, true);
-  c = opened_in_mode (MODE_PLUGIN, true);
+  a = opened_plain (NULL, true);
+  b = opened_plain (NULL, true);
+  c = opened_plain (NULL, true);
   do_write (a, 1);
   do_write (c, 1);
   CHECK (flush (b) == 0);
@@ -2479,9 +2280,10 @@ test_plain_error (void)
 {
   struct conn *a, *b;
 
+  policy.mode = MODE_PLUGIN;
   begin (LEVEL_CONNECTION);
-  a = opened_in_mode (MODE_PLUGIN, true);
-  b = opened_in_mode (MODE_PLUGIN, true);
+  a = opened_plain (NULL, true);
+  b = opened_plain (NULL, true);
   do_write (a, 1);
   b->flush_err = EIO;
   CHECK (flush (b) == EIO);
@@ -2511,7 +2313,7 @@ test_plain_waits (void)
   struct conn *a;
 
   begin (LEVEL_CONNECTION);
-  a = opened_in_mode (MODE_PLUGIN, false);
+  a = opened_plain (NULL, false);
   do_write (a, 1);
   gate_shut (&a->requests);
   r1 = start (READ, a, 0);
@@ -2539,9 +2341,10 @@ test_plain_beside (void)
   struct actor *f1, *f2, *w;
   struct conn *a, *b;
 
+  policy.mode = MODE_PLUGIN;
   begin (LEVEL_CONNECTION);
-  a = opened_in_mode (MODE_PLUGIN, true);
-  b = opened_in_mode (MODE_PLUGIN, true);
+  a = opened_plain (NULL, true);
+  b = opened_plain (NULL, true);
   do_write (a, 1);
   gate_shut (&a->flushes);
   f1 = start (FLUSH, a, 0);
@@ -2564,9 +2367,10 @@ test_plain_close (void)
 {
   struct conn *a, *b;
 
+  policy.mode = MODE_PLUGIN;
   begin (LEVEL_CONNECTION);
-  a = opened_in_mode (MODE_PLUGIN, true);
-  b = opened_in_mode (MODE_PLUGIN, true);
+  a = opened_plain (NULL, true);
+  b = opened_plain (NULL, true);
   do_write (a, 1);
   CHECK (do_close (a) == 0);
   CHECK (a->nr_flushes == 0, "the knob is for emulate");
@@ -2584,16 +2388,17 @@ test_plain_reconnect (void)
   struct conn *a, *b;
   enum mode mode;
 
-  begin (LEVEL_CONNECTION);
   for (mode = MODE_PLUGIN; mode <= MODE_UNSAFE; mode++) {
-    a = opened_as_mode ("x", mode, false);
+    policy.mode = mode;
+    begin (LEVEL_CONNECTION);
+    a = opened_plain ("x", false);
     do_write (a, 1);
     CHECK (do_close (a) == 0);
-    b = opened_as_mode ("y", mode, false);
+    b = opened_plain ("y", false);
     CHECK (flush (b) == 0);
-    CHECK (b->nr_flushes == 0);
+    CHECK (b->nr_flushes == 0, "it counts for its own name");
     CHECK (do_close (b) == 0);
-    b = opened_as_mode ("x", mode, true);
+    b = opened_plain ("x", true);
     CHECK (flush (b) == 0);
     CHECK (b->nr_flushes == 1);
     CHECK (flush (b) == 0);
@@ -2603,166 +2408,130 @@ test_plain_reconnect (void)
   end ();
 }
 
-/* Members in different modes, as "auto" can make them. */
+/* One kind of group. */
 
-/* One that does not replicate flushes for those that do. */
+/* The first connection settles it, until the group is empty. */
 static void
-test_mixed_flush (void)
+test_settles (void)
 {
-  struct conn *p, *e;
+  static const char *const names[] = { NULL, "x" };
+  struct conn *a, *b, *c;
+  bool replicates = true;
+  unsigned i;
 
   begin (LEVEL_CONNECTION);
-  p = opened_in_mode (MODE_PLUGIN, true);
-  e = opened ();
-  do_read (e, p->cell);
-  do_write (p, 1);
-  CHECK (flush (p) == 0);
-  CHECK (do_read (e, p->cell) == 1);
-  do_read (p, e->cell);
-  do_write (e, 1);
-  CHECK (flush (p) == 0);
-  CHECK (disk[e->cell] == 1);
-  CHECK (do_read (p, e->cell) == 1);
+  for (i = 0; i < 8; i++) {
+    const char *name = names[i / 2 % 2];
+
+    a = replicates ? opened_as (name) : opened_plain (name, true);
+    b = replicates ? opened_plain (name, true) : opened_as (name);
+    CHECK (b->h.resolution.replicate == replicates);
+    do_read (b, a->cell);
+    do_write (a, 1);
+    CHECK (do_flush (b).replicated == replicates);
+    CHECK (disk[a->cell] == replicates);
+    CHECK (do_close (a) == 0);
+    c = replicates ? opened_plain (name, false) : opened_as (name);
+    CHECK (do_flush (c).replicated == replicates);
+
+    /* It is not empty while one opens. */
+    renew (a);
+    CHECK (handle_opens (&a->h, name) == 0);
+    CHECK (do_close (b) + do_close (c) == 0);
+    CHECK (handle_settles (&a->h, !replicates) == replicates);
+    handle_gives_up (&a->h);
+    replicates = !replicates;
+  }
   end ();
 }
 
-/* A plain flush leaves marks that a round needs, when one comes. */
+/* No name is not the empty name, which is in the same bucket. */
 static void
-test_mixed_join (void)
+test_no_name (void)
 {
-  struct conn *p, *q, *e;
+  struct conn *a, *b;
 
   begin (LEVEL_CONNECTION);
-  p = opened_in_mode (MODE_PLUGIN, true);
-  q = opened_in_mode (MODE_PLUGIN, true);
-  do_write (q, 1);
-  CHECK (flush (p) == 0);       /* for both, as it says */
-  e = opened ();
-  do_write (e, 1);
-  CHECK (flush (e) == 0);
-  CHECK (do_read (q, e->cell) == 1);
+  a = opened_as ("");
+  b = opened ();
+  CHECK (a->h.group != b->h.group);
+  CHECK (opened_as ("")->h.group == a->h.group);
+  CHECK (opened ()->h.group == b->h.group);
   end ();
 }
 
-/* The one whose plain flush has failed is flushed by a round. */
+/* What flushes that were passed on have left behind. */
 static void
-test_mixed_join_after_error (void)
+test_kind_after_plain (void)
 {
-  struct conn *p, *e;
+  struct conn *a, *b, *c;
 
   begin (LEVEL_CONNECTION);
-  p = opened_in_mode (MODE_PLUGIN, true);
-  do_write (p, 1);
-  p->flush_err = EIO;
-  CHECK (flush (p) == EIO);
-  p->flush_err = 0;
-  e = opened ();
-  CHECK (flush (e) == 0);
-  CHECK (disk[p->cell] == 1);
-  end ();
-}
+  a = opened_plain (NULL, false);
+  do_write (a, 1);
+  CHECK (do_close (a) == 0);
+  CHECK (a->nr_flushes == 0);
+  b = opened ();
+  c = opened ();
+  b->flush_err = EIO;
+  CHECK (flush (b) == EIO);
+  b->flush_err = 0;
+  CHECK (flush (b) == 0);
+  CHECK (b->nr_flushes == 2);
+  CHECK (flush (b) == 0);
+  CHECK (b->nr_flushes == 2 && c->nr_flushes == 0);
+  CHECK (do_close (b) + do_close (c) == 0);
 
-/* One has closed dirty that did not replicate. */
-static void
-test_mixed_close (void)
-{
-  struct conn *p, *e;
-
-  begin (LEVEL_CONNECTION);
-  p = opened_in_mode (MODE_PLUGIN, true);
-  e = opened ();
-  do_write (p, 1);
-  CHECK (do_close (p) == 0);
-  CHECK (p->nr_flushes == 0);
-  CHECK (flush (e) == 0);
-  CHECK (e->nr_flushes == 1);
-  CHECK (flush (e) == 0);
-  CHECK (e->nr_flushes == 1);
-
-  /* And if that flush fails, the next one tries. */
-  p = opened_in_mode (MODE_PLUGIN, true);
-  do_write (p, 2);
-  CHECK (do_close (p) == 0);
-  e->flush_err = EIO;
-  CHECK (flush (e) == EIO);
-  e->flush_err = 0;
-  CHECK (flush (e) == 0);
-  CHECK (e->nr_flushes == 3);
-  end ();
-}
-
-/* The same where that flush is due for its own writes too. */
-static void
-test_mixed_close_and_write (void)
-{
-  struct conn *p, *e1, *e2;
-
-  begin (LEVEL_CONNECTION);
-  p = opened_in_mode (MODE_PLUGIN, true);
-  e1 = opened ();
-  e2 = opened ();
-  do_write (p, 1);
-  CHECK (do_close (p) == 0);
-  do_write (e1, 1);
-  e1->flush_err = EIO;
-  CHECK (flush (e1) == EIO);
-  e1->flush_err = 0;
-  CHECK (flush (e2) == 0);
-  CHECK (e1->nr_flushes == 2 && e2->nr_flushes == 1);
+  /* The flush is due for its own writes too. */
+  a = opened_plain (NULL, true);
+  do_write (a, 2);
+  CHECK (do_close (a) == 0);
+  b = opened ();
+  c = opened ();
+  do_write (b, 1);
+  b->flush_err = EIO;
+  CHECK (flush (b) == EIO);
+  b->flush_err = 0;
+  CHECK (flush (c) == 0);
+  CHECK (b->nr_flushes == 2 && c->nr_flushes == 1);
+  CHECK (disk[b->cell] == 1);
 
   /* And where nobody has closed. */
-  do_write (e1, 2);
-  e1->flush_err = EIO;
-  CHECK (flush (e1) == EIO);
-  e1->flush_err = 0;
-  CHECK (flush (e2) == 0);
-  CHECK (e1->nr_flushes == 4 && e2->nr_flushes == 1);
+  do_write (b, 2);
+  b->flush_err = EIO;
+  CHECK (flush (b) == EIO);
+  b->flush_err = 0;
+  CHECK (flush (c) == 0);
+  CHECK (b->nr_flushes == 4 && c->nr_flushes == 1);
   end ();
 }
 
-/* The last one that replicates leaves: then flushes are plain. */
+/* An error at close is told by the next flush, replicated or passed on, and
+ * also where that one is skipped.
+ */
 static void
-test_mixed_leave (void)
+test_kind_after_close_error (void)
 {
-  struct conn *p, *q, *e;
+  struct conn *a, *b;
+  unsigned i;
 
-  begin (LEVEL_CONNECTION);
-  p = opened_in_mode (MODE_PLUGIN, false);
-  q = opened_in_mode (MODE_PLUGIN, false);
-  e = opened ();
-  do_write (q, 1);
-  CHECK (do_flush (p).replicated);
-  CHECK (disk[q->cell] == 1);
-  CHECK (do_close (e) == 0);
-  do_write (q, 2);
-  CHECK (!do_flush (p).replicated);
-  CHECK (disk[q->cell] == 1);
-  CHECK (p->nr_flushes == 1);
-  end ();
-}
-
-/* It leaves while a round runs: what comes now waits for that. */
-static void
-test_mixed_beside_round (void)
-{
-  struct conn *p, *q, *e;
-  struct actor *f1, *f2, *x;
-
-  begin (LEVEL_CONNECTION);
-  p = opened_in_mode (MODE_PLUGIN, true);
-  q = opened_in_mode (MODE_PLUGIN, true);
-  e = opened ();
-  do_write (q, 1);
-  gate_shut (&q->flushes);
-  f1 = start (FLUSH, p, 0);
-  x = start (CLOSE, e, 0);
-  CHECK (result (x) == 0);
-  f2 = start (FLUSH, p, 0);
-  CHECK (!over (f1) && !over (f2));
-  gate_open (&q->flushes);
-  CHECK (result (f1) == 0);
-  CHECK (result (f2) == 0);
-  CHECK (disk[q->cell] == 1);
+  for (i = 0; i < 4; i++) {
+    policy.mode = i % 2 ? MODE_PLUGIN : MODE_AUTO;
+    begin (LEVEL_CONNECTION);
+    a = opened ();
+    do_write (a, 1);
+    a->flush_err = ENOSPC;
+    CHECK (do_close (a) == ENOSPC);
+    b = opened_plain (NULL, true);
+    if (i > 1)
+      do_write (b, 1);
+    CHECK (!b->h.resolution.replicate);
+    CHECK (flush (b) == ENOSPC);
+    CHECK (b->nr_flushes == (i != 1));
+    CHECK (disk[b->cell] == (i > 1), "it is flushed all the same");
+    CHECK (flush (b) == 0);
+    CHECK (do_close (b) == 0);
+  }
   end ();
 }
 
@@ -2882,6 +2651,7 @@ test_many_names_unflushed (void)
   struct conn *a;
   unsigned i, pass;
 
+  policy.mode = MODE_PLUGIN;
   begin (LEVEL_CONNECTION);
   a = another ();
   for (pass = 0; pass < 2; pass++)
@@ -2952,7 +2722,7 @@ test_no_memory (void)
   a = another ();
   CHECK (failing_allocations (handle_opens, a) > 0);
   plugin_open (a);
-  handle_joins (&a->h);
+  joins (a);
   CHECK (flush (a) == 0);
   end ();
 }
@@ -3005,7 +2775,7 @@ test_beside (void)
   CHECK (do_close (a) == 0);
   CHECK (do_close (c) == 0);
   plugin_open (b);
-  handle_joins (&b->h);
+  joins (b);
   do_write (b, 2);
   CHECK (flush (b) == 0);
   CHECK (b->nr_flushes == 1);
@@ -3026,157 +2796,9 @@ test_beside_write_back (void)
   handle_opens_beside (&b->h, &a->h);
   plugin_open (b);
   CHECK (flush (a) == 0);
-  handle_joins (&b->h);
+  joins (b);
   CHECK (b->nr_flushes == 1);
   CHECK (do_read (b, a->cell) == 1);
-  end ();
-}
-
-/* A group that is one connection. */
-static void
-test_apart (void)
-{
-  struct conn *a, *a2, *b;
-
-  begin (LEVEL_CONNECTION);
-  a = opened_apart (NULL);
-  a2 = opened_beside (a);
-  b = opened_apart (NULL);
-  do_read (a, 0);
-  do_write (a2, 1);
-  do_write (b, 1);
-  CHECK (flush (a) == 0);
-  CHECK (a2->nr_flushes == 1 && disk[a2->cell] == 1);
-  CHECK (a->nr_flushes == 1, "it may have had an older copy");
-  CHECK (a->flush_began > a2->flush_ended);
-  CHECK (b->nr_flushes == 0, "it is another's");
-  CHECK (flush (a) == 0);
-  CHECK (a->nr_flushes == 1 && a2->nr_flushes == 1);
-  CHECK (flush (b) == 0);
-  CHECK (b->nr_flushes == 1);
-
-  /* It is flushed at close. */
-  do_write (a2, 2);
-  CHECK (do_close (a2) == 0);
-  CHECK (disk[a2->cell] == 2);
-  CHECK (replicate_statistics ().flushes_at_close == 1);
-  end ();
-}
-
-static void
-test_apart_flushes_at_once (void)
-{
-  struct conn *a, *b;
-  struct actor *f;
-
-  begin (LEVEL_CONNECTION);
-  a = opened_apart (NULL);
-  b = opened_apart (NULL);
-  do_write (a, 1);
-  do_write (b, 1);
-  gate_shut (&a->flushes);
-  f = start (FLUSH, a, 0);
-  CHECK (flush (b) == 0, "it does not wait for another's");
-  gate_open (&a->flushes);
-  CHECK (result (f) == 0);
-  end ();
-}
-
-/* What another has written and flushed is visible after a connection's own
- * flush, as if the plugin had been flushed on its one handle.
- */
-static void
-test_apart_sees_others (void)
-{
-  struct conn *a, *b, *d;
-
-  begin (LEVEL_CONNECTION);
-  a = opened_apart (NULL);
-  b = opened_apart (NULL);
-  d = opened_beside (a);
-  do_read (a, b->cell);
-  do_read (d, b->cell);
-  do_write (b, 1);
-  CHECK (flush (a) == 0, "one that has not been flushed may be visible");
-  CHECK (a->nr_flushes == 1 && d->nr_flushes == 1);
-  do_read (a, b->cell);
-  do_read (d, b->cell);
-  CHECK (flush (b) == 0);
-  a->flush_err = EPERM;
-  CHECK (flush (a) == EPERM);
-  a->flush_err = 0;
-  CHECK (flush (a) == 0);
-  CHECK (do_read (a, b->cell) == 1 && do_read (d, b->cell) == 1);
-  CHECK (flush (a) == 0);
-  CHECK (a->nr_flushes == 3 && d->nr_flushes == 2, "only once for each");
-
-  /* Its own do not count, and what closes does. */
-  do_write (a, 1);
-  CHECK (flush (a) == 0);
-  do_read (a, a->cell);
-  do_read (d, a->cell);
-  CHECK (flush (a) == 0);
-  CHECK (a->nr_flushes == 4 && d->nr_flushes == 3);
-  do_read (a, b->cell);
-  do_write (b, 2);
-  CHECK (do_close (b) == 0);
-  CHECK (flush (a) == 0);
-  CHECK (do_read (a, b->cell) == 2);
-  CHECK (do_close (opened_apart (NULL)) == 0);
-  b = opened_apart (NULL);
-  do_read (b, a->cell);
-  CHECK (flush (b) == 0 && b->nr_flushes == 0, "it has come later");
-  end ();
-}
-
-/* What it leaves behind is for the next of the name. */
-static void
-test_apart_leaves_behind (void)
-{
-  struct conn *a, *b;
-
-  begin (LEVEL_CONNECTION);
-  a = opened_apart ("x");
-  do_write (a, 1);
-  a->flush_err = ENOSPC;
-  CHECK (do_close (a) == ENOSPC);
-  b = opened_apart ("y");
-  CHECK (flush (b) == 0);
-  a = opened_apart ("x");
-  CHECK (flush (a) == ENOSPC);
-  CHECK (flush (a) == 0);
-  CHECK (do_close (a) == 0);
-
-  /* One that nobody has flushed, too. */
-  policy.flush_on_close = false;
-  replicate_init (&policy, &(const struct replicate_ops) {
-    .flush = plugin_flush, .helper_starts = helper_starts,
-  });
-  a = opened_apart ("x");
-  do_write (a, 1);
-  CHECK (do_close (a) == 0);
-  CHECK (a->nr_flushes == 0);
-  a = opened_apart ("x");
-  CHECK (flush (b) == 0 && b->nr_flushes == 0);
-  CHECK (flush (a) == 0 && a->nr_flushes == 1);
-  CHECK (flush (a) == 0 && a->nr_flushes == 1);
-  CHECK (do_close (a) == 0);
-  CHECK (do_close (b) == 0);
-  CHECK (allocated == 0, "nothing is remembered");
-  end ();
-}
-
-static void
-test_apart_gives_up (void)
-{
-  struct conn *a;
-
-  begin (LEVEL_CONNECTION);
-  a = another ();
-  CHECK (failing_allocations (handle_opens_apart, a) > 2);
-  handle_gives_up (&a->h);
-  CHECK (allocated == 0 && conds == 0);
-  CHECK (replicate_statistics ().handle_opens_failed == 0);
   end ();
 }
 
@@ -3217,24 +2839,6 @@ test_between (void)
   CHECK (flush (b) == EPERM);
   CHECK (flush (b) == 0);
   end ();
-}
-
-/* The server ends with connections that are open. */
-static void
-test_free_apart (void)
-{
-  struct conn *a, *b;
-
-  begin (LEVEL_CONNECTION);
-  a = opened_apart ("x");
-  b = opened_beside (a);
-  do_write (b, 1);
-  a->h.reads++;
-  CHECK (replicate_statistics ().reads == 1);
-  replicate_free (free_handle);
-  CHECK (!a->open && !b->open);
-  CHECK (b->nr_flushes == 0, "nothing of the plugin is called");
-  CHECK (allocated == 0 && conds == 0);
 }
 
 static void
@@ -3303,91 +2907,6 @@ test_statistics (void)
   CHECK (s.flushes_owed == 0 && s.owed_flushes == 0);
   CHECK (s.flushes_at_close == 0);
   CHECK (s.failed_flushes == 0);
-  end ();
-}
-
-/* A plugin with multi-conn, MCSHIM_MODE=plugin, several
- * handles: each connection is a group of its own, but the flag is set, so that
- * a client may flush on one what it has written on another.
- */
-static void
-test_apart_with_flag (void)
-{
-  struct conn *a, *b, *c[2];
-  unsigned i;
-
-  begin (LEVEL_CONNECTION);
-  for (i = 0; i < 2; i++) {
-    c[i] = another ();
-    c[i]->h.resolution = (struct resolution) {
-      .verdict = PLUGIN_HAS_FLAG, .advertise = true, .replicate = true,
-    };
-    c[i]->h.multi_conn = true;
-    CHECK (handle_opens_apart (&c[i]->h, NULL) == 0);
-    plugin_open (c[i]);
-    handle_joins (&c[i]->h);
-  }
-  a = c[0];
-  b = c[1];
-  do_write (b, 1);
-  CHECK (flush (a) == 0);
-  CHECK (a->nr_flushes + b->nr_flushes > 0, "the plugin hears of no flush");
-  end ();
-}
-
-/* A plain flush waits for its handle; meanwhile one joins that
- * replicates, and writes: its mark is not for the plain flush to take.
- */
-static struct conn *
-join_beside_plain (struct conn **joined)
-{
-  struct actor *r, *f;
-  struct conn *p, *e;
-
-  begin (LEVEL_CONNECTION);
-  p = opened_in_mode (MODE_PLUGIN, true);
-  do_write (p, 1);
-  gate_shut (&p->requests);
-  r = start (READ, p, 0);
-  f = start (FLUSH, p, 0);      /* finds nobody that replicates, and waits */
-  e = opened ();
-  do_write (e, 5);
-  gate_open (&p->requests);
-  result (r);
-  CHECK (result (f) == 0);
-  *joined = e;
-  return p;
-}
-
-static void
-test_plain_and_one_joins (void)
-{
-  struct actor *r, *f;
-  struct conn *p, *e;
-
-  p = join_beside_plain (&e);
-  gate_shut (&e->requests);
-  r = start (READ, e, 0);
-  f = start (FLUSH, p, 0);
-  if (over (f))
-    CHECK (disk[e->cell] == 5, "a flush has succeeded, and a write that was "
-           "acknowledged before it is not written back");
-  gate_open (&e->requests);
-  result (r);
-  CHECK (result (f) == 0);
-  CHECK (disk[e->cell] == 5);
-  end ();
-}
-
-static void
-test_plain_and_one_comes_and_goes (void)
-{
-  struct conn *p, *e;
-
-  p = join_beside_plain (&e);
-  CHECK (do_close (e) == 0);
-  CHECK (flush (p) == 0);
-  CHECK (disk[e->cell] == 5, "closed unflushed, and lost");
   end ();
 }
 
@@ -3483,6 +3002,10 @@ static const struct unit_test in_any[] = {
   { "the flusher sees it, too", test_visible_to_itself },
   { "an open beside a write-back flushes", test_open_beside_write_back },
   { "the flush of an open fails", test_open_flush_fails },
+  { "the first of a group settles its kind", test_settles },
+  { "no name and the empty name", test_no_name },
+  { "what a group of another kind has left", test_kind_after_plain },
+  { "an error at close, and another kind", test_kind_after_close_error },
   { "an open without replication does not flush",
     test_open_without_replication },
   { "a close flushes", test_flush_at_close },
@@ -3491,7 +3014,6 @@ static const struct unit_test in_any[] = {
   { "a failed flush leaves its marks", test_error_keeps_marks },
   { "what has failed is not tried twice in a round", test_error_not_twice },
   { "an error at close fails the next flush once", test_close_error },
-  { "an error at close, and another mode", test_close_error_in_other_mode },
   { "groups of names: an error at close", test_close_error_by_name },
   { "groups of names: what is remembered is bounded", test_many_names },
   { "groups of names: the same again and again", test_same_name },
@@ -3507,12 +3029,6 @@ static const struct unit_test in_any[] = {
   { "without replication: closed unflushed", test_plain_close },
   { "without replication: closed, and connected anew",
     test_plain_reconnect },
-  { "mixed modes: a flush", test_mixed_flush },
-  { "mixed modes: one that replicates joins", test_mixed_join },
-  { "mixed modes: the same after an error", test_mixed_join_after_error },
-  { "mixed modes: closed unflushed", test_mixed_close },
-  { "mixed modes: closed unflushed, and a write", test_mixed_close_and_write },
-  { "mixed modes: the last that replicates leaves", test_mixed_leave },
   { "a handle that can't be flushed", test_not_flushable },
   { "a handle that gives up", test_gives_up },
   { "a request that finds its marks takes no lock", test_no_lock },
@@ -3573,34 +3089,16 @@ static const struct unit_test in_two[] = {
   { "level fast: copies of an open", test_copy_of_open },
   { "without replication: a flush waits for its handle", test_plain_waits },
   { "without replication: beside another flush", test_plain_beside },
-  { "mixed modes: one joins beside a flush", test_plain_and_one_joins },
-  { "mixed modes: one comes and goes beside a flush",
-    test_plain_and_one_comes_and_goes },
-  { "mixed modes: a flush beside a round", test_mixed_beside_round },
   { "the end with open connections", test_free },
   { "further handles of a connection", test_beside },
   { "a further handle's open beside a write-back", test_beside_write_back },
-  { "a connection that is a group of its own", test_apart },
-  { "groups of their own do not wait for each other",
-    test_apart_flushes_at_once },
-  { "a connection of its own sees what others have flushed",
-    test_apart_sees_others },
-  { "what a group of its own leaves behind", test_apart_leaves_behind },
-  { "groups of their own, with the flag", test_apart_with_flag },
-  { "no memory for a group of its own", test_apart_gives_up },
   { "a flush that no client has asked for", test_between },
-  { "the end with groups of their own", test_free_apart },
   { NULL, NULL }
 };
 
 static const struct unit_test serialized[] = {
   { "a replica goes before those that wait", test_replica_goes_next },
-  { "replicas and requests take turns", test_turns },
-  { "a request's turn, and none waits", test_turn_of_none },
-  { "a request's turn, and it fails", test_turn_of_one_that_fails },
-  { "a request's turn, and it owes", test_turn_of_one_that_owes },
   { "a request that is just going", test_replica_of_one_that_goes },
-  { "a request's turn, and one is just going", test_turn_of_one_that_waits },
   { "what is ready is flushed first", test_ready_first },
   { "a flush waits for one request", test_waits_for_one },
   { NULL, NULL }
