@@ -58,14 +58,45 @@ expect(flushes(), ["0"])
 EOT
 }
 
-@test "true: outside emulate too" {
-  serve MCSHIM_EXPORTNAME=true MCSHIM_MODE=plugin "$wbcache" log="$log"
-  client <<'EOT'
-h = [conn("a"), conn("b")]
-h[0].pwrite(b"a", 0)
-h[1].flush()
-expect(flushes(), [])
+# By name also without the knob.
+@test "plugin, disable, unsafe: a flush counts for its own export" {
+  local mode level
+  for mode in plugin disable unsafe; do
+    for level in connection fast; do
+      : > "$log"
+      serve MCSHIM_MODE=$mode MCSHIM_TRACK_DIRTY=$level \
+        "$wbcache" multiconn=1 log="$log"
+      client <<'EOT'
+h = [conn("x"), conn("y"), conn("z")]
+h[0].pwrite(b"x", 0)
+h[1].pwrite(b"y", 512)
+for i in 0, 1, 2, 1, 0:
+    h[i].flush()
+expect(flushes(), ["0", "1"])
 EOT
+      stop_server
+    done
+  done
+}
+
+@test "auto: the file plugin syncs each file of a directory" {
+  needs strace
+  mkdir files
+  truncate -s 1M files/x files/y
+  under_shim nbdkit --dump-plugin file | grep -qx has_list_exports=1 ||
+    skip "this file plugin serves no directory"
+  test_wrapper="strace -f -qq -y -o trace -e trace=fsync,fdatasync $test_wrapper" \
+    serve file dir="$PWD/files"
+  client <<'EOT'
+h = [conn("x"), conn("y")]
+for c in h:
+    c.pwrite(b"new", 0)
+for c in h:
+    c.flush()
+EOT
+  stop_server
+  has 'sync([0-9]*<.*/files/x>' trace
+  has 'sync([0-9]*<.*/files/y>' trace
 }
 
 @test "true: a group outlives its connections, not the other way round" {

@@ -91,7 +91,13 @@ $6"
   row fast unsafe 0 0 2 2
 }
 
-@test "auto is plugin for a plugin that advertises, emulate for another" {
-  row connection auto 1 0 2 2
+@test "auto is emulate for a plugin that does not advertise" {
   row connection auto 0 0 4 4
+}
+
+@test "auto passes on each flush of a plugin that advertises" {
+  local level
+  for level in connection fast off; do
+    row $level auto 1 2 3 4
+  done
 }

@@ -71,6 +71,16 @@ expect(bytes(h[2].pread(3, 512)), b"two")
 EOT
 }
 
+@test "auto: also for a connection that has multi-conn, where the first has not" {
+  serve "$wbcache" multiconn=0 differs=1 fua=native
+  client <<'EOT'
+h = [conn(), conn()]
+h[0].pread(4, 0)
+h[1].pwrite(b"next", 0, nbd.CMD_FLAG_FUA)
+expect(bytes(h[0].pread(4, 0)), b"next")
+EOT
+}
+
 @test "emulate: zero and trim with FUA are replicated" {
   start MCSHIM_MODE=emulate fua=native
   client <<'EOT'

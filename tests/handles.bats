@@ -318,40 +318,16 @@ EOT
   ends_well
 }
 
-@test "emulate: a flush covers the group's handles" {
-  flushes_of emulate "0 1 2 3 4" ""
-  flushes_of auto "0 1 2 3 4" ""
-}
-
-@test "plugin, disable, unsafe: a flush covers its own connection's" {
-  for mode in plugin disable; do
-    flushes_of $mode "0 2 4" "1 3"
-  done
-  flushes_of unsafe "0 2 4" "1 3" multiconn=1
-}
-
-@test "plugin, disable, unsafe: and what others have flushed is seen after it" {
+@test "in every mode a flush covers the group's handles" {
   local mode
-  for mode in plugin disable unsafe; do
-    start MCSHIM_MODE=$mode
-    ask <<'EOT'
-a, b = conn(), conn()
-for i in range(4):
-    expect(bytes(a.pread(3, stripe(i))), bytes(3))
-    b.pwrite(b"new", stripe(i))
-b.flush()
-forget()
-a.flush()
-a.flush()
-expect(sorted(handles("flush")), [0, 2, 4, 6])
-expect([bytes(a.pread(3, stripe(i))) for i in range(4)], [b"new"] * 4)
-EOT
-    ends_well
+  for mode in auto emulate plugin disable unsafe; do
+    flushes_of $mode "0 1 2 3 4" ""
   done
 }
 
-@test "auto, where the plugin has multi-conn: those of the group" {
-  flushes_of auto "0 1 2 3 4" "" multiconn=1
+@test "where the plugin has multi-conn it is passed on" {
+  flushes_of auto 0 1 multiconn=1
+  flushes_of plugin 0 "" multiconn=1
 }
 
 @test "the levels, of one connection" {
@@ -611,25 +587,6 @@ EOT
   ends_well
 }
 
-# Each connection is a group, and yet its flush is for all.
-@test "with the flag and without replication: a flush is for other connections too" {
-  local mode
-  for mode in plugin unsafe; do
-    start MCSHIM_MODE=$mode multiconn=1
-    ask <<'EOT'
-h, g = conn(), conn()
-expect(h.can_multi_conn(), True)
-g.pwrite(b"new", stripe(0))
-h.flush()
-expect(len(handles("flush")), 1)
-g.flush()
-h.flush()
-expect(len(handles("flush")), 2)
-EOT
-    stop_server
-  done
-}
-
 @test "without a flush a long zero is in pieces" {
   disk thread_model='echo serialize_requests' can_zero='exit 0' \
     zero="echo zero >> '$log'" "${no_flush[@]}"
@@ -757,24 +714,6 @@ EOT
   none dirty_dropped_at_close
 }
 
-@test "without a flush at close, the next one gets through" {
-  for mode in plugin disable; do
-    start MCSHIM_MODE=$mode MCSHIM_FLUSH_ON_CLOSE=false
-    ask <<'EOT'
-h = conn()
-h.pwrite(b"new", stripe(1))
-close(h, 0)
-expect(flushes(), [])
-h = conn()
-h.flush()
-expect(handles("flush"), [1])
-h.flush()
-expect(handles("flush"), [1])
-EOT
-    ends_well
-  done
-}
-
 @test "a flush at close that fails is said, and the next one fails once" {
   for mode in emulate disable; do
     start MCSHIM_MODE=$mode
@@ -899,14 +838,17 @@ wait_log("2 open")
 for i in range(4):
     finish(h, write(h, stripe(4 * i)))
     finish(h, write(h, stripe(4 * i + 1)))
-finish(h, write(h, stripe(3)))
+# Handles are opened one at a time.
+waits = write(h, stripe(3))
 h.aio_flush()
 other = conn()
 other.pwrite(b"two", stripe(2))
 other.flush()
 expect(held(h, hung[0]), True)
+expect(held(h, waits), True)
+expect(handles("open"), [0, 1, 2, 3])
 control()
-for cookie in hung:
+for cookie in hung + [waits]:
     finish(h, cookie)
 expect(bytes(h.pread(3, stripe(2))), b"two")
 EOT

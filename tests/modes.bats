@@ -202,6 +202,48 @@ EOT
   done
 }
 
+# One kind of group: what joins while a flush of another is passed on could not
+# be flushed with it.
+@test "auto: without multi-conn after one that has it: no flag" {
+  : > "$control"
+  serve "$wbcache" multiconn=1 differs=1 log="$log" control="$control"
+  client <<'EOT'
+first = conn()
+first.pwrite(b"new", 0)
+control("block-flush 0")
+flush = Call(first.flush)
+wait_log("0 flush")
+second = conn()
+old = bytes(second.pread(3, 0))
+control()
+flush.join()
+expect(first.can_multi_conn(), True)
+if second.can_multi_conn():
+    sys.exit("with the flag it reads %s after the flush" % second.pread(3, 0))
+expect(old, bytes(3))
+EOT
+  stop_server
+  said 1 "plugin: it has multi-conn"
+  said 1 "disable: it has no multi-conn, the first one has"
+}
+
+@test "auto: with multi-conn after one that has it not: both are replicated" {
+  serve "$wbcache" multiconn=0 differs=1 log="$log"
+  client <<'EOT'
+h = [conn(), conn()]
+expect([c.can_multi_conn() for c in h], [True] * 2)
+for new in b"one", b"two":
+    h[0].pread(3, 0)
+    h[1].pwrite(new, 0)
+    h[1].flush()
+    h.reverse()
+    expect([bytes(c.pread(3, 0)) for c in h], [new] * 2)
+EOT
+  stop_server
+  said 1 "emulate"
+  said 1 "emulate: it has multi-conn, the first one has not"
+}
+
 # apart ARGUMENT...: auto leaves it alone, writable or not; emulate still
 # emulates.
 apart ()

@@ -45,7 +45,8 @@
  * strayerror=1: callbacks that succeed leave an error set, and those that fail
  * only set errno.
  *
- * smaller=H: handle H, if that is not 0, has one block less than the others.
+ * smaller=H: handle H, if that is not 0, has one block less than the others;
+ * differs=H: it has multi-conn if they have not, and the other way round.
  *
  * The plugin still promises: a flush that begins after other handles have
  * written back lets its own handle see that.
@@ -152,8 +153,8 @@ static int fua = NBDKIT_FUA_NONE;
 static int fuaflush, earlydrop, mapcache, refresh, opencopy, ownorder,
   strayerror;
 static unsigned flushdelay, writebackdelay, readdelay, filldelay, writedelay,
-  opendelay, closedelay, readahead, failflush, seed, smaller, lateflush,
-  together = 1;
+  opendelay, closedelay, readahead, failflush, seed, smaller, differs,
+  lateflush, together = 1;
 static char *summary_file, *control_file;
 static int log_fd = -1;
 static bool model_asked;
@@ -422,7 +423,8 @@ wbcache_config (const char *key, const char *value)
     { "writedelay", &writedelay }, { "opendelay", &opendelay },
     { "closedelay", &closedelay }, { "readahead", &readahead },
     { "failflush", &failflush }, { "seed", &seed }, { "smaller", &smaller },
-    { "lateflush", &lateflush }, { "together", &together },
+    { "differs", &differs }, { "lateflush", &lateflush },
+    { "together", &together },
   };
   const struct { const char *key; int *boolean; } booleans[] = {
     { "multiconn", &multiconn }, { "fuaflush", &fuaflush },
@@ -472,6 +474,7 @@ wbcache_config (const char *key, const char *value)
   "multiconn=BOOL fua=none|emulate|native fuaflush=BOOL\n"              \
   "earlydrop=BOOL (flush drops clean blocks when it begins)\n"          \
   "mapcache=BOOL failflush=OF-1000 seed=NUMBER smaller=HANDLE\n"        \
+  "differs=HANDLE (in multi-conn)\n"                                     \
   "refresh=BOOL opencopy=BOOL readahead=US ownorder=BOOL\n"             \
   "together=BLOCKS lateflush=US strayerror=BOOL\n"                      \
   "flushdelay=US writebackdelay=US (if there is something to write)\n"  \
@@ -851,8 +854,10 @@ wbcache_can_fua (void *handle)
 static int
 wbcache_can_multi_conn (void *handle)
 {
+  const unsigned number = ((struct handle *) handle)->number;
+
   enter (handle);
-  return leave (handle, multiconn);
+  return leave (handle, multiconn ^ (differs > 0 && number == differs));
 }
 
 static int
