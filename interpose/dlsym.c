@@ -78,11 +78,11 @@ count_symbols (const struct link_map *map)
   return hash ? hash[1] : 0;
 }
 
-/* The dlsym that MAP defines, or NULL.  If it has several versions, the
- * default one.
+/* The function NAME that MAP defines, or NULL.  If it has several versions,
+ * the default one.
  */
-static dlsym_fn
-dlsym_of (const struct link_map *map)
+static void *
+function_of (const struct link_map *map, const char *name)
 {
   const ElfW(Sym) *sym = dynamic_pointer (map, DT_SYMTAB);
   const char *str = dynamic_pointer (map, DT_STRTAB);
@@ -93,8 +93,8 @@ dlsym_of (const struct link_map *map)
   for (i = 0; i < n; i++)
     if (sym[i].st_shndx != SHN_UNDEF &&
         (ver == NULL || (ver[i] & hidden) == 0) &&
-        same (str + sym[i].st_name, "dlsym"))
-      return (dlsym_fn) (map->l_addr + sym[i].st_value);
+        same (str + sym[i].st_name, name))
+      return (void *) (map->l_addr + sym[i].st_value);
   return NULL;
 }
 
@@ -111,7 +111,7 @@ find_real_dlsym (void)
 
   while (map != NULL && fn == NULL)
     if ((map = map->l_next) != NULL)
-      fn = dlsym_of (map);
+      fn = (dlsym_fn) function_of (map, "dlsym");
   real_dlsym = fn;
 }
 
@@ -154,6 +154,18 @@ plugin_imports (const char *prefix)
         begins_with (str + sym[i].st_name, prefix))
       return str + sym[i].st_name;
   return NULL;
+}
+
+bool
+allocator_knows_sizes (void)
+{
+  const struct link_map *map = own_link_map ();
+
+  while (map != NULL && map->l_prev != NULL)
+    map = map->l_prev;
+  while (map != NULL && function_of (map, "calloc") == NULL)
+    map = map->l_next;
+  return map != NULL && function_of (map, "malloc_usable_size") != NULL;
 }
 
 /* Returns what the server's look-up of "plugin_init" must find. */

@@ -75,6 +75,11 @@ extern const struct link_map *own_link_map (void);
  */
 extern const char *plugin_imports (const char *prefix);
 
+/* True if malloc_usable_size comes from the library that calloc comes from.
+ * Beside libmemusage or DUMA it does not, and reads anything as a size.
+ */
+extern bool allocator_knows_sizes (void);
+
 /* What the server was started for, by its options.  Unless this is SERVE, it
  * prints something about the plugin, and opens no connection.
  */

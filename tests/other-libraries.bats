@@ -146,3 +146,29 @@ expect(h.can_multi_conn(), True)
 EOT
   has_line 'gccplugin: loaded' "$server_err"
 }
+
+# Some of these have no malloc_usable_size of their own.
+@test "another library's malloc" {
+  not_under_tsan
+  local name tried=
+  : > "$control"
+  for name in memusage.so duma.so.0 efence.so.0 jemalloc.so.2 \
+      mimalloc.so.2 tcmalloc_minimal.so.4; do
+    no_shim "${foreign}LD_PRELOAD=lib$name" nbdkit --version >plain 2>&1
+    if grep -q 'cannot be preloaded' plain; then continue; fi
+    tried+=" $name"
+    PRELOAD_AFTER=lib$name serve "$wbcache" control="$control"
+    client <<'EOT'
+h = [conn() for i in range(2)]
+h[0].pread(4, 0)
+h[1].pwrite(b"next", 0)
+control("fail-flush 1 ENOSPC")
+fails(errno.ENOSPC, h[0].flush)
+control()
+h[0].flush()
+expect(bytes(h[0].pread(4, 0)), b"next")
+EOT
+    stop_server
+  done
+  [ "$tried" ] || skip "there is no such library"
+}

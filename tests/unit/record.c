@@ -63,6 +63,10 @@ static const struct server {
     true, true, false, false, 8 * W, 2 * W, 0, 5 * W, 7 * W, 6 * W },
   { "like 1.26, the context first",
     true, true, false, false, 8 * W, 2 * W, 0, 6 * W, 5 * W, 0 },
+  { "like 1.10, unsized", false, false, false, false, 4 * W, 3 * W + 4, 0, 0,
+    0, 0 },
+  { "like 1.48, unsized",
+    true, true, true, false, 9 * W, 2 * W, 3 * W, 7 * W, 8 * W, 0 },
   { "without records", true, false, false, false, 0, 0, 0, 0, 0, 0 },
   { NULL, false, false, false, false, 0, 0, 0, 0, 0, 0 }
 };
@@ -150,6 +154,12 @@ plugin_imports (const char *prefix)
     if (strncmp (*import, prefix, strlen (prefix)) == 0)
       return *import;
   return NULL;
+}
+
+bool
+allocator_knows_sizes (void)
+{
+  return strstr (server->name, "unsized") == NULL;
 }
 
 /* A client, and the thread that the server has for it. */
