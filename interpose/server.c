@@ -6,6 +6,7 @@
  * was started for, and which filters it has.
  */
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -96,16 +97,28 @@ takes_next (const char *arg)
   return false;
 }
 
-/* Not from a constructor's arguments, which only glibc passes. */
+/* The kernel puts the arguments before the environment.  There may be no
+ * /proc, and only glibc passes them to a constructor.  Returns none if others
+ * have moved the environment off the stack, which is above us.
+ */
+static char **
+arguments (void)
+{
+  static char *none;
+  char **arg = environ;
+
+  while ((uintptr_t) arg > (uintptr_t) &arg && *arg != program_invocation_name)
+    arg--;
+  return (uintptr_t) arg > (uintptr_t) &arg ? arg : &none;
+}
+
 static void
 read_options (void)
 {
-  char *arg = NULL;
-  const char *pid;
+  char **next;
+  const char *arg, *pid;
   char own_pid[24];
-  size_t size = 0;
   bool is_log;
-  FILE *f;
 
   if (options.known)
     return;
@@ -115,10 +128,8 @@ read_options (void)
   pid = getenv ("LISTEN_PID");
   snprintf (own_pid, sizeof own_pid, "%ld", (long) options.pid);
   options.foreground = pid != NULL && strcmp (pid, own_pid) == 0;
-  f = fopen ("/proc/self/cmdline", "re");
-  if (f == NULL)
-    return;
-  while (getdelim (&arg, &size, '\0', f) != -1 && strcmp (arg, "--") != 0) {
+  next = arguments ();
+  while ((arg = *next++) != NULL && strcmp (arg, "--") != 0) {
     if (is_option (arg, "--dump-plugin", "--dump-p"))
       options.purpose = DUMP_PLUGIN;
     else if (is_option (arg, "--help", "--h"))
@@ -141,13 +152,11 @@ read_options (void)
         HAS_LETTER (arg, "f") || HAS_LETTER (arg, "s"))
       options.foreground = true;
     is_log = strcmp (arg, "--log") == 0;
-    if (takes_next (arg) && getdelim (&arg, &size, '\0', f) == -1)
+    if (takes_next (arg) && (arg = *next++) == NULL)
       break;
     if (is_log)
       snprintf (options.log, sizeof options.log, "%s", arg);
   }
-  free (arg);
-  fclose (f);
 }
 
 enum purpose

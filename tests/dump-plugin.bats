@@ -105,6 +105,20 @@ same_dump ()
   done
 }
 
+@test "the options are known without /proc" {
+  unshare -rm true 2>/dev/null || skip "this user may not make a mount namespace"
+  [ -z "$SHIM_TEST_ROOT$test_preload" ] || skip "something else needs /proc"
+  run -0 under_shim MCSHIM_STATS_FILE="$stats" unshare -rm sh -euc '
+    mount -t tmpfs none /proc
+    nbdkit --dump-plugin "$1"
+    test ! -e "$MCSHIM_STATS_FILE"
+    nbdkit -U - "$1" --run true' sh "$wbcache"
+  refute_line has_get_ready=1
+  assert_line --regexp '^mcshim_version='
+  # With --run the server has forked, but still has its stderr.
+  assert_line --regexp '^mcshim [0-9.]*: wbcache: auto'
+}
+
 @test "options as the values of others: it serves" {
   local words
   for words in "-e --dump-plugin" "-fe --help" "--export --version" \
