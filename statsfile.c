@@ -24,6 +24,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -33,6 +34,7 @@
 
 #define INTERVAL 1000           /* milliseconds */
 #define PATIENCE 2000           /* how long the ending server waits for it */
+#define LONGEST 16384           /* no file has more bytes */
 
 static uint64_t start;          /* when the file was taken */
 static struct timespec start_time;
@@ -74,9 +76,15 @@ expand (const char *template)
 static char *
 open_beside (const char *file, int *fd)
 {
+  struct rlimit limit;
   struct stat st;
   char *name;
 
+  /* To write beyond the limit would end the server: SIGXFSZ. */
+  if (getrlimit (RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur < LONGEST) {
+    errno = EFBIG;
+    return NULL;
+  }
   /* A device or a directory must not be moved away. */
   if (stat (file, &st) == 0 && !S_ISREG (st.st_mode)) {
     errno = S_ISDIR (st.st_mode) ? EISDIR : EINVAL;

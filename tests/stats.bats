@@ -216,6 +216,25 @@ EOT
   has 'MCSHIM_STATS_FILE.*d/stats' "$server_err"
 }
 
+# File sizes are limited to 1 KiB, less than the file has.
+@test "a limit on file size does not end the server" {
+  not_under_tsan
+  needs prlimit
+  limited () { ulimit -f 1; "$@"; }
+  mkdir d
+  run -1 limited under_shim MCSHIM_STATS_FILE=d/stats nbdkit -U - "$wbcache" \
+    --run true
+  assert_output --partial "d/stats' can't be written: File too large: "
+  assert_equal "$(ls -A d)" ""
+  serve MCSHIM_STATS_FILE=d/stats "$wbcache"
+  wait_until test -s d/stats
+  prlimit --pid "$server_pid" --fsize=1024
+  client <<<'conn().pread(512, 0)'
+  stop_server
+  has "MCSHIM_STATS_FILE: .*/d/stats: File too large" "$server_err"
+  stats=d/stats alone
+}
+
 # taken: another server with this path does not start, and says why.
 taken ()
 {
