@@ -209,11 +209,14 @@ set_stats_file (struct policy *p, const char *value)
   char cwd[PATH_MAX];
 
   free (p->stats_file);         /* from an earlier variable of that name */
+  p->stats_dir = 0;
   if (value[0] == '/')
     p->stats_file = strdup (value);
   else if (getcwd (cwd, sizeof cwd) == NULL ||
            asprintf (&p->stats_file, "%s/%s", cwd, value) == -1)
     p->stats_file = NULL;
+  else
+    p->stats_dir = strlen (cwd);
   return p->stats_file != NULL;
 }
 

@@ -14,6 +14,7 @@
 #define MCSHIM_POLICY_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 /* MCSHIM_MODE */
@@ -47,6 +48,7 @@ struct policy {
   unsigned handles;             /* MCSHIM_HANDLES */
   uint32_t stripe;              /* MCSHIM_STRIPE, a power of two */
   char *stats_file;             /* MCSHIM_STATS_FILE, absolute, or NULL */
+  size_t stats_dir;             /* where in it the user's own path begins */
 };
 
 /* Fill in *P from the environment ENV ("NAME=value" strings, NULL at

@@ -51,16 +51,16 @@ static pthread_t thread;
 /* Only the thread uses this. */
 static FILE *held;              /* in place, and locked */
 
-/* Returns TEMPLATE with the process ID for each %p, or NULL with errno set.
- * The caller frees it.
+/* Returns the policy's file with the process ID for each %p, or NULL with
+ * errno set.  The caller frees it.
  */
 static char *
-expand (const char *template)
+expand (const struct policy *policy)
 {
-  char *s = strdup (template), *longer;
+  char *s = strdup (policy->stats_file), *longer;
   const char *p;
 
-  while (s != NULL && (p = strstr (s, "%p")) != NULL) {
+  while (s != NULL && (p = strstr (s + policy->stats_dir, "%p")) != NULL) {
     if (asprintf (&longer, "%.*s%ld%s", (int) (p - s), s, (long) getpid (),
                   p + 2) == -1)
       longer = NULL;
@@ -149,7 +149,7 @@ statsfile_take (const struct policy *policy)
   start = now_ns ();
   clock_gettime (CLOCK_REALTIME, &start_time);
   mode = 0644;
-  file = expand (policy->stats_file);
+  file = expand (policy);
   if (file == NULL)
     return -1;
   name = open_beside (file, &fd);
@@ -408,7 +408,7 @@ prepare (const struct policy *policy, const char *plugin,
             "mode=\"%s\",level=\"%s\",thread_model=\"%s\"", MCSHIM_VERSION,
             plugin, mode_name (policy->mode), level_name (policy->level),
             thread_model);
-  path = expand (policy->stats_file);
+  path = expand (policy);
   shown = path ? strdup (path) : NULL;
   if (shown != NULL)
     one_line (shown);

@@ -272,6 +272,14 @@ taken ()
   assert_equal "$(find d -type f | wc -l)" 2
 }
 
+@test "%p in the name of the current directory stays" {
+  mkdir d-%p
+  cd d-%p
+  serve MCSHIM_STATS_FILE=a-%p "$wbcache"
+  stop_server
+  stats=$PWD/a-$server_pid counted running 0
+}
+
 @test "what has the old name of the temporary file stays, as a rotated log" {
   not_under_tsan
   run -0 under_shim MCSHIM_STATS_FILE="$stats" sh -c '

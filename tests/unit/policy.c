@@ -151,6 +151,8 @@ test_stats_file (void)
   CHECK (load (&p, "MCSHIM_STATS_FILE=some/where", NULL) == 0, "relative");
   CHECK (p.stats_file && strcmp (p.stats_file, expected) == 0,
          "%s", p.stats_file);
+  CHECK (strcmp (p.stats_file + p.stats_dir, "/some/where") == 0,
+         "%zu", p.stats_dir);
   policy_free (&p);
   CHECK (p.stats_file == NULL, "it can be freed twice");
   policy_free (&p);
@@ -185,8 +187,8 @@ test_last_one_counts (void)
   CHECK (load (&p, "MCSHIM_EXPORTNAME=1", "MCSHIM_EXPORTNAME=0") == 0);
   CHECK (!p.exportname);
   policy_free (&p);
-  CHECK (load (&p, "MCSHIM_STATS_FILE=/one", "MCSHIM_STATS_FILE=/two") == 0);
-  CHECK (strcmp (p.stats_file, "/two") == 0, "%s", p.stats_file);
+  CHECK (load (&p, "MCSHIM_STATS_FILE=one", "MCSHIM_STATS_FILE=/two") == 0);
+  CHECK (strcmp (p.stats_file + p.stats_dir, "/two") == 0, "%s", p.stats_file);
   policy_free (&p);
 }
 
