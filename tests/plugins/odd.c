@@ -7,6 +7,7 @@
  *
  *   ancient    API version 1 and ends before can_zero, as nbdkit 1.2's did
  *   short      ends before can_multi_conn
+ *   future     an API version that is not known, and a struct without a name
  *   long       goes on after the last field known here, with garbage
  *   noflush    no flush callback
  *   nofua      no can_fua callback, like most plugins
@@ -213,6 +214,10 @@ plugin_init (void)
     all.known._pread_v1 = odd_pread_v1;
     all.known._pwrite_v1 = odd_pwrite_v1;
     all.known._flush_v1 = odd_flush_v1;
+  }
+  if (strcmp (kind, "future") == 0) {
+    size = offsetof (struct nbdkit_plugin, name);
+    all.known._api_version = NBDKIT_API_VERSION + 1;
   }
   if (strcmp (kind, "short") == 0)
     size = offsetof (struct nbdkit_plugin, can_multi_conn);
