@@ -743,11 +743,18 @@ int
 replicate_between (struct handle *h)
 {
   struct waiter me = { .handle = h };
+  struct handle *h2;
+  uint64_t before;
+  int err = 0;
 
   lock_groups ();
+  before = h->group->round;
   await_round (h->group, &me);
+  LIST_FOREACH (h2, &h->group->handles, in_group)
+    if (h2->connection == h->connection && h2->failed > before)
+      err = me.result.err;
   unlock_groups ();
-  return me.result.err;
+  return err;
 }
 
 /* Groups come and go. */

@@ -166,7 +166,8 @@ struct flushed {
 extern struct flushed replicate_flush (struct handle *h);
 
 /* The same, for a request that goes to several handles at once: no client
- * has asked for this flush.  Returns 0 or an errno.
+ * has asked for this flush.  Returns 0, or an errno if a handle of H's
+ * connection failed: what others can't flush is theirs.
  */
 extern int replicate_between (struct handle *h);
 

@@ -576,6 +576,23 @@ EOT
   ends_well
 }
 
+@test "a long zero does not fail for another connection's flush" {
+  start
+  ask <<'EOT'
+h = filled()
+other = conn()
+other.pwrite(b"held", stripe(30))
+control("fail-flush 4 EPERM")
+h.zero(20 * 4096, 0)
+expect(bytes(h.pread(3, 0)), bytes(3))
+fails(errno.EPERM, h.flush)
+control()
+h.flush()
+expect(bytes(h.pread(4, stripe(30))), b"held")
+EOT
+  ends_well
+}
+
 @test "a long zero that fails is flushed all the same, and its own error told" {
   start
   ask <<'EOT'

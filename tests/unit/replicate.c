@@ -2831,6 +2831,13 @@ test_between (void)
   CHECK (replicate_between (&b->h) == 0);
   CHECK (disk[a->cell] == 2);
 
+  /* Another connection's error is its own. */
+  a->h.connection = (struct connection *) a;
+  do_write (a, 3);
+  a->flush_err = EPERM;
+  CHECK (replicate_between (&b->h) == 0);
+  CHECK (replicate_between (&a->h) == EPERM);
+
   /* An error at close is for a client's flush. */
   do_write (a, 3);
   a->flush_err = EPERM;
