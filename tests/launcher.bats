@@ -58,6 +58,16 @@ complains ()
     --top=$'d\a'
 }
 
+# nbdkit itself does not tell which of its options take a value.
+@test "--probe and the library know the same options of nbdkit's with a value" {
+  cd "$source"
+  options () { sed -n "$@" | grep -o -- '--[a-z-]*\|DegiPptuU' | sort; }
+  local library
+  library=$(options '/define WITH_VALUE/p; /words\[\] = {/,/};/p' interpose/*.c)
+  assert_equal "$(options '/ --debug|/,/)$/p' scripts/mcshim-captive)" "$library"
+  [ "$library" ]
+}
+
 @test "a path with a space or a colon: said before anything is built" {
   local dir
   for dir in "a b" "a:b"; do
