@@ -1,5 +1,5 @@
 # GNU make.  "make demo" and "make check" install what they need, build and
-# run; every other target only uses what is there.
+# run.  The targets for a release are in tests/release.mk.
 
 ifneq ($(words $(CURDIR))$(findstring :,$(CURDIR)),1)
 $(error $(CURDIR): LD_PRELOAD cannot name a path with a space or colon: \
@@ -165,15 +165,6 @@ $(build)/probe: Makefile
 	echo "int main (void) { return 0; }" | \
 	  $(CC) $(CFLAGS) $(sanitize) -x c -o $@ - $(LDFLAGS)
 
-unit:
-	+@MAKE="$(MAKE)" tests/unit/run
-
-# Does a unit test fail for every statement that is removed from these?
-mutants:
-	scripts/deps mutants
-	tests/mutants policy.c helpers.c replicate.c replicate.h \
-	  spread.c spread.h latency.h
-
 # The packages come first and the rest in a second make: the compiler may be
 # missing.  It compiles on all processors, unless make was told how many.
 jobs = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
@@ -188,141 +179,13 @@ check:
 	$(MAKE) --no-print-directory $(jobs) all test-programs
 	tests/run
 
-# The tests that start servers to measure them: they take as long again.
-check-long:
+deps:
 	scripts/deps check
-	$(MAKE) --no-print-directory all test-programs
-	tests/run --long
 
-# The demo and the tests where nothing is installed yet, in bare roots.
-check-fresh:
-	scripts/deps fresh
-	tests/fresh $(SUITES)
-
-# The tests on older and newer nbdkits, in roots that are made for this, or
-# installed in a directory.
-check-compat:
-	scripts/deps compat
-	$(MAKE) --no-print-directory all test-programs
-	tests/compat/run $(SERVERS)
-
-# The same on other architectures: cross-built, in an nbdkit that qemu runs.
-triple_arm64    := aarch64-linux-gnu
-triple_armel    := arm-linux-gnueabi
-triple_armhf    := arm-linux-gnueabihf
-triple_i386     := i686-linux-gnu
-triple_mips64el := mips64el-linux-gnuabi64
-triple_ppc64el  := powerpc64le-linux-gnu
-triple_riscv64  := riscv64-linux-gnu
-triple_s390x    := s390x-linux-gnu
-ARCH ?= arm64 armel armhf i386 mips64el ppc64el riscv64 s390x
-check-cross:
-	scripts/deps cross
-	$(MAKE) --no-print-directory $(clients) $(checker)
-	@status=0; for arch in $(ARCH); do \
-	  $(MAKE) --no-print-directory check-cross-$$arch || status=1; \
-	done; exit $$status
-check-cross-%:
-	$(MAKE) --no-print-directory \
-	  CC=$(or $(triple_$*),$(error ARCH is of $(subst triple_,,$(filter \
-	    triple_%,$(.VARIABLES))), not "$*"))-gcc build=build-$* \
-	  lib=build-$*/libmcshim.so plugin_dir=build-$*/plugins all test-plugins
-	MCSHIM_SO=$(CURDIR)/build-$*/libmcshim.so tests/compat/run $*
-
-# The same with musl in place of glibc, on an nbdkit that is built for it.
-check-musl:
-	scripts/deps musl
-	$(MAKE) --no-print-directory $(clients) $(checker)
-	$(MAKE) --no-print-directory CC=musl-gcc build=build-musl \
-	  lib=build-musl/libmcshim.so plugin_dir=build-musl/plugins all test-plugins
-	tests/musl
-
-# nbdkit's own tests and libnbd's, without the library and with it.
-check-upstream:
-	scripts/deps upstream
-	$(MAKE) --no-print-directory all
-	tests/upstream
-
-# The protocol, checked exhaustively: it holds, and fails if any of its guards
-# is removed.
-model:
-	scripts/deps model
-	tests/model/run
-
-# The consistency checker for SECONDS, and then briefly on the upstream
-# filter, where it must find losses.
-SOAK_SECONDS ?= 1800
-soak:
-	scripts/deps check
-	$(MAKE) --no-print-directory all test-programs
-	tests/soak $(SOAK_SECONDS)
-	tests/soak 60 upstream
-
-# The tests and the checker with a sanitizer in the library, inside a server
-# that has none.
-check-asan: sanitizer := address
-check-tsan: sanitizer := thread
-check-asan check-tsan:
-	scripts/deps check
-	$(MAKE) --no-print-directory all test-programs
-	$(MAKE) --no-print-directory SANITIZE=$(sanitizer) all
-	tests/run-sanitized $(sanitizer)
-
-# What the shim costs and brings, beside the plain server and the filter.
-bench:
-	scripts/deps bench
-	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients) $(checker)
-	scripts/bench --results=$(build)/bench.json --plots=docs/plots
-bench-quick:
-	scripts/deps bench
-	$(MAKE) --no-print-directory all tests/plugins/wbcache.so $(clients) $(checker)
-	scripts/bench --quick --only=instructions,flushes,mixed
-
-# The README's table of what it brings.
-bench-headline:
-	scripts/deps compat
-	$(MAKE) --no-print-directory all tests/clients/relay
-	scripts/bench --only=headline
-
-# docs/plugins.md, from runs with each plugin of each nbdkit; SERVERS is as for
-# check-compat.
-plugin-table:
-	scripts/deps compat
-	$(MAKE) --no-print-directory all
-	tests/plugin-table $(SERVERS)
-
-# Packages, in build/deb and build/rpm, and tests of them in a clean Debian.
+# Packages, in build/deb and build/rpm.
 deb rpm:
 	scripts/deps $@
 	scripts/package $@
-check-deb: deb
-	lintian --fail-on error build/deb/mcshim_*.changes
-	tests/packages deb
-check-rpm: rpm
-	tests/packages rpm
-
-# Linux's own NBD client, in a virtual machine.
-check-kernel:
-	scripts/deps kernel
-	$(MAKE) --no-print-directory all tests/plugins/wbcache.so
-	tests/kernel-client
-
-# What must pass before a release, the quick ones first.
-release_checks := check check-long check-compat check-fresh check-cross \
-  check-musl check-upstream check-deb check-rpm check-kernel check-asan \
-  check-tsan model mutants bench-quick soak
-release-check:
-	@test -z "$$(git status --porcelain)" || { \
-	  echo "release-check: first commit or remove what git status shows"; \
-	  exit 1; } >&2
-	for target in $(release_checks); do \
-	  $(MAKE) --no-print-directory $$target || exit; \
-	done
-	@! grep 'unreleased$$' CHANGELOG.md || { \
-	  echo "release-check: CHANGELOG.md: the release has a date"; exit 1; } >&2
-
-deps:
-	scripts/deps check
 
 install: $(lib) $(have_man) $(have_checker)
 	$(INSTALL) -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(LIBDIR)"
@@ -367,12 +230,10 @@ clean:
 	rm -rf build build-* libmcshim.so
 	rm -f $(plugins) $(clients) $(checker)
 
-.PHONY: all man test-programs test-plugins units unit mutants demo check \
-	check-long check-fresh check-compat check-cross check-musl \
-	check-upstream \
-	model soak check-asan check-tsan check-deb check-rpm check-kernel deb rpm \
-	bench bench-quick bench-headline plugin-table release-check deps install dist uninstall clean
+.PHONY: all man test-programs test-plugins units demo check deps deb rpm install \
+  dist uninstall clean
 .DELETE_ON_ERROR:
 
+-include tests/release.mk
 -include $(lib_obj:.o=.d) $(unit_obj:.o=.d) \
          $(wildcard $(build)/*.d $(build)/unit/test-*.d)
