@@ -71,3 +71,18 @@ section ()
   diff <(sed -n 's/^# TYPE mcshim_\([a-z_]*\) .*/\1/p' "$stats" | sort) \
     <(section libmcshim STATISTICS | items '[a-z_0-9]+')
 }
+
+@test "each message that it explains is one of ours" {
+  # As one line for each file; C's pieces of a string are put together.
+  for file in "$source"/*.c "$source"/interpose/*.c "$source"/scripts/mcshim*; do
+    sed 's/\\$//' "$file" | tr -d '\n' | sed 's/"  *"//g'
+    echo
+  done > ours
+  { section mcshim DIAGNOSTICS; section libmcshim MESSAGES; } |
+    sed -n 's/^=item \(mcshim: \)\?//p' |
+    sed 's/\[.*//; s/ *[A-Z]<[A-Za-z]*>/[^"]*/g' > explained
+  has . explained
+  while read -r message; do
+    grep -qe "$message" ours || fail "nothing prints: $message"
+  done < explained
+}
