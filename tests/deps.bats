@@ -39,7 +39,7 @@ setup ()
   : > ran
   : > broken
   printf '%s\n' clang gcc libc6-dev make nbdkit-plugin-dev nbdkit libnbd-bin \
-    nbdkit-plugin-python python3-libnbd > packages
+    libnbd-dev nbdkit-plugin-python pkg-config python3-libnbd > packages
 }
 
 stub ()
@@ -53,16 +53,16 @@ deps () { env -i "PATH=$PWD/bin" ${cc:+"CC=$cc"} bin/sh "$deps" "$@" 2>&1; }
 # What the tests need, and what only some of them do.
 offer_tests ()
 {
-  printf '%s\n' bats bats-assert bats-support binutils file jq libnbd-dev \
-    perl pkg-config procps zsh valgrind "$@" >> packages
+  printf '%s\n' bats bats-assert bats-support binutils file jq perl \
+    procps zsh valgrind "$@" >> packages
 }
 
 @test "what is missing is installed, after an update" {
   echo make > installed
   run -0 deps demo
-  assert_output "deps: \"demo\" needs packages that are not here: apt-get install --no-install-recommends gcc libc6-dev nbdkit-plugin-dev nbdkit libnbd-bin nbdkit-plugin-python python3-libnbd"
+  assert_output "deps: \"demo\" needs packages that are not here: apt-get install --no-install-recommends gcc libc6-dev nbdkit-plugin-dev nbdkit libnbd-bin libnbd-dev nbdkit-plugin-python pkg-config python3-libnbd"
   assert_equal "$(<ran)" "update
-install gcc libc6-dev nbdkit-plugin-dev nbdkit libnbd-bin nbdkit-plugin-python python3-libnbd"
+install gcc libc6-dev nbdkit-plugin-dev nbdkit libnbd-bin libnbd-dev nbdkit-plugin-python pkg-config python3-libnbd"
   run -0 deps demo
   assert_output 'deps: nothing to install for "demo"'
   assert_equal "$(wc -l < ran)" 2
@@ -109,7 +109,7 @@ install gcc libc6-dev nbdkit-plugin-dev nbdkit libnbd-bin nbdkit-plugin-python p
   stub id 'echo 1000'
   echo make > installed
   run -1 deps demo
-  assert_output "deps: not root and no sudo; as root: apt-get install --no-install-recommends gcc libc6-dev nbdkit-plugin-dev nbdkit libnbd-bin nbdkit-plugin-python python3-libnbd"
+  assert_output "deps: not root and no sudo; as root: apt-get install --no-install-recommends gcc libc6-dev nbdkit-plugin-dev nbdkit libnbd-bin libnbd-dev nbdkit-plugin-python pkg-config python3-libnbd"
   : > lists
   grep -vx zsh packages > installed
   run -0 deps check
@@ -147,9 +147,9 @@ install gcc libc6-dev nbdkit-plugin-dev nbdkit libnbd-bin nbdkit-plugin-python p
 @test "no apt-get and no dnf: what counts is what is found" {
   rm bin/apt-get
   run -1 deps demo
-  assert_output "deps: no apt-get and no dnf here, and \"demo\" needs what was not found: gcc make nbdkit-plugin.h nbdkit nbdsh"
+  assert_output "deps: no apt-get and no dnf here, and \"demo\" needs what was not found: gcc make nbdkit-plugin.h libnbd.pc nbdkit nbdsh pkg-config"
   local tool
-  for tool in gcc make nbdkit nbdsh; do stub $tool ''; done
+  for tool in gcc make nbdkit nbdsh pkg-config; do stub $tool ''; done
   run -0 deps demo
   assert_output 'deps: nothing to install for "demo"'
   stub gcc 'exit 1'

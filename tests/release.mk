@@ -53,9 +53,11 @@ check-asan check-tsan:
 	tests/run-sanitized $(sanitizer)
 
 check-deb: deb
+	scripts/deps packages
 	lintian --fail-on error build/deb/mcshim_*.changes
 	tests/packages deb
 check-rpm: rpm
+	scripts/deps packages
 	tests/packages rpm
 
 # The library and the plugins are built by another compiler.
