@@ -18,6 +18,7 @@ measured := all $(plugin) $(clients) $(checker)
 quick := --quick --only=instructions,flushes,mixed
 
 $(call run,check-long,check,$(tests),tests/run --long)
+$(call run,check-documents,check,$(tests),tests/documents)
 $(call run,check-fresh,fresh,,tests/fresh $(SUITES))
 $(call run,check-compat,compat,$(tests),tests/compat/run $(SERVERS))
 $(call run,check-upstream,upstream,all,tests/upstream)
@@ -30,7 +31,7 @@ $(call run,bench,bench,$(measured),scripts/bench \
 $(call run,bench-quick,bench,$(measured),scripts/bench $(quick))
 $(call run,bench-headline,compat,all tests/clients/relay,scripts/bench \
   --only=headline)
-$(call run,plugin-table,compat,all,tests/plugin-table $(SERVERS))
+$(call run,plugin-table,plugins,all,tests/plugin-table $(SERVERS))
 
 unit:
 	+@MAKE="$(MAKE)" tests/unit/run
@@ -88,8 +89,8 @@ check-cross-%:
 	MCSHIM_SO=$(CURDIR)/build-$*/libmcshim.so tests/compat/run $*
 
 # The quick ones first.
-release_checks := check check-long check-compat check-fresh check-cross \
-  check-musl check-upstream check-deb check-rpm check-kernel check-asan \
+release_checks := check check-long check-documents check-compat check-fresh \
+  check-cross check-musl check-upstream check-deb check-rpm check-kernel check-asan \
   check-tsan model mutants bench-quick soak
 release-check:
 	@test -z "$$(git status --porcelain)" || { \
