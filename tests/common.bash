@@ -368,6 +368,13 @@ ask_setup ()
   export TMPDIR=$BATS_TEST_TMPDIR/asked
 }
 
+# narrow: no line of what was just run is wider than 80 columns, but for the
+# command to type.
+narrow ()
+{
+  refute grep -n '^.\{81\}' <(grep -v '^[^ ]*mcshim nbdkit -\|^nbdkit -' <<<"$output")
+}
+
 told () { jq -c "$1" told; }
 
 # --probe, --try and --verify have left nothing in the directory "asked", their

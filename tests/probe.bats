@@ -151,7 +151,7 @@ EOT
 }
 @test "advice: no gain where requests are serialized" {
   advises "no gain" "one request at a time" "$wbcache" model=all
-  advises "no gain" "one request at a time, by a filter" \
+  advises "no gain" "one request at a time, by the noparallel filter" \
     --filter=noparallel "$wbcache" serialize=all-requests
   [[ $(told .command) == '"nbdkit '* ]]
 }
@@ -160,7 +160,7 @@ EOT
     model=connections
 }
 @test "advice: cannot help below a filter that serializes connections" {
-  advises "cannot help" "by a filter" --filter=noparallel memory 1M \
+  advises "cannot help" "by the noparallel filter" --filter=noparallel memory 1M \
     serialize=connections
   assert_equal "$(told .plugin.thread_model)" '"parallel"'
   assert_equal "$(told .server.thread_model)" '"serialize_connections"'
@@ -198,7 +198,7 @@ imposter ()
     "$wbcache" fua=native
   assert_line --regexp '^nbdkit +1\.[0-9.]+, with'
   assert_line --regexp '^plugin +wbcache, API version 2$'
-  assert_line --regexp '^thread model +serialize_requests, by a filter; '
+  assert_line --regexp '^thread model +serialize_requests, by the noparallel filter; '
   assert_line --regexp '^multi-conn +no$'
   assert_line --regexp '^FUA +yes$'
   assert_line --regexp '^read-only +no$'
@@ -211,6 +211,52 @@ imposter ()
   assert_equal "$stderr" ""
   run -0 "$mcshim" --probe nbdkit eval "${noflush[@]}"
   assert_line --regexp '^emulate +refused: '
+}
+
+# serialized MORE ARGUMENT...: the row "more handles", on one line, and JSON
+serialized ()
+{
+  run -0 "$mcshim" --probe nbdkit "${@:2}"
+  narrow
+  assert_equal "$(tr '\n' ' ' <<<"$output" | tr -s ' ' |
+    sed 's/.* more handles \(.*\) mode multi-conn flag .*/\1/')" "$1"
+}
+
+@test "filters that serialize requests are named, and take handles away" {
+  local why="no: one request at a time, by the"
+  has_filter retry-request
+  serialized "$why retry filter; retry-request in place of retry keeps \
+handles working" --filter=retry --filter offset "$wbcache" offset=512
+  serialized "yes, for a client with one connection: --handles=16" \
+    --filter=retry-request "$wbcache" model=requests
+  serialized "$why filters noparallel and retry" --filter=noparallel \
+    --filter=retry "$wbcache" model=requests serialize=requests
+  serialized "$why noparallel filter" --filter=noparallel \
+    --filter=retry "$wbcache" serialize=all-requests
+  assert_line --partial "; the plugin's:"
+  assert_line "no gain: one request at a time, by the noparallel filter"
+  probe --filter=retry "$wbcache"
+  assert_equal "$(told .more_handles)" false
+}
+
+@test "a writable server: --verify comes first" {
+  run -0 "$mcshim" --probe nbdkit "$wbcache"
+  assert_equal "${lines[-3]}" \
+    "first run --verify, on a copy: does this plugin lose writes?"
+  run -0 "$mcshim" --probe nbdkit -r "$wbcache"
+  refute_output --partial verify
+  run -0 "$mcshim" --probe nbdkit memory 1M
+  refute_output --partial verify
+}
+
+@test "the plugin's lines that are like nbdkit's" {
+  local line="debug: using thread model: serialize_connections"
+  probe eval "${disk[@]}" flush='exit 0' config_complete="echo $line >&2" \
+    get_ready="echo nbdkit: $line >&2" \
+    open="echo nbdkit: debug: odd: close >&2; echo debug: mcshim: odd, mode \
+odd >&2"
+  assert_equal "$(told .server.thread_model)" '"parallel"'
+  assert_equal "$(told .advice)" '"use auto"'
 }
 
 @test "what the server has" {
@@ -303,7 +349,8 @@ complains ()
     run -0 "$mcshim" --probe nbdkit "$wbcache" model=$model
     case $model in
       all) assert_line --regexp '^more handles +no$' ;;
-      *) assert_line --regexp '^more handles +yes, .*: --handles=16$' ;;
+      requests) assert_line --regexp '^more handles +yes, .*: --handles=16$' ;;
+      parallel) assert_line --regexp '^more handles +of little use: ' ;;
     esac
   done
 }
@@ -313,6 +360,11 @@ complains ()
   for callback in config_complete get_ready open can_flush; do
     complains "hangs in $callback: no answer in 2 seconds" --probe \
       --seconds=2 nbdkit eval "${disk[@]}" $callback="exec tail -f $PWD/disk"
+  done
+  for callback in open close; do
+    echo "block-$callback *" > "$control"
+    complains "hangs in $callback: no answer in 2 seconds" --probe \
+      --seconds=2 nbdkit "$wbcache" log="$log" control="$control"
   done
   # The constructor of a library is in no callback.
   mkfifo fifo
@@ -328,6 +380,14 @@ EOT
     complains "hangs in load" --probe --seconds=2 nbdkit ./hangs.so
   }
   refute pgrep -f "$PWD/"
+}
+
+@test "a plugin that is slow does not hang" {
+  complains "slow: after 2 seconds it is in " --probe --seconds=2 nbdkit eval \
+    "${disk[@]}" can_write='sleep 0.4; exit 3' can_fua='sleep 0.4; echo none' \
+    can_cache='sleep 0.4; echo none' can_extents='sleep 0.4; exit 3' \
+    can_flush='sleep 0.4; exit 3' can_zero='sleep 0.4; exit 3' \
+    is_rotational='sleep 0.4; exit 3'
 }
 
 @test "what the plugin says stands there once" {
