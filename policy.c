@@ -180,24 +180,35 @@ set_handles (struct policy *p, const char *value)
   return set_number (&p->handles, value, HANDLES_MAX);
 }
 
-#define STRIPE_MIN ((uint64_t) 1 << 12)
-#define STRIPE_MAX ((uint64_t) 1 << 30)
+#define LARGEST ((uint64_t) 1 << 30)
 
-/* The suffixes are nbdkit's. */
+/* A power of two from MIN to 1G.  The suffixes are nbdkit's. */
 static bool
-set_stripe (struct policy *p, const char *value)
+set_size (uint32_t *size, const char *value, uint32_t min)
 {
   static const struct name suffixes[] = {
     { "", 0 }, { "b", 0 }, { "s", 9 }, { "k", 10 }, { "m", 20 }, { "g", 30 },
     { NULL, 0 }
   };
-  uint64_t n = take_digits (&value, STRIPE_MAX);
+  uint64_t n = take_digits (&value, LARGEST);
   int shift = lookup (suffixes, value, strcasecmp);
 
-  if (shift == -1 || n > STRIPE_MAX >> shift)
+  if (shift == -1 || n > LARGEST >> shift)
     return false;
-  p->stripe = n << shift;
-  return p->stripe >= STRIPE_MIN && (p->stripe & (p->stripe - 1)) == 0;
+  *size = n << shift;
+  return *size >= min && (*size & (*size - 1)) == 0;
+}
+
+static bool
+set_stripe (struct policy *p, const char *value)
+{
+  return set_size (&p->stripe, value, 4096);
+}
+
+static bool
+set_block (struct policy *p, const char *value)
+{
+  return set_size (&p->block, value, 512);
 }
 
 /* nbdkit changes directory when it goes into the background, so a
@@ -239,6 +250,8 @@ static const struct knob {
     "a number from 1 to 64" },
   { "STRIPE", set_stripe,
     "a power of two from 4K to 1G" },
+  { "BLOCK", set_block,
+    "a power of two from 512 to 1G" },
   { "STATS_FILE", set_stats_file,
     "a path, in a directory that exists" },
 };
@@ -432,14 +445,21 @@ policy_skips_flushes (const struct policy *p)
   return is_set (p) && p->level != LEVEL_OFF;
 }
 
-uint64_t
-policy_stripe (const struct policy *p, uint32_t preferred)
+uint32_t
+policy_block (const struct policy *p, uint32_t preferred)
 {
-  uint64_t stripe = p->stripe;
+  uint32_t block = p->block ? p->block : 512;
 
-  while (stripe < preferred)
-    stripe *= 2;
-  return stripe;
+  while (p->block == 0 && block < (preferred ? preferred : BLOCK_DEFAULT) &&
+         block < LARGEST)
+    block *= 2;
+  return block;
+}
+
+uint64_t
+policy_stripe (const struct policy *p, uint32_t block)
+{
+  return p->stripe > block ? p->stripe : block;
 }
 
 static enum verdict

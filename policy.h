@@ -39,6 +39,9 @@ enum level {
 /* Most handles of the plugin that one connection may use. */
 #define HANDLES_MAX 64
 
+/* Bytes, where neither the user nor the plugin tells. */
+#define BLOCK_DEFAULT 4096
+
 struct policy {
   enum mode mode;               /* MCSHIM_MODE */
   enum level level;             /* MCSHIM_TRACK_DIRTY */
@@ -47,6 +50,7 @@ struct policy {
   unsigned flush_threads;       /* MCSHIM_FLUSH_THREADS, 0 is auto */
   unsigned handles;             /* MCSHIM_HANDLES */
   uint32_t stripe;              /* MCSHIM_STRIPE, a power of two */
+  uint32_t block;               /* MCSHIM_BLOCK, a power of two; 0 if unset */
   char *stats_file;             /* MCSHIM_STATS_FILE, absolute, or NULL */
   size_t stats_dir;             /* where in it the user's own path begins */
 };
@@ -133,8 +137,13 @@ bool policy_groups_by_name (const struct policy *p);
 /* True if a flush that is passed on may be skipped: the user has said so. */
 bool policy_skips_flushes (const struct policy *p);
 
-/* The stripe, if the plugin prefers blocks of PREFERRED bytes, or 0. */
-uint64_t policy_stripe (const struct policy *p, uint32_t preferred);
+/* A power of two: what a write may change besides its own bytes, if the
+ * plugin prefers blocks of PREFERRED bytes, or 0.
+ */
+uint32_t policy_block (const struct policy *p, uint32_t preferred);
+
+/* The stripe, which is not less than BLOCK. */
+uint64_t policy_stripe (const struct policy *p, uint32_t block);
 
 /* Which of the traits policy_resolve will look at: a plugin is not asked
  * what does not matter, as each question may start a script.

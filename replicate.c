@@ -52,6 +52,17 @@
  * A handle whose open overlapped a write-back may have been opened with
  * an older copy: it is flushed before the open returns.
  *
+ * Order.  Of two writes of one block, of which the second begins after the
+ * reply to the first, the second wins, though they come in on two handles.
+ * So no two handles hold the same block unflushed.  A write claims its blocks
+ * in the group's table (order.h) once it is counted inside.  If another
+ * handle has one of them it goes out again.  It has a round flush the other
+ * handle, and nothing else, while no write is inside that one; it owes a
+ * flush itself if it has not seen that write-back; and it begins again.  What
+ * the other handle wrote before its flush began is then past.  A flush makes
+ * the next spell current before it looks whether a write is inside, and ends
+ * the spell only if none was: a write is counted before it claims.
+ *
  * Exclusion.  "lock" guards the groups and everything else unless a
  * comment says otherwise; it is never held during a callback.  If the
  * plugin takes one request at a time the count in the state word is at
@@ -79,7 +90,8 @@
 
 struct waiter {
   struct waiter *next;
-  struct handle *handle;        /* which the client flushes */
+  struct handle *handle;        /* which the client flushes; NULL: only those
+                                 * that are held */
   bool client;                  /* a client has asked for it */
   bool done;
   struct flushed result;
@@ -98,6 +110,7 @@ struct group {
   unsigned writing;             /* those that have begun and not ended */
   bool unflushed;               /* holds writes that no handle's mark shows */
   int close_err;                /* a flush at close failed: fail once */
+  struct order *order;          /* once somebody has written */
 
   struct waiter *waiters;       /* client flushes for the next round */
   bool running;                 /* a round is */
@@ -195,15 +208,16 @@ unmark (struct handle *h, uint64_t bits)
 
 /* A flush is about to begin: take the marks that it will cover, and return
  * them.  MINE is how many of those inside belong to it.  *COVERS is set if
- * nothing else is inside.
+ * nothing else is inside, and *ENDS if no write is.
  */
 static uint64_t
-take_marks (struct handle *h, unsigned mine, bool *covers)
+take_marks (struct handle *h, unsigned mine, bool *covers, bool *ends)
 {
   uint64_t s = atomic_load (&h->state), bits;
 
   do {
     *covers = INSIDE (s) == mine;
+    *ends = WRITERS (s) == 0;
     bits = *covers ? WRITE_DIRTY | READ_MARKED : WRITE_DIRTY;
   } while (!atomic_compare_exchange_weak (&h->state, &s, s & ~bits));
   unmarked (h, s, bits);
@@ -264,6 +278,16 @@ call_help (struct group *g, unsigned mine)
   helpers_call (n);
 }
 
+/* All that H wrote up to CLAIM's spell has been written back.  Needs "lock". */
+static void
+end_spell (struct handle *h, uint32_t claim)
+{
+  struct owner *owner = owner_of (h->order, claim);
+
+  if (is_later (claim, owner->flushed))
+    owner->flushed = claim & (SPELLS - 1);
+}
+
 /* Flush H.  MINE is 1 if the caller has the handle, and is counted inside
  * it, and 0 if requests may go on.  WRITE_BACK: count the flush as one even
  * if H is not WRITE_DIRTY; a round that begins meanwhile then fails as well.
@@ -274,19 +298,24 @@ flush_handle (struct handle *h, unsigned mine, bool write_back)
 {
   struct group *g = h->group;
   const uint64_t began = g->written, seen = h->seen, round = g->round;
+  const uint32_t claim = h->claim;
   uint64_t taken, start, ns, *expected;
-  bool covers;
+  bool covers, ends;
   int err;
 
-  taken = take_marks (h, mine, &covers);
+  if (claim != 0)
+    h->claim = next_spell (claim);
+  taken = take_marks (h, mine, &covers, &ends);
   write_back |= (taken & WRITE_DIRTY) != 0;
   g->writing += write_back;
+  h->flushing++;
   unlock_groups ();
   start = now_ns ();
   err = ops.flush (h);
   ns = now_ns () - start;
   lock_groups ();
   g->writing -= write_back;
+  h->flushing--;
 
   latency_add (&statistics.plugin_flushes, ns);
   expected = &expected_ns[write_back];
@@ -316,7 +345,12 @@ flush_handle (struct handle *h, unsigned mine, bool write_back)
     if (err == 0 && covers && h->seen == g->written)
       h->seen++;
     g->written++;
+    if (claim != 0)
+      owner_of (h->order, claim)->wrote = g->written;
   }
+  /* What another flush has taken may still be on its way. */
+  if (err == 0 && claim != 0 && ends && (write_back || h->flushing == 0))
+    end_spell (h, claim);
 
   /* A round that counted this flush can't have ended. */
   if (write_back && g->round != round) {
@@ -341,11 +375,13 @@ left (struct handle *h)
   must (pthread_cond_broadcast (&h->changed));
 }
 
-/* The caller no longer has H.  Needs "lock", and may let go of it. */
+/* The caller, which WRITES or not, no longer has H.  Needs "lock", and may let
+ * go of it.
+ */
 static void
-vacate (struct handle *h)
+vacate (struct handle *h, bool writes)
 {
-  atomic_fetch_sub (&h->state, ONE_INSIDE);
+  atomic_fetch_sub (&h->state, ONE_INSIDE + (writes ? ONE_WRITER : 0));
   left (h);
 }
 
@@ -359,17 +395,17 @@ run_owed (struct handle *h)
 
   statistics.owed_flushes++;
   err = flush_handle (h, 1, false);
-  vacate (h);
+  vacate (h, false);
   return err;
 }
 
-/* Let the caller in, and count it, once the handle has seen write-back
- * OWED.  What the handle owes beyond that is for those that come later, so
+/* Let the caller in, which WRITES or not, and count it, once the handle has
+ * seen write-back OWED.  What the handle owes beyond that is for those that come later, so
  * that flushes never keep a request out for long.  Needs "lock", and may
  * let go of it.  Returns 0, or the errno of an owed flush.
  */
 static int
-admit (struct handle *h, uint64_t owed)
+admit (struct handle *h, uint64_t owed, bool writes)
 {
   const bool serialize = thread_model == SERIALIZE_HANDLE;
   int err = 0;
@@ -377,7 +413,7 @@ admit (struct handle *h, uint64_t owed)
   h->waiting++;
   atomic_fetch_or (&h->state, WAITING);
   for (;;) {
-    if (h->replica == REPLICA_PENDING)
+    if (h->replica == REPLICA_PENDING || (writes && h->held > 0))
       ;
     else if (h->seen < owed) {
       if (occupy (h, 0)) {
@@ -399,34 +435,45 @@ admit (struct handle *h, uint64_t owed)
     atomic_fetch_and (&h->state, ~WAITING);
   if (err != 0)
     left (h);
+  else if (writes)
+    atomic_fetch_add (&h->state, ONE_WRITER);
   return err;
 }
 
-/* Needs "lock". */
+/* At level "connection" an unmarked handle holds nothing, unless a flush of it
+ * fails.  Needs "lock".
+ */
 static void
-enter_marked (struct handle *h)
+notice_empty (struct handle *h)
 {
-  uint64_t s = atomic_load (&h->state);
-
-  if (s & READ_MARKED)
-    return;
-  /* At this level an unmarked handle holds nothing. */
-  if (policy.level == LEVEL_CONNECTION && !(s & OWES))
+  if (policy.level == LEVEL_CONNECTION && h->flushing == 0 &&
+      !(atomic_load (&h->state) & MARKS))
     h->seen = h->group->written;
-  mark (h, READ_MARKED);
 }
 
-int
-handle_enter (struct handle *h)
+/* H, whose first write this is, becomes an owner of blocks.  Needs "lock".
+ * Returns 0 or an errno.
+ */
+static int
+become_owner (struct group *g, struct handle *h)
 {
-  int err;
+  uint32_t claim;
 
-  lock_groups ();
-  err = admit (h, h->owed);
-  if (err == 0)
-    enter_marked (h);
-  unlock_groups ();
-  return err;
+  if (g->order == NULL && (g->order = order_new (h->block)) == NULL)
+    return errno;
+  claim = order_join (g->order, h);
+  if (claim == 0)
+    return errno;
+  h->order = g->order;
+  h->claim = claim;
+  if (h->held == 0)
+    atomic_fetch_and (&h->state, ~HELD);
+  /* Claims of the handle that had the number before look like its own. */
+  if (h->seen < owner_of (h->order, claim)->wrote) {
+    h->owed = owner_of (h->order, claim)->wrote;
+    mark (h, OWES);
+  }
+  return 0;
 }
 
 void
@@ -457,7 +504,7 @@ control_begin (struct handle *h)
   if (thread_model != SERIALIZE_HANDLE)
     return;
   lock_groups ();
-  must (admit (h, 0));
+  must (admit (h, 0, false));
   unlock_groups ();
 }
 
@@ -469,7 +516,7 @@ control_end (struct handle *h)
   if (thread_model != SERIALIZE_HANDLE)
     return;
   lock_groups ();
-  vacate (h);
+  vacate (h, false);
   unlock_groups ();
   errno = saved;
 }
@@ -534,7 +581,7 @@ run_replica (struct group *g, struct handle *h)
     owe (g, h);
   replica_done (g, h, err);
   if (mine)
-    vacate (h);
+    vacate (h, false);
   else
     must (pthread_cond_broadcast (&h->changed));
 }
@@ -611,7 +658,7 @@ static void
 run_round (struct group *g)
 {
   struct waiter *batch = g->waiters, *w;
-  struct handle *h;
+  struct handle *h, *flushed = NULL;
   bool unflushed;
   unsigned first;
 
@@ -626,22 +673,25 @@ run_round (struct group *g)
   g->replicas = 0;
   g->outstanding = g->writing;
 
+  for (w = batch; w != NULL; w = w->next)
+    if (w->handle != NULL)
+      flushed = w->handle;
   g->phase = 1;
   TAILQ_FOREACH (h, &g->marked, marked) {
     if (!(atomic_load (&h->state) & WRITE_DIRTY))
       break;
-    if (h->flushable)
+    if (h->flushable && (flushed != NULL || h->held > 0))
       queue_replica (g, h);
   }
   /* Any flush covers what a closed handle has left in the plugin. */
-  h = batch->handle;
-  unflushed = g->unflushed && h->flushable;
+  h = flushed;
+  unflushed = h != NULL && g->unflushed && h->flushable;
   if (unflushed) {
     g->unflushed = false;
     if (h->replica == NO_REPLICA)
       queue_replica (g, h);
   }
-  if (policy.level == LEVEL_OFF)
+  if (policy.level == LEVEL_OFF && flushed != NULL)
     g->written++;               /* so that nobody has seen it */
   run_phase (g);
   if (unflushed && h->failed == g->round)
@@ -649,7 +699,9 @@ run_round (struct group *g)
 
   first = g->replicas;
   g->phase = 2;
-  if (policy.level == LEVEL_CONNECTION)
+  if (flushed == NULL)
+    ;
+  else if (policy.level == LEVEL_CONNECTION)
     TAILQ_FOREACH (h, &g->marked, marked)
       second_phase (g, h);
   else
@@ -692,7 +744,7 @@ plain_flush (struct group *g, struct handle *h)
   }
 
   if (serialize)
-    must (admit (h, 0));
+    must (admit (h, 0, false));
   if (whole)
     while ((h2 = write_dirty (g)) != NULL)
       unmark (h2, WRITE_DIRTY);
@@ -704,7 +756,7 @@ plain_flush (struct group *g, struct handle *h)
   if (err != 0)
     mark (h, WRITE_DIRTY);
   if (serialize)
-    vacate (h);
+    vacate (h, false);
   return close_err != 0 ? close_err : err;
 }
 
@@ -719,6 +771,140 @@ await_round (struct group *g, struct waiter *me)
       run_round (g);
     else
       must (pthread_cond_wait (&g->round_over, &lock));
+}
+
+/* Order. */
+
+/* Has H written nothing that no flush has covered?  Needs "lock". */
+static bool
+is_quiet (struct handle *h)
+{
+  const uint64_t s = atomic_load (&h->state);
+
+  return WRITERS (s) == 0 && !(s & WRITE_DIRTY) && h->flushing == 0;
+}
+
+/* Have H, one of whose blocks another handle is to write, written back while
+ * no write is inside.  Needs "lock", and lets go of it meanwhile.  Returns 0 or
+ * an errno.
+ */
+static int
+write_back (struct group *g, struct handle *h)
+{
+  int err = 0;
+
+  statistics.conflicts++;
+  h->held++;
+  h->waiting++;
+  atomic_fetch_or (&h->state, HELD | WAITING);
+  while (err == 0 && !is_quiet (h))
+    if (WRITERS (atomic_load (&h->state)) > 0 || h->flushing > 0 || h->closing)
+      must (pthread_cond_wait (&h->changed, &lock));
+    else {
+      struct waiter me = { .handle = NULL };
+
+      await_round (g, &me);
+      err = me.result.err;
+    }
+  if (--h->held == 0)
+    atomic_fetch_and (&h->state, ~HELD);
+  if (--h->waiting == 0)
+    atomic_fetch_and (&h->state, ~WAITING);
+  must (pthread_cond_broadcast (&h->changed));
+  return err;
+}
+
+/* Look at the claims to what H will write.  Returns another handle that has to
+ * write back some of it, or NULL.  Then *OWED is the last write-back of it, and
+ * if H has seen that and is INSIDE, all of it is H's.  Needs "lock".
+ */
+static struct handle *
+look_at_claims (struct handle *h, uint64_t offset, uint64_t count, bool inside,
+                uint64_t *owed)
+{
+  const uint64_t last = last_block (h, offset, count);
+  struct owner *owner;
+  uint64_t block;
+  uint32_t claim;
+
+  *owed = 0;
+  for (block = first_block (h, offset); block <= last; block++) {
+    claim = atomic_load (slot_of (h->order, block));
+    owner = owner_of (h->order, claim);
+    if (claim == 0 || owner->handle == h)
+      continue;
+    if (!is_past (h->order, claim, UINT64_MAX) && owner->handle != NULL &&
+        !is_quiet (owner->handle))
+      return owner->handle;
+    if (*owed < owner->wrote)
+      *owed = owner->wrote;
+  }
+  if (inside && *owed <= h->seen)
+    for (block = first_block (h, offset); block <= last; block++)
+      atomic_store (slot_of (h->order, block), h->claim);
+  return NULL;
+}
+
+/* Let a request in, and count it.  A write has its blocks then.  Needs "lock",
+ * and lets go of it meanwhile.  Returns 0 or an errno.
+ */
+static int
+enter (struct handle *h, bool writes, uint64_t offset, uint64_t count)
+{
+  struct handle *other;
+  uint64_t owed;
+  int err = 0;
+
+  if (writes && h->order == NULL && (atomic_load (&h->state) & HELD))
+    err = become_owner (h->group, h);
+  while (err == 0) {
+    if (writes && h->order != NULL) {
+      other = look_at_claims (h, offset, count, false, &owed);
+      if (other != NULL) {
+        err = write_back (h->group, other);
+        continue;
+      }
+      notice_empty (h);
+      if (h->seen < owed) {
+        h->owed = owed;
+        mark (h, OWES);
+      }
+    }
+    err = admit (h, h->owed, writes);
+    if (err != 0)
+      break;
+    notice_empty (h);
+    mark (h, READ_MARKED);
+    if (!writes || h->order == NULL ||
+        (look_at_claims (h, offset, count, true, &owed) == NULL &&
+         owed <= h->seen))
+      break;
+    vacate (h, true);
+  }
+  return err;
+}
+
+int
+handle_enter (struct handle *h, bool writes, uint64_t offset, uint64_t count)
+{
+  int err;
+
+  lock_groups ();
+  err = enter (h, writes, offset, count);
+  unlock_groups ();
+  return err;
+}
+
+int
+handle_meets_another (struct handle *h, uint64_t offset, uint64_t count)
+{
+  int err;
+
+  lock_groups ();
+  vacate (h, true);
+  err = enter (h, true, offset, count);
+  unlock_groups ();
+  return err;
 }
 
 struct flushed
@@ -775,6 +961,7 @@ group_free (struct group *g)
   LIST_REMOVE (g, in_bucket);
   must (pthread_cond_destroy (&g->phase_over));
   must (pthread_cond_destroy (&g->round_over));
+  order_free (g->order);
   free (g->name);
   free (g);
 }
@@ -825,6 +1012,8 @@ leave_group (struct group *g)
   if (--g->members > 0)
     return;
   g->kind = UNSETTLED;
+  order_free (g->order);
+  g->order = NULL;
   if (g->name == NULL)
     return;
   if (g->close_err != 0 || g->unflushed) {
@@ -847,6 +1036,7 @@ prepare (struct handle *h, struct group *g)
 {
   h->group = g;
   h->seen = g->written;
+  h->block = BLOCK_DEFAULT;
   h->gate = READ_MARKED | OWES;
   if (thread_model == SERIALIZE_HANDLE)
     h->gate |= PENDING | ~(ONE_INSIDE - 1);
@@ -893,6 +1083,7 @@ handle_opens_beside (struct handle *h, const struct handle *first)
   lock_groups ();
   first->group->members++;
   prepare (h, first->group);
+  h->block = first->block;
   unlock_groups ();
 }
 
@@ -921,6 +1112,8 @@ handle_joins (struct handle *h)
   if (++statistics.handles_open > statistics.handles_most_at_once)
     statistics.handles_most_at_once = statistics.handles_open;
 
+  if (g->kind == REPLICATES && h->flushable)
+    atomic_fetch_or (&h->state, HELD); /* until its first write */
   if (g->kind == REPLICATES && h->flushable && g->written + g->writing > h->seen) {
     /* A write-back that has not ended is left to its round's second phase. */
     mark (h, READ_MARKED);
@@ -983,6 +1176,13 @@ handle_leaves (struct handle *h)
   }
 
   unmark (h, MARKS);
+  must (pthread_cond_broadcast (&h->changed));
+  while (h->held > 0)
+    must (pthread_cond_wait (&h->changed, &lock));
+  if (h->order != NULL) {
+    owner_of (h->order, h->claim)->wrote = g->written;
+    order_leave (h->order, h->claim);
+  }
   LIST_REMOVE (h, in_group);
   statistics.connections_open -= !h->further;
   statistics.handles_open--;

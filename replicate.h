@@ -18,20 +18,25 @@
 #include <stdint.h>
 
 #include "latency.h"
+#include "order.h"
 #include "policy.h"
 #include "queue.h"
 
 /* A handle's state is one word, so that each step of a request sees and
  * changes all of it at once.  Above the bits it counts what is inside the
- * plugin: requests, and flushes that have the handle to themselves.
+ * plugin: requests, and flushes that have the handle to themselves; and once
+ * more those requests that write.
  */
 #define WRITE_DIRTY  ((uint64_t) 1 << 0)
 #define READ_MARKED  ((uint64_t) 1 << 1)
 #define OWES         ((uint64_t) 1 << 2) /* a flush, before the next request */
 #define PENDING      ((uint64_t) 1 << 3) /* a replica, after this request */
 #define WAITING      ((uint64_t) 1 << 4) /* someone waits for a change */
+#define HELD         ((uint64_t) 1 << 5) /* no write may enter */
 #define ONE_INSIDE   ((uint64_t) 1 << 8)
-#define INSIDE(s)    ((s) >> 8)
+#define ONE_WRITER   ((uint64_t) 1 << 36)
+#define INSIDE(s)    ((s) >> 8 & 0xfffffff)
+#define WRITERS(s)   ((s) >> 36)
 
 enum replica {
   NO_REPLICA,
@@ -52,6 +57,9 @@ struct handle {
   uint64_t gate;                /* what keeps a request out; constant */
   _Atomic uint64_t reads, writes; /* calls of the plugin, for statistics */
   void *plugin;                 /* the plugin's own; constant */
+  struct order *order;          /* once it has written; constant from then on */
+  _Atomic uint32_t claim;       /* of what it writes now */
+  uint32_t block;               /* a write may change all of one; constant */
 
   /* Constant once the handle has joined. */
   struct group *group;
@@ -65,8 +73,11 @@ struct handle {
   /* The rest is guarded by the lock of replicate.c. */
   bool closing;                 /* rounds leave it alone */
   enum replica replica;
-  unsigned waiting;             /* requests, for the handle to be free */
-  uint64_t seen, owed;          /* numbers of write-backs: replicate.c */
+  unsigned waiting;             /* for the handle to be free */
+  unsigned held;                /* by writes of other handles */
+  unsigned flushing;            /* flushes inside the plugin */
+  uint64_t owed;                /* a write-back's number, as "seen" is */
+  _Atomic uint64_t seen;        /* changes under the lock */
   uint64_t failed;              /* the last round in which its flush failed */
   pthread_cond_t changed;       /* the count, "replica" or "seen" */
   LIST_ENTRY (handle) in_group;
@@ -89,6 +100,7 @@ struct statistics {
   uint64_t rounds;              /* those that made any */
   uint64_t flushes_owed;        /* replicas left to a handle's next request */
   uint64_t owed_flushes;        /* plugin flushes that such requests made */
+  uint64_t conflicts;           /* writes before which another handle flushed */
   uint64_t flushes_at_close;
   uint64_t failed_flushes;      /* of the plugin */
   uint64_t writes, reads;
@@ -179,37 +191,80 @@ extern void control_begin (struct handle *h);
 extern void control_end (struct handle *h);
 
 /* Slow paths of the two functions below; not for anyone else. */
-extern int handle_enter (struct handle *h);
+extern int handle_enter (struct handle *h, bool writes, uint64_t offset,
+                         uint64_t count);
+extern int handle_meets_another (struct handle *h, uint64_t offset,
+                                 uint64_t count);
 extern void handle_wrote (struct handle *h);
 extern void handle_left (struct handle *h);
 
-/* Around every data callback of the plugin except flush.  request_begin
- * returns 0, or the errno of a flush that the handle owed; then neither the
- * plugin nor request_end must be called.  WROTE is true for a write, zero
- * or trim.  request_end leaves errno alone.
+static inline uint64_t
+first_block (const struct handle *h, uint64_t offset)
+{
+  return (offset & ~(uint64_t) (h->block - 1)) >> h->order->shift;
+}
+
+static inline uint64_t
+last_block (const struct handle *h, uint64_t offset, uint64_t count)
+{
+  return ((offset + count - 1) | (h->block - 1)) >> h->order->shift;
+}
+
+/* Claim the blocks that H will write.  Returns false if another handle has
+ * one of them.
+ */
+static inline bool
+handle_claims (struct handle *h, uint64_t offset, uint64_t count)
+{
+  const uint32_t own = atomic_load (&h->claim);
+  const uint64_t last = last_block (h, offset, count);
+  uint64_t block = first_block (h, offset);
+  _Atomic uint32_t *slot;
+
+  do {
+    slot = slot_of (h->order, block);
+    if (__builtin_expect (atomic_load (slot) != own, 0) &&
+        !order_take (h->order, slot, own, atomic_load (&h->seen)))
+      return false;
+  } while (block++ < last);
+  return true;
+}
+
+/* Around every data callback of the plugin except flush.  WRITES is true for
+ * a write, zero or trim, of COUNT bytes at OFFSET.  request_begin returns 0, or
+ * the errno of a flush that had to come first; then neither the plugin nor
+ * request_end must be called.  request_end leaves errno alone.
  */
 static inline int
-request_begin (struct handle *h)
+request_begin (struct handle *h, bool writes, uint64_t offset, uint64_t count)
 {
+  const uint64_t gate = h->gate | (writes ? HELD : 0);
   uint64_t s = atomic_load_explicit (&h->state, memory_order_relaxed);
 
   do
-    if (__builtin_expect ((s & h->gate) != READ_MARKED, 0))
-      return handle_enter (h);
-  while (!atomic_compare_exchange_weak (&h->state, &s, s + ONE_INSIDE));
+    if (__builtin_expect ((s & gate) != READ_MARKED, 0))
+      return handle_enter (h, writes, offset, count);
+  while (!atomic_compare_exchange_weak
+         (&h->state, &s, s + ONE_INSIDE + (writes ? ONE_WRITER : 0)));
+
+  if (writes && h->order != NULL &&
+      __builtin_expect (!handle_claims (h, offset, count), 0))
+    return handle_meets_another (h, offset, count);
   return 0;
 }
 
 static inline void
 request_end (struct handle *h, bool wrote)
 {
+  const uint64_t one = ONE_INSIDE + (wrote ? ONE_WRITER : 0);
+
   /* This adds nothing, but unlike a load it makes what the plugin has stored
    * visible to whoever takes the mark from now on.
    */
   if (wrote && __builtin_expect (!(atomic_fetch_add (&h->state, 0) &
                                    WRITE_DIRTY), 0))
     handle_wrote (h);
-  if (__builtin_expect (atomic_fetch_sub (&h->state, ONE_INSIDE) &
+  if (__builtin_expect (atomic_fetch_sub (&h->state, one) &
                         (PENDING | WAITING), 0))
     handle_left (h);
 }

@@ -475,21 +475,28 @@ static const struct spread_ops spread_ops = {
   .flush = flush_all,
 };
 
-/* Returns 0, or -1 after nbdkit_error. */
-static int
-prepare_spread (struct connection *c, bool only_reads)
+/* What the plugin prefers, or 0. */
+static uint32_t
+preferred_block (struct handle *h)
 {
   uint32_t preferred = 0;
 #if NBDKIT_VERSION_MINOR >= 30
   uint32_t minimum = 0, maximum = 0;
 
-  if (!only_reads && plugin.block_size &&
-      plugin.block_size (c->handle.plugin, &minimum, &preferred,
-                         &maximum) == -1)
+  if (plugin.block_size &&
+      plugin.block_size (h->plugin, &minimum, &preferred, &maximum) == -1)
     preferred = 0;              /* fails for the client that asks for it */
 #endif
+  return preferred;
+}
+
+/* Returns 0, or -1 after nbdkit_error. */
+static int
+prepare_spread (struct connection *c, bool only_reads)
+{
   c->spread = spread_new (&spread_ops, &c->handle, c->handle.resolution.handles,
-                          policy_stripe (&policy, preferred), only_reads,
+                          policy_stripe (&policy, c->handle.block),
+                          only_reads,
                           thread_model >= NBDKIT_THREAD_MODEL_PARALLEL);
   if (c->spread == NULL)
     nbdkit_error ("mcshim: no memory for another connection: %m");
@@ -539,6 +546,8 @@ settle (struct connection *c, int readonly)
     return -1;
   }
   announce (&h->resolution);
+  if (!t.readonly && (h->resolution.replicate || t.handles > 1))
+    h->block = policy_block (&policy, preferred_block (h));
   return h->resolution.handles > 1 ? prepare_spread (c, t.readonly) : 0;
 }
 
@@ -770,7 +779,7 @@ count (_Atomic uint64_t *counter)
   name parameters                                       \
   {                                                     \
     struct handle *h = handle;                          \
-    int r = request_begin (h);                          \
+    int r = request_begin (h, wrote, offset, len);      \
                                                         \
     if (__builtin_expect (r != 0, 0))                   \
       return result (r);                                \

@@ -10,7 +10,7 @@ load common
 start ()
 {
   : > "$control"
-  serve "$@" "$wbcache" log="$log" control="$control" summary="$summary"
+  serve MCSHIM_BLOCK=512 "$@" "$wbcache" log="$log" control="$control" summary="$summary"
 }
 
 no_overlap ()

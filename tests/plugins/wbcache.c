@@ -29,10 +29,13 @@
  *   readahead=US    a thread of each handle fetches blocks that nobody
  *                   asked for, every so many microseconds
  *
- * No shim can repair these:
- *
  *   together=N      N blocks are written back together, if one of them is
- *                   dirty, as they were when it was written
+ *                   dirty, as they were when it was written: this needs a
+ *                   MCSHIM_BLOCK of as many bytes, or
+ *   prefers=BYTES   the block size that the plugin prefers
+ *
+ * No shim can repair this:
+ *
  *   lateflush=US    what a flush has written back reaches the disk so many
  *                   microseconds later
  *
@@ -154,7 +157,7 @@ static int fuaflush, earlydrop, mapcache, refresh, opencopy, ownorder,
   strayerror;
 static unsigned flushdelay, writebackdelay, readdelay, filldelay, writedelay,
   opendelay, closedelay, readahead, failflush, seed, smaller, differs,
-  lateflush, together = 1;
+  lateflush, together = 1, prefers;
 static char *summary_file, *control_file;
 static int log_fd = -1;
 static bool model_asked;
@@ -424,7 +427,7 @@ wbcache_config (const char *key, const char *value)
     { "closedelay", &closedelay }, { "readahead", &readahead },
     { "failflush", &failflush }, { "seed", &seed }, { "smaller", &smaller },
     { "differs", &differs }, { "lateflush", &lateflush },
-    { "together", &together },
+    { "together", &together }, { "prefers", &prefers },
   };
   const struct { const char *key; int *boolean; } booleans[] = {
     { "multiconn", &multiconn }, { "fuaflush", &fuaflush },
@@ -476,7 +479,7 @@ wbcache_config (const char *key, const char *value)
   "mapcache=BOOL failflush=OF-1000 seed=NUMBER smaller=HANDLE\n"        \
   "differs=HANDLE (in multi-conn)\n"                                     \
   "refresh=BOOL opencopy=BOOL readahead=US ownorder=BOOL\n"             \
-  "together=BLOCKS lateflush=US strayerror=BOOL\n"                      \
+  "together=BLOCKS prefers=BYTES lateflush=US strayerror=BOOL\n"        \
   "flushdelay=US writebackdelay=US (if there is something to write)\n"  \
   "readdelay=US filldelay=US writedelay=US opendelay=US closedelay=US\n" \
   "log=FILE summary=FILE control=FILE"
@@ -1244,6 +1247,19 @@ wbcache_cache (void *handle, uint32_t count, uint64_t offset,
   return leave (handle, read_range (handle, NULL, count, offset));
 }
 
+#if NBDKIT_VERSION_MINOR >= 30
+static int
+wbcache_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
+                    uint32_t *maximum)
+{
+  (void) handle;
+  *minimum = prefers ? 1 : 0;
+  *preferred = prefers;
+  *maximum = prefers ? UINT32_MAX : 0;
+  return 0;
+}
+#endif
+
 static struct nbdkit_plugin plugin = {
   .name              = "wbcache",
   .version           = "1.0",
@@ -1264,6 +1280,9 @@ static struct nbdkit_plugin plugin = {
   .can_cache         = wbcache_can_cache,
   .can_fua           = wbcache_can_fua,
   .can_multi_conn    = wbcache_can_multi_conn,
+#if NBDKIT_VERSION_MINOR >= 30
+  .block_size        = wbcache_block_size,
+#endif
   .pread             = wbcache_pread,
   .pwrite            = wbcache_pwrite,
   .flush             = wbcache_flush,

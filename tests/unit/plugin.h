@@ -191,7 +191,7 @@ helper_starts (void)
 static inline int
 do_read (struct conn *c, unsigned cell)
 {
-  int r = request_begin (&c->h);
+  int r = request_begin (&c->h, false, c->cell * 4096, 512);
 
   CHECK (nr_held == 0);
   if (r != 0)
@@ -208,7 +208,7 @@ do_read (struct conn *c, unsigned cell)
 static inline int
 do_write (struct conn *c, int value)
 {
-  int r = request_begin (&c->h);
+  int r = request_begin (&c->h, true, c->cell * 4096, 512);
 
   CHECK (nr_held == 0);
   if (r != 0)

@@ -735,8 +735,16 @@ test_how_many (void)
 
   CHECK (policy_stripe (&p, 0) == 4096);
   CHECK (policy_stripe (&p, 4096) == 4096);
-  CHECK (policy_stripe (&p, 4097) == 8192);
-  CHECK (policy_stripe (&p, UINT32_MAX) == (uint64_t) 1 << 32);
+  CHECK (policy_stripe (&p, 8192) == 8192);
+  CHECK (policy_stripe (&p, 1 << 30) == 1 << 30);
+
+  CHECK (policy_block (&p, 0) == 4096);
+  CHECK (policy_block (&p, 512) == 512);
+  CHECK (policy_block (&p, 65536) == 65536);
+  CHECK (policy_block (&p, 65537) == 131072);
+  CHECK (policy_block (&p, UINT32_MAX) == 1 << 30);
+  p.block = 1024;
+  CHECK (policy_block (&p, 65536) == 1024, "the user knows better");
 }
 
 /* Flushes that are passed on are skipped only where the user has set a mode,

@@ -937,7 +937,7 @@ test_replica_of_one_that_goes (void)
   a = opened ();
   b = opened ();
   do_write (b, 1);
-  CHECK (request_begin (&b->h) == 0);
+  CHECK (request_begin (&b->h, false, 0, 512) == 0);
   f = start (FLUSH, a, 0);
   CHECK (!over (f));
   atomic_fetch_sub (&b->h.state, ONE_INSIDE);
@@ -2928,7 +2928,7 @@ wait_in_debt (struct conn *a, struct conn *b)
   fail_replica (a, b);
   gate_shut (&b->requests);
   w = start (WRITE, b, 2);
-  CHECK (request_begin (&b->h) == 0); /* one more is inside */
+  CHECK (request_begin (&b->h, false, 0, 512) == 0); /* one more is inside */
   do_write (a, 2);
   CHECK (flush (a) == 0);       /* so B owes */
   gate_open (&b->requests);
