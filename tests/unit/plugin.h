@@ -255,6 +255,7 @@ renew (struct conn *c)
   memset (c, 0, sizeof *c);
   c->cell = c - conns;
   c->h.plugin = c;
+  c->h.connection = (struct connection *) c;
   c->h.flushable = true;
   c->h.resolution = (struct resolution) {
     .verdict = EMULATE, .advertise = true, .replicate = true,
@@ -301,14 +302,29 @@ do_close (struct conn *c)
 
 /* The same on threads of their own. */
 
-enum what { READ, WRITE, CONTROL, FLUSH, OPEN, CLOSE };
+enum what { READ, WRITE, CONTROL, FLUSH, BETWEEN, OPEN, CLOSE };
+
+/* ARG is the cell, or the value. */
+static int
+call (enum what what, struct conn *c, int arg)
+{
+  switch (what) {
+  case READ: return do_read (c, arg);
+  case WRITE: return do_write (c, arg);
+  case CONTROL: do_control (c); return 0;
+  case FLUSH: return do_flush (c).err;
+  case BETWEEN: return replicate_between (&c->h);
+  case OPEN: do_open (c, NULL); return 0;
+  case CLOSE: return do_close (c);
+  }
+  abort ();
+}
 
 struct actor {
   pthread_t thread;
   enum what what;
   struct conn *c;
-  int arg;                      /* the cell, or the value */
-  int result;
+  int arg, result;
   bool over, joined;            /* guarded by "world" */
 };
 
@@ -319,16 +335,8 @@ static void *
 act (void *arg)
 {
   struct actor *a = arg;
-  int result = 0;
+  const int result = call (a->what, a->c, a->arg);
 
-  switch (a->what) {
-  case READ: result = do_read (a->c, a->arg); break;
-  case WRITE: result = do_write (a->c, a->arg); break;
-  case CONTROL: do_control (a->c); break;
-  case FLUSH: result = do_flush (a->c).err; break;
-  case OPEN: do_open (a->c, NULL); break;
-  case CLOSE: result = do_close (a->c); break;
-  }
   world_lock ();
   a->result = result;
   a->over = true;
