@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# How many flushes the plugin sees for a client's, at every level.
+# How many flushes the plugin sees for a client's, at every level;
+# tests/unit/replicate.c has the whole table.
 
 load common
 
@@ -65,39 +66,30 @@ $5
 $6"
 }
 
-@test "off, emulate, not advertised" { row off emulate 0 6 12 12; }
-@test "off, emulate, advertised" { row off emulate 1 6 12 12; }
-@test "off, plugin, not advertised" { row off plugin 0 2 3 4; }
-@test "off, plugin, advertised" { row off plugin 1 2 3 4; }
-@test "connection, emulate, not advertised" { row connection emulate 0 0 4 4; }
-@test "connection, emulate, advertised" { row connection emulate 1 0 4 4; }
-@test "connection, plugin, not advertised" { row connection plugin 0 0 3 4; }
-@test "connection, plugin, advertised" { row connection plugin 1 0 2 2; }
-@test "fast, emulate, not advertised" { row fast emulate 0 0 8 6; }
-@test "fast, emulate, advertised" { row fast emulate 1 0 8 6; }
-@test "fast, plugin, not advertised" { row fast plugin 0 0 2 2; }
-@test "fast, plugin, advertised" { row fast plugin 1 0 2 2; }
-
-@test "the default level is connection" {
-  serve MCSHIM_MODE=emulate "$wbcache" log="$log"
-  assert_equal "$(count b)" 4
-}
-
-@test "conn is connection" { row conn plugin 1 0 2 2; }
-
-@test "disable and unsafe count as plugin does" {
-  row connection disable 0 0 3 4
-  row connection unsafe 0 0 3 4
-  row fast unsafe 0 0 2 2
-}
-
-@test "auto is emulate for a plugin that does not advertise" {
+@test "replicated" {
+  row off emulate 0 6 12 12
+  row connection emulate 1 0 4 4
+  row fast emulate 0 0 8 6
   row connection auto 0 0 4 4
 }
 
-@test "auto passes on each flush of a plugin that advertises" {
+@test "passed on" {
+  row off plugin 1 2 3 4
+  row connection plugin 0 0 3 4
+  row connection plugin 1 0 2 2
+  row fast plugin 0 0 2 2
+  row connection disable 0 0 3 4
+  row conn unsafe 0 0 3 4
+}
+
+@test "in auto none is skipped" {
   local level
   for level in connection fast off; do
     row $level auto 1 2 3 4
   done
+}
+
+@test "the default level is connection" {
+  serve MCSHIM_MODE=emulate "$wbcache" log="$log"
+  assert_equal "$(count b)" 4
 }
