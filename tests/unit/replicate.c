@@ -115,6 +115,14 @@ number (const char **p)
   return sign * n;
 }
 
+static int
+counter (const char **p)
+{
+  const struct statistics s = replicate_statistics ();
+
+  return *(const uint64_t *) ((const char *) &s + look_up (counters, p));
+}
+
 static struct conn *
 letter (char c)
 {
@@ -234,17 +242,16 @@ static void
 play_word (const char *p)
 {
   const bool on_thread = *p == '&';
-  struct statistics s;
+  int n;
 
   p += on_thread;
   if (*p >= '1' && *p <= '9')
     play_actor (p);
   else if (*p == '$') {
-    s = replicate_statistics ();
     p++;
-    s.reads = *(uint64_t *) ((char *) &s + look_up (counters, &p));
-    p++;
-    expect (s.reads, number (&p));
+    n = counter (&p);
+    p++;                        /* = */
+    expect (n, number (&p));
   }
   else if (strcmp (p, ".empty") == 0)
     expect (allocated, 0);
