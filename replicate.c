@@ -114,6 +114,7 @@ struct group {
 
   struct waiter *waiters;       /* client flushes for the next round */
   bool running;                 /* a round is */
+  bool for_client;              /* and a client has asked for it */
   uint64_t round;               /* its number, from 1 */
   unsigned phase;               /* 1 or 2 */
   int err;                      /* its first error */
@@ -284,6 +285,7 @@ end_spell (struct handle *h, uint32_t claim)
 {
   struct owner *owner = owner_of (h->order, claim);
 
+  owner->wrote = h->group->written; /* first: see is_past */
   if (is_later (claim, owner->flushed))
     owner->flushed = claim & (SPELLS - 1);
 }
@@ -345,8 +347,6 @@ flush_handle (struct handle *h, unsigned mine, bool write_back)
     if (err == 0 && covers && h->seen == g->written)
       h->seen++;
     g->written++;
-    if (claim != 0)
-      owner_of (h->order, claim)->wrote = g->written;
   }
   /* What another flush has taken may still be on its way. */
   if (err == 0 && claim != 0 && ends && (write_back || h->flushing == 0))
@@ -451,6 +451,30 @@ notice_empty (struct handle *h)
     h->seen = h->group->written;
 }
 
+/* Writes of H may enter again, unless other handles' hold it.  Those of a
+ * handle whose own blocks are larger than the table's always take the slow
+ * path.  Needs "lock".
+ */
+static void
+let_go (struct handle *h)
+{
+  if (h->held == 0 && h->block <= (uint32_t) 1 << h->shift)
+    atomic_fetch_and (&h->state, ~HELD);
+}
+
+/* H flushes before its next request, unless it has seen write-back NUMBER.
+ * Needs "lock".
+ */
+static void
+owe (struct handle *h, uint64_t number)
+{
+  if (h->seen >= number)
+    return;
+  if (h->owed < number)
+    h->owed = number;
+  mark (h, OWES);
+}
+
 /* H, whose first write this is, becomes an owner of blocks.  Needs "lock".
  * Returns 0 or an errno.
  */
@@ -465,14 +489,11 @@ become_owner (struct group *g, struct handle *h)
   if (claim == 0)
     return errno;
   h->order = g->order;
+  h->shift = g->order->shift;
   h->claim = claim;
-  if (h->held == 0)
-    atomic_fetch_and (&h->state, ~HELD);
+  let_go (h);
   /* Claims of the handle that had the number before look like its own. */
-  if (h->seen < owner_of (h->order, claim)->wrote) {
-    h->owed = owner_of (h->order, claim)->wrote;
-    mark (h, OWES);
-  }
+  owe (h, owner_of (h->order, claim)->wrote);
   return 0;
 }
 
@@ -536,12 +557,11 @@ replica_done (struct group *g, struct handle *h, int err)
     must (pthread_cond_signal (&g->phase_over));
 }
 
-/* H flushes before its next request.  Needs "lock". */
+/* A replica of H is left to its next request.  Needs "lock". */
 static void
-owe (struct group *g, struct handle *h)
+leave_owed (struct group *g, struct handle *h)
 {
-  h->owed = g->written;
-  mark (h, OWES);
+  owe (h, g->written);
   statistics.flushes_owed++;
 }
 
@@ -564,7 +584,7 @@ run_replica (struct group *g, struct handle *h)
 
   mine = occupy (h, flag);
   if (!mine && g->phase == 2) {
-    owe (g, h);
+    leave_owed (g, h);
     replica_done (g, h, 0);
     return;
   }
@@ -578,7 +598,7 @@ run_replica (struct group *g, struct handle *h)
   g->replicas++;
   err = flush_handle (h, mine, g->phase == 1);
   if (err == 0 && g->phase == 2 && h->seen < written)
-    owe (g, h);
+    leave_owed (g, h);
   replica_done (g, h, err);
   if (mine)
     vacate (h, false);
@@ -673,9 +693,12 @@ run_round (struct group *g)
   g->replicas = 0;
   g->outstanding = g->writing;
 
-  for (w = batch; w != NULL; w = w->next)
+  g->for_client = false;
+  for (w = batch; w != NULL; w = w->next) {
+    g->for_client |= w->client;
     if (w->handle != NULL)
       flushed = w->handle;
+  }
   g->phase = 1;
   TAILQ_FOREACH (h, &g->marked, marked) {
     if (!(atomic_load (&h->state) & WRITE_DIRTY))
@@ -791,6 +814,7 @@ is_quiet (struct handle *h)
 static int
 write_back (struct group *g, struct handle *h)
 {
+  uint32_t claim;
   int err = 0;
 
   statistics.conflicts++;
@@ -802,47 +826,89 @@ write_back (struct group *g, struct handle *h)
       must (pthread_cond_wait (&h->changed, &lock));
     else {
       struct waiter me = { .handle = NULL };
+      const uint64_t before = g->round;
 
       await_round (g, &me);
-      err = me.result.err;
+      if (h->failed > before)
+        err = me.result.err;
     }
-  if (--h->held == 0)
-    atomic_fetch_and (&h->state, ~HELD);
+  if (err == 0) {               /* also if no flush was needed */
+    claim = h->claim;
+    h->claim = next_spell (claim);
+    end_spell (h, claim);
+  }
+  h->held--;
+  let_go (h);
   if (--h->waiting == 0)
     atomic_fetch_and (&h->state, ~WAITING);
   must (pthread_cond_broadcast (&h->changed));
   return err;
 }
 
-/* Look at the claims to what H will write.  Returns another handle that has to
- * write back some of it, or NULL.  Then *OWED is the last write-back of it, and
- * if H has seen that and is INSIDE, all of it is H's.  Needs "lock".
+/* The blocks of the table that a write may change.  H's own may be larger. */
+static uint64_t
+first_block (const struct handle *h, uint64_t offset)
+{
+  return (offset & ~(uint64_t) (h->block - 1)) >> h->shift;
+}
+
+static uint64_t
+last_block (const struct handle *h, uint64_t offset, uint64_t count)
+{
+  return ((offset + count - 1) | (h->block - 1)) >> h->shift;
+}
+
+bool
+handle_claims (struct handle *h, uint64_t offset, uint64_t count)
+{
+  const uint32_t own = atomic_load (&h->claim);
+  const uint64_t seen = atomic_load (&h->seen);
+  const uint64_t last = last_block (h, offset, count);
+  uint64_t block;
+  _Atomic uint32_t *slot;
+
+  for (block = first_block (h, offset); block <= last; block++) {
+    slot = slot_of (h->order, block);
+    if (atomic_load_explicit (slot, memory_order_acquire) != own &&
+        !order_take (h->order, slot, own, seen))
+      return false;
+  }
+  return true;
+}
+
+/* Have what other handles claim of the blocks that H will write be past, as
+ * of write-back *OWED.  Needs "lock", and lets go of it meanwhile.  Returns 0 or
+ * an errno.
  */
-static struct handle *
-look_at_claims (struct handle *h, uint64_t offset, uint64_t count, bool inside,
-                uint64_t *owed)
+static int
+write_back_others (struct handle *h, uint64_t offset, uint64_t count,
+                   uint64_t *owed)
 {
   const uint64_t last = last_block (h, offset, count);
+  _Atomic uint32_t *slot;
   struct owner *owner;
   uint64_t block;
   uint32_t claim;
+  int err;
 
-  *owed = 0;
   for (block = first_block (h, offset); block <= last; block++) {
-    claim = atomic_load (slot_of (h->order, block));
+    slot = slot_of (h->order, block);
+    claim = atomic_load (slot);
     owner = owner_of (h->order, claim);
     if (claim == 0 || owner->handle == h)
       continue;
-    if (!is_past (h->order, claim, UINT64_MAX) && owner->handle != NULL &&
-        !is_quiet (owner->handle))
-      return owner->handle;
+    if (!is_past (h->order, claim, UINT64_MAX)) {
+      err = owner->handle ? write_back (h->group, owner->handle) : 0;
+      if (err != 0)
+        return err;
+      /* It may only have looked like a later one. */
+      atomic_compare_exchange_strong (slot, &claim,
+                                      (claim & ~(SPELLS - 1)) | owner->flushed);
+    }
     if (*owed < owner->wrote)
       *owed = owner->wrote;
   }
-  if (inside && *owed <= h->seen)
-    for (block = first_block (h, offset); block <= last; block++)
-      atomic_store (slot_of (h->order, block), h->claim);
-  return NULL;
+  return 0;
 }
 
 /* Let a request in, and count it.  A write has its blocks then.  Needs "lock",
@@ -851,37 +917,30 @@ look_at_claims (struct handle *h, uint64_t offset, uint64_t count, bool inside,
 static int
 enter (struct handle *h, bool writes, uint64_t offset, uint64_t count)
 {
-  struct handle *other;
-  uint64_t owed;
-  int err = 0;
+  uint64_t owed = 0;
+  int err;
 
-  if (writes && h->order == NULL && (atomic_load (&h->state) & HELD))
+  if (writes && h->order == NULL && (atomic_load (&h->state) & HELD)) {
     err = become_owner (h->group, h);
-  while (err == 0) {
-    if (writes && h->order != NULL) {
-      other = look_at_claims (h, offset, count, false, &owed);
-      if (other != NULL) {
-        err = write_back (h->group, other);
-        continue;
-      }
-      notice_empty (h);
-      if (h->seen < owed) {
-        h->owed = owed;
-        mark (h, OWES);
-      }
-    }
+    if (err != 0)
+      return err;
+  }
+  writes = writes && h->order != NULL;
+  for (;;) {
+    err = writes ? write_back_others (h, offset, count, &owed) : 0;
+    if (err != 0)
+      return err;
+    notice_empty (h);
+    owe (h, owed);
     err = admit (h, h->owed, writes);
     if (err != 0)
-      break;
+      return err;
     notice_empty (h);
     mark (h, READ_MARKED);
-    if (!writes || h->order == NULL ||
-        (look_at_claims (h, offset, count, true, &owed) == NULL &&
-         owed <= h->seen))
-      break;
+    if (!writes || handle_claims (h, offset, count))
+      return 0;
     vacate (h, true);
   }
-  return err;
 }
 
 int
@@ -1118,8 +1177,7 @@ handle_joins (struct handle *h)
     /* A write-back that has not ended is left to its round's second phase. */
     mark (h, READ_MARKED);
     if (g->written > h->seen) {
-      h->owed = g->written;
-      mark (h, OWES);
+      owe (h, g->written);
       /* If it fails it is still owed. */
       if (occupy (h, 0))
         run_owed (h);
@@ -1147,8 +1205,9 @@ flush_at_close (struct group *g, struct handle *h)
 
   statistics.flushes_at_close++;
   err = flush_handle (h, mine, true);
-  if (err != 0 && g->round == round)
-    g->close_err = err;         /* otherwise a round has failed with it */
+  /* Otherwise a round has failed with it, and tells a client. */
+  if (err != 0 && (g->round == round || !g->for_client))
+    g->close_err = err;
   return err;
 }
 

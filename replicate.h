@@ -59,6 +59,7 @@ struct handle {
   void *plugin;                 /* the plugin's own; constant */
   struct order *order;          /* once it has written; constant from then on */
   _Atomic uint32_t claim;       /* of what it writes now */
+  unsigned shift;               /* log2 of the table's block; constant, too */
   uint32_t block;               /* a write may change all of one; constant */
 
   /* Constant once the handle has joined. */
@@ -193,41 +194,32 @@ extern void control_end (struct handle *h);
 /* Slow paths of the two functions below; not for anyone else. */
 extern int handle_enter (struct handle *h, bool writes, uint64_t offset,
                          uint64_t count);
+extern bool handle_claims (struct handle *h, uint64_t offset, uint64_t count);
 extern int handle_meets_another (struct handle *h, uint64_t offset,
                                  uint64_t count);
 extern void handle_wrote (struct handle *h);
 extern void handle_left (struct handle *h);
 
-static inline uint64_t
-first_block (const struct handle *h, uint64_t offset)
-{
-  return (offset & ~(uint64_t) (h->block - 1)) >> h->order->shift;
-}
-
-static inline uint64_t
-last_block (const struct handle *h, uint64_t offset, uint64_t count)
-{
-  return ((offset + count - 1) | (h->block - 1)) >> h->order->shift;
-}
-
-/* Claim the blocks that H will write.  Returns false if another handle has
- * one of them.
+/* Claim the blocks that H, which is counted inside, will write.  Returns false
+ * if another handle has one of them.  Mostly it is one block, and H has it, or
+ * nobody.
  */
 static inline bool
-handle_claims (struct handle *h, uint64_t offset, uint64_t count)
+request_claims (struct handle *h, uint64_t offset, uint64_t count)
 {
   const uint32_t own = atomic_load (&h->claim);
-  const uint64_t last = last_block (h, offset, count);
-  uint64_t block = first_block (h, offset);
-  _Atomic uint32_t *slot;
+  const unsigned shift = h->shift;
+  const uint64_t block = offset >> shift;
+  _Atomic uint32_t *slot = slot_of (h->order, block);
+  uint32_t claim = atomic_load (slot);
 
-  do {
-    slot = slot_of (h->order, block);
-    if (__builtin_expect (atomic_load (slot) != own, 0) &&
-        !order_take (h->order, slot, own, atomic_load (&h->seen)))
-      return false;
-  } while (block++ < last);
-  return true;
+  if (__builtin_expect ((offset + count - 1) >> shift == block &&
+                        (claim == own ||
+                         (claim == 0 &&
+                          atomic_compare_exchange_strong (slot, &claim, own))),
+                        1))
+    return true;
+  return handle_claims (h, offset, count);
 }
 
 /* Around every data callback of the plugin except flush.  WRITES is true for
@@ -235,7 +227,7 @@ handle_claims (struct handle *h, uint64_t offset, uint64_t count)
  * the errno of a flush that had to come first; then neither the plugin nor
  * request_end must be called.  request_end leaves errno alone.
  */
-static inline int
+static inline __attribute__ ((always_inline)) int
 request_begin (struct handle *h, bool writes, uint64_t offset, uint64_t count)
 {
   const uint64_t gate = h->gate | (writes ? HELD : 0);
@@ -243,17 +235,17 @@ request_begin (struct handle *h, bool writes, uint64_t offset, uint64_t count)
 
   do
     if (__builtin_expect ((s & gate) != READ_MARKED, 0))
-      return handle_enter (h, writes, offset, count);
+      return handle_enter (h, writes, writes ? offset : 0, writes ? count : 0);
   while (!atomic_compare_exchange_weak
          (&h->state, &s, s + ONE_INSIDE + (writes ? ONE_WRITER : 0)));
 
   if (writes && h->order != NULL &&
-      __builtin_expect (!handle_claims (h, offset, count), 0))
+      __builtin_expect (!request_claims (h, offset, count), 0))
     return handle_meets_another (h, offset, count);
   return 0;
 }
 
-static inline void
+static inline __attribute__ ((always_inline)) void
 request_end (struct handle *h, bool wrote)
 {
   const uint64_t one = ONE_INSIDE + (wrote ? ONE_WRITER : 0);
