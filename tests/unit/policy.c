@@ -37,7 +37,7 @@ test_defaults (void)
   static const char *const empty[] = {
     NULL, "MCSHIM_MODE=", "MCSHIM_TRACK_DIRTY=", "MCSHIM_EXPORTNAME=",
     "MCSHIM_FLUSH_ON_CLOSE=", "MCSHIM_FLUSH_THREADS=", "MCSHIM_HANDLES=",
-    "MCSHIM_STRIPE=", "MCSHIM_STATS_FILE=", "MCSHIM=x", "XMCSHIM_MODE=x", "mcshim_mode=x",
+    "MCSHIM_STRIPE=", "MCSHIM_BLOCK=", "MCSHIM_STATS_FILE=", "MCSHIM=x", "XMCSHIM_MODE=x", "mcshim_mode=x",
   };
 
   for (size_t i = 0; i < sizeof empty / sizeof empty[0]; i++) {
@@ -133,6 +133,12 @@ test_handles (void)
     CHECK (p.stripe == table[i].stripe, "%s: %u", env, p.stripe);
     policy_free (&p);
   }
+
+  struct policy p;
+
+  CHECK (load (&p, "MCSHIM_BLOCK=512", NULL) == 0 && p.block == 512);
+  CHECK (load (&p, "MCSHIM_BLOCK=64K", NULL) == 0 && p.block == 65536);
+  CHECK (load (&p, "MCSHIM_MODE=auto", NULL) == 0 && p.block == 0);
 }
 
 static void
@@ -226,6 +232,7 @@ test_bad_values (void)
     { "MCSHIM_HANDLES=auto", "MCSHIM_HANDLES", "auto", "1 to 64" },
     { "MCSHIM_HANDLES=2K", "MCSHIM_HANDLES", "2K", "1 to 64" },
     { "MCSHIM_STRIPE=0", "MCSHIM_STRIPE", "'0'", "a power of two" },
+    { "MCSHIM_BLOCK=256", "MCSHIM_BLOCK", "'256'", "from 512 to 1G" },
     { "MCSHIM_STRIPE=2K", "MCSHIM_STRIPE", "2K", "4K to 1G" },
     { "MCSHIM_STRIPE=2G", "MCSHIM_STRIPE", "2G", "4K to 1G" },
     { "MCSHIM_STRIPE=1T", "MCSHIM_STRIPE", "1T", "4K to 1G" },
