@@ -86,6 +86,9 @@
 #include "interpose/oldglibc.h"
 #include "replicate.h"
 
+/* How often whoever waits for a round looks whether the server ends. */
+#define LOOK_SECONDS 1
+
 #define MARKS (WRITE_DIRTY | READ_MARKED | OWES)
 
 struct waiter {
@@ -632,6 +635,38 @@ help_a_round (void)
   return false;
 }
 
+/* Wait for what others run in G's phase.  A request inside a handle may itself
+ * wait for this round: in a plugin that is a client of its own server, and
+ * takes one request at a time.  That can't end, unless the server does: then
+ * such replicas fail.  Needs "lock", and lets go of it meanwhile.
+ */
+static void
+wait_for_others (struct group *g)
+{
+  struct timespec until;
+  struct handle *h;
+  bool ends;
+  int err;
+
+  if (clock_gettime (CLOCK_REALTIME, &until) == -1)
+    abort ();
+  until.tv_sec += LOOK_SECONDS;
+  err = pthread_cond_timedwait (&g->phase_over, &lock, &until);
+  if (err != ETIMEDOUT) {
+    must (err);
+    return;
+  }
+  unlock_groups ();
+  ends = ops.server_ends ();
+  lock_groups ();
+  if (ends)
+    LIST_FOREACH (h, &g->handles, in_group)
+      if (h->replica == REPLICA_PENDING) {
+        atomic_fetch_and (&h->state, ~PENDING);
+        replica_done (g, h, ESHUTDOWN);
+      }
+}
+
 /* Run what is queued, and wait for what others run.  Needs "lock", and lets
  * go of it meanwhile.
  */
@@ -644,7 +679,7 @@ run_phase (struct group *g)
     if (g->queue_length > 0)
       run_replica (g, TAILQ_FIRST (&g->queue));
     else
-      must (pthread_cond_wait (&g->phase_over, &lock));
+      wait_for_others (g);
 }
 
 /* Queue a replica of H for the second phase, if it needs one.  Needs

@@ -121,6 +121,7 @@ struct replicate_ops {
    */
   int (*flush) (struct handle *h);
   void (*helper_starts) (void); /* called first on each helper thread */
+  bool (*server_ends) (void);   /* on a thread of the server, without the lock */
 };
 
 /* Call both before the first handle. */

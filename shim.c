@@ -167,6 +167,7 @@ free_handle (struct handle *h)
 static const struct replicate_ops ops = {
   .flush = flush_one,
   .helper_starts = server_error_thread,
+  .server_ends = server_ends,
 };
 
 /* Before any connection. */

@@ -32,6 +32,7 @@ extern int64_t nbdkit_parse_size (const char *str) WEAK;
 /* Not meant for plugins, but servers before 1.10 export all they have. */
 extern void handle_single_connection (void) WEAK;
 extern const char *nbdkit_export_name (void) WEAK; /* since 1.16 */
+extern int nbdkit_nanosleep (unsigned sec, unsigned nsec) WEAK; /* since 1.14 */
 struct nbdkit_extents;
 /* Since 1.12; most are for filters. */
 extern int nbdkit_add_extent (struct nbdkit_extents *extents, uint64_t offset,
@@ -165,5 +166,8 @@ struct visit {
 extern void context_enter (const struct context *c, bool others,
                            struct visit *v);
 extern void context_leave (const struct visit *v);
+
+/* On a thread of the server: is it ending? */
+extern bool server_ends (void);
 
 #endif /* MCSHIM_INTERPOSE_H */

@@ -389,3 +389,23 @@ context_leave (const struct visit *v)
       put_word (v->record, v->offset - WORD, v->connection);
   }
 }
+
+/* nbdkit_nanosleep fails if the server ends, or the client of the connection
+ * has gone: without one only the former.
+ */
+bool
+server_ends (void)
+{
+  const size_t offset = atomic_load (&whose_offset);
+  const size_t first = has_contexts () ? offset - WORD : offset;
+  char *record = get_record (), words[2 * WORD];
+  bool ends;
+
+  if (record == NULL || offset == 0)
+    return false;
+  memcpy (words, record + first, offset + WORD - first);
+  memset (record + first, 0, offset + WORD - first);
+  ends = nbdkit_nanosleep (0, 1) == -1;
+  memcpy (record + first, words, offset + WORD - first);
+  return ends;
+}

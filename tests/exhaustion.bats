@@ -11,7 +11,7 @@ start ()
 {
   export EXHAUST=$BATS_TEST_TMPDIR/exhaust
   : > "$control"
-  PRELOAD_AFTER=$plugins/exhaust.so serve MCSHIM_MODE=emulate "$@" "$wbcache" \
+  PRELOAD_AFTER=$plugins/exhaust.so serve MCSHIM_MODE=emulate MCSHIM_BLOCK=512 "$@" "$wbcache" \
     log="$log" control="$control" summary="$summary" flushdelay=1000
 }
 

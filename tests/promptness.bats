@@ -67,6 +67,31 @@ EOT
   stop_server
 }
 
+# Its own handle is dirty, and takes one request at a time: the flush waits for
+# the read, which waits for the flush.
+@test "a plugin that waits for its own flush ends with the server" {
+  has_plugin eval
+  [ -z "$SHIM_TEST_ROOT" ] ||
+    skip "the plugin's script needs the host's nbdsh"
+  serve eval thread_model='echo serialize_requests' get_size='echo 65536' \
+    can_write='exit 0' can_flush='exit 0' pwrite='cat >/dev/null' \
+    flush='exit 0' pread='
+      nbdsh -n -c "h = nbd.NBD(); h.connect_unix (\"'"$sock"'\")" \
+        -c "open (\"there\", \"w\").close ()" -c "h.flush ()" >&2 ||
+        touch failed
+      head -c $3 /dev/zero'
+  client <<'EOT'
+h = conn()
+h.pwrite(bytes(512), 8192)
+h.aio_pread(nbd.Buffer(512), 0)
+wait_for("the flush", lambda: os.path.exists("there"))
+settle()
+os.kill(int(os.environ["server_pid"]), signal.SIGTERM)
+EOT
+  stop_server
+  [ -e failed ]
+}
+
 @test "a write and flush beside an open that takes a copy" {
   start model=requests opencopy=1
   client <<'EOT'

@@ -185,6 +185,15 @@ helper_starts (void)
   CHECK (model != SERIALIZE_ALL);
 }
 
+static bool ends;
+
+static bool
+server_ends (void)
+{
+  CHECK (nr_held == 0);
+  return ends;
+}
+
 /* What shim.c does around them. */
 
 /* Returns the value of CELL, or an errno, negative. */
@@ -389,6 +398,7 @@ begin (enum level level)
   static const struct replicate_ops ops = {
     .flush = plugin_flush,
     .helper_starts = helper_starts,
+    .server_ends = server_ends,
   };
 
   the_server = pthread_self ();

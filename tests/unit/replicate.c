@@ -28,6 +28,8 @@
  *   a!EIO a! flushes fail; they no longer do
  *   a~       the plugin has its write to flush once more
  *
+ *   .late    time passes; .ends: it does, as the server is ending
+ *
  * What must be so:
  *
  *   a#1 a%1  so many flushes have entered the plugin; so many requests
@@ -53,7 +55,8 @@ static const struct name {
   const char *name;
   int value;
 } errnos[] = {
-  { "EIO", EIO }, { "ENOSPC", ENOSPC }, { "ENXIO", ENXIO }, { "EPERM", EPERM },
+  { "EIO", EIO }, { "ESHUTDOWN", ESHUTDOWN },
+  { "ENOSPC", ENOSPC }, { "ENXIO", ENXIO }, { "EPERM", EPERM },
   { NULL, 0 }
 }, counters[] = {
 #define COUNTER(name, field) { name, offsetof (struct statistics, field) }
@@ -252,6 +255,13 @@ play_word (const char *p)
     n = counter (&p);
     p++;                        /* = */
     expect (n, number (&p));
+  }
+  else if (strcmp (p, ".late") == 0)
+    expire ();
+  else if (strcmp (p, ".ends") == 0) {
+    ends = true;
+    expire ();
+    ends = false;
   }
   else if (strcmp (p, ".empty") == 0)
     expect (allocated, 0);
@@ -1125,6 +1135,8 @@ static const struct {
     "ab: aw1 a[f &bf ara aw2 ac 1? a]f 1=0" },
   { "a replica goes before those that wait", SERIAL,
     "ab: aw1 a[r &ara &ara &ac &bf 4? a%2 a#0 a|r 1 4=0 a#1 2? 3? a]r 2 3" },
+  { "a flush that a request waits for ends with the server", SERIAL,
+    "ab: aw1 a[r &ara &bf .late 2? .ends 2=ESHUTDOWN a@0 a]r 1 bf a@1" },
   { "a flush waits for one request", SERIAL,
     "ab: aw1 a[r &arb &arb &arb &arb &bf a|r 5=0 1 2? 3? 4? a]r" },
   { "what is ready is flushed first: the busy one is the last", SERIAL,
