@@ -7,14 +7,10 @@
  * "when" says from which callback: config_complete, get_ready or dump_plugin.
  */
 
-#include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
+
+#include "again.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS
 
@@ -32,46 +28,31 @@ config (const char *key, const char *value)
   return 0;
 }
 
-/* Returns only if this is the second process, or NOW is not the time. */
 static void
-execute_again (const char *now)
+execute_if (const char *now)
 {
-  static char line[65536];
-  static char *argv[1024];
-  size_t argc = 0, n, i;
-  int fd;
-
-  if (again || strcmp (when, now) != 0)
-    return;
-  fd = open ("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
-  n = fd != -1 ? read (fd, line, sizeof line - 1) : 0;
-  for (i = 0; i < n && argc < 1022; i += strlen (line + i) + 1)
-    argv[argc++] = line + i;
-  argv[argc] = "again=1";
-  setenv ("LD_LIBRARY_PATH", "/tmp", 1);
-  fflush (NULL);
-  execv ("/proc/self/exe", argv);
-  abort ();
+  if (!again && strcmp (when, now) == 0)
+    execute_again ("/tmp", "again=1");
 }
 
 static int
 config_complete (void)
 {
-  execute_again ("config_complete");
+  execute_if ("config_complete");
   return 0;
 }
 
 static int
 get_ready (void)
 {
-  execute_again ("get_ready");
+  execute_if ("get_ready");
   return 0;
 }
 
 static void
 dump_plugin (void)
 {
-  execute_again ("dump_plugin");
+  execute_if ("dump_plugin");
   printf ("reexec_again=%d\n", again);
 }
 
