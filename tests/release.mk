@@ -29,8 +29,8 @@ $(call run,mutants,mutants,,tests/mutants policy.c helpers.c \
 $(call run,bench,bench,$(measured),scripts/bench \
   --results=$(build)/bench.json --plots=docs/plots)
 $(call run,bench-quick,bench,$(measured),scripts/bench $(quick))
-$(call run,bench-headline,compat,all tests/clients/relay,scripts/bench \
-  --only=headline)
+$(call run,bench-headline,compat,all test-plugins tests/clients/relay,\
+  scripts/bench --only=headline,vddk)
 $(call run,plugin-table,plugins,all,tests/plugin-table $(SERVERS))
 
 unit:
