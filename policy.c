@@ -492,7 +492,9 @@ judge (enum mode mode, const struct traits *t)
   /* If nobody can write, there is nothing to flush or to go stale.
    * Otherwise the flag stays as it is without us.
    */
-  return t->readonly ? PLUGIN_READ_ONLY : DISABLE_NO_FLUSH;
+  if (!t->readonly)
+    return DISABLE_NO_FLUSH;
+  return t->group == PASSES_ON ? DISABLE_AS_OTHERS : PLUGIN_READ_ONLY;
 }
 
 struct resolution

@@ -1265,7 +1265,7 @@ handle_leaves (struct handle *h)
     else {
       /* The plugin may write them back as it closes. */
       g->written++;
-      g->unflushed |= g->kind != REPLICATES;
+      g->unflushed = true;
     }
   }
 

@@ -708,7 +708,7 @@ test_other_kind (void)
     t.group = alone.replicate ? PASSES_ON : REPLICATES;
     const struct resolution r = policy_resolve (&p, &t);
 
-    if (verdict == EMULATE)
+    if (verdict == EMULATE || verdict == PLUGIN_READ_ONLY)
       verdict = DISABLE_AS_OTHERS;
     if (verdict == PLUGIN_HAS_FLAG && p.mode == MODE_AUTO && t.can_flush)
       verdict = EMULATE_AS_OTHERS;

@@ -1135,6 +1135,8 @@ static const struct {
     "ab: aw1 a[f &bf ara aw2 ac 1? a]f 1=0" },
   { "a replica goes before those that wait", SERIAL,
     "ab: aw1 a[r &ara &ara &ac &bf 4? a%2 a#0 a|r 1 4=0 a#1 2? 3? a]r 2 3" },
+  { "closed without a flush, and connected anew", ANY,
+    "KEEP abc: bra aw1 ax a#0 $closes=0 a@=1 cf bra=1 c#1 cf c#1" },
   { "a flush that a request waits for ends with the server", SERIAL,
     "ab: aw1 a[r &ara &bf .late 2? .ends 2=ESHUTDOWN a@0 a]r 1 bf a@1" },
   { "a flush waits for one request", SERIAL,
