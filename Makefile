@@ -45,8 +45,8 @@ sanitize := $(if $(SANITIZE),$(or $(sanitize_$(SANITIZE)),\
               $(error SANITIZE is thread or address, not "$(SANITIZE)")) \
               -fno-omit-frame-pointer)
 
-lib_src := $(wildcard interpose/*.[cS]) shim.c policy.c replicate.c order.c spread.c \
-           helpers.c statsfile.c
+lib_src := $(wildcard interpose/*.[cS]) shim.c policy.c group.c enter.c \
+  replicate.c order.c spread.c helpers.c statsfile.c
 lib_obj := $(addprefix $(build)/,$(addsuffix .o,$(basename $(lib_src))))
 # The files of interpose/ run before a sanitizer's runtime is up.
 $(build)/interpose/%.o: sanitize_this :=
@@ -135,7 +135,7 @@ tests/clients/%: tests/clients/%.c Makefile
 # go to tests/unit/threads.h.  oldglibc.h is left out, as its names have
 # versions, which --wrap does not see.
 units: $(units)
-unit_obj := $(patsubst %,$(build)/unit/%.o,policy helpers order replicate spread)
+unit_obj := $(patsubst %,$(build)/unit/%.o,policy helpers order replicate enter group spread)
 .SECONDARY: $(unit_obj) $(units:$(build)/unit/%=$(build)/unit/test-%.o)
 wrapped := pthread_mutex_lock pthread_mutex_unlock pthread_cond_init \
   pthread_cond_destroy pthread_cond_wait pthread_cond_timedwait \

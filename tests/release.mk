@@ -25,7 +25,8 @@ $(call run,check-upstream,upstream,all,tests/upstream)
 $(call run,check-kernel,kernel,all $(plugin),tests/kernel-client)
 $(call run,model,model,,tests/model/run)
 $(call run,mutants,mutants,,tests/mutants policy.c helpers.c \
-  replicate.c replicate.h spread.c spread.h latency.h)
+  replicate.c replicate.h enter.c group.c group.h order.c order.h spread.c \
+  spread.h latency.h)
 $(call run,bench,bench,$(measured),scripts/bench \
   --results=$(build)/bench.json --plots=docs/plots)
 $(call run,bench-quick,bench,$(measured),scripts/bench $(quick))
