@@ -10,6 +10,7 @@ load common
 checker=$BATS_TEST_DIRNAME/../mcshim-checker
 
 # consistent [MCSHIM_X=VALUE...] "PLUGIN-PARAMETER..." CLIENT-OPTION...
+# "beside" has what the checker runs beside.
 consistent ()
 {
   local vars=() parameters
@@ -22,7 +23,7 @@ consistent ()
   : > "$control"
   serve "${vars[@]}" "$wbcache" summary="$summary" size=2M flushdelay=200 \
     readdelay=50 filldelay=100 writedelay=50 fua=native "${parameters[@]}"
-  run -0 "$checker" --seconds=1 "$@" "$uri"
+  run -0 "${beside[@]}" "$checker" --seconds=1 "$@" "$uri"
   stop_server
   none overlaps after_close foreign_thread
   # A flush that fails at close loses what it should have written back.
@@ -88,21 +89,27 @@ demanding="refresh=1 opencopy=1 opendelay=500 readahead=300 mapcache=1"
   refute_line "errors: 0"
 }
 
-@test "beside requests that hang, flushes do not" {
-  consistent "control=$control mapcache=1" --mixed --hang="$control" \
-    --hang-writes
+# beside_hanging HANG-OPTIONS CONSISTENT-ARGUMENT...
+beside_hanging ()
+{
+  local beside
+  # shellcheck disable=SC2206 # words
+  beside=(python3 "$BATS_TEST_DIRNAME/clients/hang.py" $1)
+  consistent "${@:2}" --size=1048576
   refute_line "hung: 0"
+}
+
+@test "beside requests that hang, flushes do not" {
+  beside_hanging "--writes --opens" "control=$control mapcache=1" --mixed
 }
 
 @test "requests serialized: nor there" {
-  consistent MCSHIM_TRACK_DIRTY=fast "model=requests control=$control" \
-    --hang="$control"
-  refute_line "hung: 0"
+  beside_hanging --opens MCSHIM_TRACK_DIRTY=fast \
+    "model=requests control=$control"
 }
 
 @test "nor where clients come and go" {
-  consistent "control=$control" --churn --hang="$control"
-  refute_line "hung: 0"
+  beside_hanging "" "control=$control" --churn
 }
 
 # in_order [MCSHIM_X=VALUE...] "PLUGIN-PARAMETER..." CLIENT-OPTION...
@@ -209,9 +216,10 @@ sees ()
     --connections=1 --mixed
 }
 
-@test "the checker sees a flush that waits for a request that hangs" {
+@test "hang.py sees a flush that waits for a request that hangs" {
   : > "$control"
-  SERVE_WITH=no_shim serve "$wbcache" model=all control="$control"
-  sees "held up: no reply to a flush of thread .*, beside .* that hangs" \
-    --seconds=30 --patience=1 --connections=1 --hang="$control"
+  SERVE_WITH=no_shim serve "$wbcache" size=2M model=all control="$control"
+  run -1 python3 "$BATS_TEST_DIRNAME/clients/hang.py" --patience=1 "$checker" \
+    --seconds=30 --size=1048576 "$uri"
+  assert_line --regexp "^violation: held up: no reply .*, beside .* that hangs"
 }

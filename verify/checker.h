@@ -2,23 +2,38 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* What the two halves of the checker share: consistency.c, for requests that
- * overlap, and sequences.c, for sequences of single requests.
+/* The checker: what it is asked for (options.c), and its two halves:
+ * consistency.c, for requests that overlap, and sequences.c, for sequences
+ * of single requests.
  */
 
 #ifndef CHECKER_H
 #define CHECKER_H
 
-#include <stdbool.h>
 #include <stdint.h>
+#include <time.h>
 
-/* Options. */
-extern const char *uri;
-extern uint64_t seed, seconds, block_size, nr_connections;
-extern uint64_t range_offset, range_size; /* Of the disk, in bytes. */
+/* Options: options.c says what they are. */
+extern uint64_t seed, seconds, max_operations, nr_threads, nr_connections,
+  nr_ahead, block_size, stride, stripe, range_offset, range_size, victim,
+  one_at_a_time, churn, hard_cuts, reads_first, allow_errors, mixed,
+  own_order, sequences;
+extern const char *uri, *save, *check;
 
-/* Seconds since the checker began its work. */
-extern double elapsed (void);
+extern void parse_or_exit (int argc, char *argv[]);
+
+/* These return the exit status of the program. */
+extern int check_overlaps (void);
+extern int check_sequences (void);
+
+static inline double
+now (void)                      /* In seconds. */
+{
+  struct timespec ts;
+
+  clock_gettime (CLOCK_MONOTONIC, &ts);
+  return ts.tv_sec + ts.tv_nsec / 1e9;
+}
 
 static inline uint64_t
 mix (uint64_t *state)           /* splitmix64 */
@@ -29,8 +44,5 @@ mix (uint64_t *state)           /* splitmix64 */
   z = (z ^ (z >> 27)) * UINT64_C (0x94d049bb133111eb);
   return z ^ (z >> 31);
 }
-
-/* Returns the exit status of the program. */
-extern int check_sequences (void);
 
 #endif /* CHECKER_H */

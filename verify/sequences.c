@@ -24,6 +24,7 @@
  */
 
 #include <ctype.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -76,7 +77,7 @@ struct finding {
 static struct nbd_handle *connections[CONNECTIONS];
 static bool can_zero, can_trim, can_fua, can_cache, can_map;
 static uint64_t random_state, nr_areas, area, salt, attempt, nr_requests;
-static double deadline;
+static double began, deadline;
 
 static void
 fatal (const char *what, unsigned connection, const char *why)
@@ -415,7 +416,7 @@ still_fails (struct sequence *q, const struct sequence *changed,
 {
   struct finding g;
 
-  for (unsigned i = 0; i < TRIES && elapsed () < deadline; ++i) {
+  for (unsigned i = 0; i < TRIES && now () < deadline; ++i) {
     close_all ();
     if (play (changed, &g)) {
       *q = *changed;
@@ -573,8 +574,8 @@ when_seen (void)
     take_step (&writing[i], cells, &f);
   own = take_step (&reading[0], cells, &f);
   close_connection (0);
-  since = elapsed ();
-  for (i = 0, seen = false; !seen && elapsed () < since + ARRIVAL; ++i) {
+  since = now ();
+  for (i = 0, seen = false; !seen && now () < since + ARRIVAL; ++i) {
     if (i > 0)
       nanosleep (&pause, NULL);
     open_connection (1);
@@ -637,6 +638,7 @@ check_sequences (void)
              (unsigned long long) (CELLS * block_size), MAX_CELL);
     return 2;
   }
+  began = now ();
   random_state = seed;
   salt = time (NULL) << 24;     /* Room for all attempts of a second. */
 
@@ -644,12 +646,12 @@ check_sequences (void)
     known = take_known_sequence (&q, n++);
     if (!known)
       make_sequence (&q);
-  } while (!play (&q, &f) && (known || elapsed () < seconds));
+  } while (!play (&q, &f) && (known || now () < began + seconds));
 
   if (f.step != -1) {
     q.nr_steps = f.step + 1;
     found = q;
-    deadline = elapsed () + MAX_REDUCING;
+    deadline = now () + MAX_REDUCING;
     if (still_fails (&q, &found, &f))
       while (reduce (&q, &f))
         ;
