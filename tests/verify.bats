@@ -82,7 +82,7 @@ def flush(h, flags):
     pass
 EOT
   verify 0 nbdkit python ./shared.py
-  concludes "use auto" "kept; alone as well, so that --mode=unsafe would do*" \
+  concludes "use auto" "kept with replicated flushes" \
     "*mcshim nbdkit python *"
 }
 
@@ -132,6 +132,7 @@ connection 2 wrote B,connection 1 flushed,connection 1 read " ]] ||
   verify 3 nbdkit null 1M
   assert_equal "$(finding alone)" \
     "own,connection 1 wrote A,connection 1 read zeroes"
+  assert_equal "$(told .at_risk)" '["alone","connection","fast","off","4 handles"]'
   concludes "cannot help" "a connection does not see what it has written itself" \
     "nbdkit null 1M"
 }
@@ -166,6 +167,141 @@ killed and started again,a new connection read zeroes"$ ]] ||
     "nbdkit memory 1M"
 }
 
+# cached: makes cached.py, a disk behind a cache for each connection.
+#   through      it is only read from
+#   trimdrops    a trim forgets what was written since the last flush
+#   long, many   of a write, or of all before a flush, only some are dirty
+cached ()
+{
+  has_plugin python
+  cat > cached.py <<'EOT'
+API_VERSION = 2
+BLOCK = 512
+disk = bytearray(4 * 1024 * 1024)
+way = ""
+
+def config(key, value):
+    global way
+    way = value
+
+def open(readonly):
+    return {"blocks": {}, "dirty": {}}
+
+def get_size(h):
+    return len(disk)
+
+def can_fua(h):
+    return 0
+
+def can_trim(h):
+    return True
+
+def get(h, b):
+    if b not in h["blocks"]:
+        h["blocks"][b] = bytes(disk[b * BLOCK:(b + 1) * BLOCK])
+    return h["blocks"][b]
+
+def pread(h, buf, offset, flags):
+    for i in range(len(buf) // BLOCK):
+        buf[i * BLOCK:(i + 1) * BLOCK] = get(h, offset // BLOCK + i)
+
+def pwrite(h, buf, offset, flags):
+    for i in range(len(buf) // BLOCK):
+        b = offset // BLOCK + i
+        h["blocks"][b] = bytes(buf[i * BLOCK:(i + 1) * BLOCK])
+        if way == "through":
+            disk[b * BLOCK:(b + 1) * BLOCK] = h["blocks"][b]
+        elif not (way == "long" and i >= 128) and \
+                not (way == "many" and len(h["dirty"]) >= 100):
+            h["dirty"][b] = True
+
+def trim(h, count, offset, flags):
+    for b in range(offset // BLOCK, (offset + count) // BLOCK):
+        if way == "trimdrops":
+            h["blocks"].pop(b, None)
+            h["dirty"].pop(b, None)
+
+def flush(h, flags):
+    for b in h["dirty"]:
+        disk[b * BLOCK:(b + 1) * BLOCK] = h["blocks"][b]
+    h["blocks"].clear()
+    h["dirty"].clear()
+
+def close(h):
+    flush(h, 0)
+EOT
+}
+
+@test "of a long write only the beginning is flushed" {
+  cached
+  SERVE_WITH=no_shim serve python cached.py way=long
+  run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --sequences --connections=1 "$uri"
+  assert_line "found: long"
+}
+
+@test "of many writes only the first are flushed" {
+  cached
+  SERVE_WITH=no_shim serve python cached.py way=many
+  run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --sequences --connections=1 "$uri"
+  assert_line --regexp "^found: (many|long)"
+}
+
+# innocent [MCSHIM_X=VALUE...] NBDKIT-ARGUMENT... [-- CHECKER-OPTION...]: is
+# accused of nothing, each time with another seed.
+innocent ()
+{
+  local with=() options
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    with+=("$1")
+    shift
+  done
+  serve "${with[@]}"
+  while read -ra options; do
+    seed=$((seed + 1))
+    run -0 "$BATS_TEST_DIRNAME/../mcshim-checker" --seed=$seed --seconds=1 \
+      "${options[@]}" "${@:2}" "$uri"
+  done <<'EOT'
+--sequences
+--mixed --reads-first
+--own-order --mixed
+EOT
+  stop_server
+}
+
+@test "plugins that keep it alone are not accused" {
+  local SERVE_WITH=no_shim seed=100
+  truncate -s 4M image
+  cached
+  in_file "$PWD/image"
+  disk "${in_file[@]}"
+  innocent memory 4M
+  innocent memory 4M allocator=malloc
+  innocent file image
+  innocent data size=4M ""
+  innocent --filter=cow memory 4M
+  innocent --filter=blocksize memory 4M
+  innocent --filter=fua memory 4M fuamode=force
+  innocent --filter=nozero file image
+  innocent eval "${disk[@]}"
+  innocent sh ./script
+  innocent python cached.py way=through -- --connections=1
+}
+
+@test "plugins that keep it with the library are not accused" {
+  local seed=200
+  cached
+  innocent "$wbcache" fua=native
+  innocent "$wbcache" fua=native fuaflush=1 model=requests
+  innocent "$wbcache" model=all mapcache=1
+  innocent "$wbcache" model=requests earlydrop=1 failflush=20 -- --allow-errors
+  innocent MCSHIM_TRACK_DIRTY=fast "$wbcache" refresh=1 opencopy=1 mapcache=1
+  innocent MCSHIM_TRACK_DIRTY=off "$wbcache" refresh=1 readahead=300
+  innocent MCSHIM_HANDLES=4 MCSHIM_STRIPE=4096 "$wbcache" model=requests
+  innocent python cached.py
+  innocent python cached.py way=through
+  innocent python cached.py way=trimdrops
+}
+
 @test "the same seed finds the same" {
   for n in 1 2; do
     SERVE_WITH=no_shim serve "$wbcache" together=8
@@ -181,11 +317,12 @@ killed and started again,a new connection read zeroes"$ ]] ||
 @test "--verify: the table" {
   run -0 --separate-stderr "$mcshim" --verify --yes --seconds=1 --seed=7 \
     nbdkit "$wbcache"
-  assert_line --index 0 "Overwriting 1048576 bytes, for about 1 seconds:"
+  assert_line --index 0 "Overwriting the 1048576 bytes from 0 on of nbdkit \
+$wbcache, for about 20 seconds:"
   assert_line --index 1 --regexp '^ +multi-conn flag  promise    requests$'
   assert_line --index 2 --regexp '^alone +off +not kept +[0-9]+$'
   assert_line --index 3 --regexp '^mcshim, connection +on +kept +[0-9]+$'
-  assert_line --regexp '^alone: a flush on one connection does not show'
+  assert_line --regexp '^alone: a flush on one connection, or FUA, does not show'
   assert_line --regexp '^  connection 1 wrote A at [0-9]+,$'
   assert_line "  connection 2 flushed,"
   assert_line --regexp '^  connection 2 read zeroes at [0-9]+$'
@@ -196,10 +333,36 @@ killed and started again,a new connection read zeroes"$ ]] ||
   assert_equal "$stderr" ""
 }
 
+@test "--verify: data at risk comes first" {
+  run -3 "$mcshim" --verify --yes --seconds=1 nbdkit "$wbcache" together=8 \
+    multiconn=1
+  assert_line --index 1 --partial "DATA AT RISK (alone): "
+  assert_line --partial \
+    "DATA AT RISK (connection; fast; off; 4 handles): it writes back more"
+}
+
+@test "--verify: each line makes choices of its own" {
+  mkdir copy
+  cp "$BATS_TEST_DIRNAME"/../{scripts/mcshim*,libmcshim.so} copy
+  printf '%s\n' '#!/bin/sh' "echo \"\$*\" >> '$PWD/runs'" \
+    "exec '$BATS_TEST_DIRNAME/../mcshim-checker' \"\$@\"" > copy/mcshim-checker
+  chmod +x copy/mcshim-checker
+  copy/mcshim --verify --yes --seed=7 --seconds=1 nbdkit memory 1M
+  run -0 sed -n 's/.*--seed=\([0-9]*\) .*--sequences.*/\1/p' runs
+  assert_output "$(printf '%s\n' 71 72 73 74 75)"
+}
+
+@test "--verify: requests that fail end nothing" {
+  verify 0 nbdkit "$wbcache" failflush=50
+  assert_equal "$(kept)" "[false,true,true,true,true]"
+  [ "$(told .failed_requests)" -gt 0 ]
+}
+
 @test "--verify asks, and takes only yes" {
   printf 'go on: \tno\\n\n' > "type"
   run -2 in_terminal "$mcshim" --verify nbdkit "$wbcache" log="$log"
-  assert_output --partial "This overwrites 1048576 bytes, from 0 on, of what"
+  assert_output --partial "This overwrites the 1048576 bytes from 0 on of nbdkit"
+  assert_output --partial ", for about 60 seconds. Type yes"
   assert_output --partial "nothing was written"
   lacks 'write$' "$log"
   nothing_left

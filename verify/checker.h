@@ -10,6 +10,8 @@
 #ifndef CHECKER_H
 #define CHECKER_H
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <time.h>
 
@@ -22,9 +24,32 @@ extern const char *uri, *save, *check;
 
 extern void parse_or_exit (int argc, char *argv[]);
 
+/* What sequences.c needs of a server: libnbd's functions (main.c), or those of
+ * a server in memory (tests/unit).  Requests return -1 if they fail.
+ */
+struct nbd_handle;
+struct server {
+  struct nbd_handle *(*open) (void); /* Returns NULL on error. */
+  void (*close) (struct nbd_handle *);
+  const char *(*error) (void);
+  void (*sleep) (unsigned milliseconds);
+  int (*pread) (struct nbd_handle *, void *, size_t, uint64_t, uint32_t);
+  int (*pwrite) (struct nbd_handle *, const void *, size_t, uint64_t,
+                 uint32_t);
+  int (*zero) (struct nbd_handle *, uint64_t, uint64_t, uint32_t);
+  int (*trim) (struct nbd_handle *, uint64_t, uint64_t, uint32_t);
+  int (*cache) (struct nbd_handle *, uint64_t, uint64_t, uint32_t);
+  int (*flush) (struct nbd_handle *, uint32_t);
+  /* Calls ZERO for what the extents say is zero. */
+  int (*extents) (struct nbd_handle *, uint64_t count, uint64_t offset,
+                  void (*zero) (uint64_t count, uint64_t offset));
+  uint64_t size;
+  bool can_zero, can_trim, can_fua, can_cache, can_map;
+};
+
 /* These return the exit status of the program. */
 extern int check_overlaps (void);
-extern int check_sequences (void);
+extern int check_sequences (const struct server *server);
 
 static inline double
 now (void)                      /* In seconds. */

@@ -28,7 +28,8 @@
  *   the flush before that close may be the one that failed, and another
  *   client got the error.
  * - Zeroes carry no version.  They are right as long as no write is
- *   published that is newer than the newest zero or trim.
+ *   published that is newer than the newest zero.
+ * - After a trim anything is right, until a newer write is published.
  * - A block status that says zero counts as a read of zeroes, and one that
  *   says data is never wrong.
  *
@@ -96,10 +97,11 @@ struct connection {
 /* Versions start at 1; 0 is none yet.  Only the owner changes them. */
 struct block {
   atomic_uint begun;            /* The newest that was sent, */
-  atomic_uint zeroed;           /* the newest sent as a zero or trim, */
+  atomic_uint zeroed, trimmed;  /* the newest sent as a zero, as a trim, */
   atomic_uint published;        /* and the newest that must be seen. */
   atomic_uint written_on, flushed_on; /* For the report, */
-  atomic_bool through;          /* and whether FUA published it. */
+  atomic_bool through, closed;  /* whether FUA published it, or a flush after
+                                 * its connection was closed. */
 };
 
 struct command {
@@ -187,7 +189,7 @@ open_connection (void)
     exit (2);
   }
   if (nbd_connect_uri (conn->nbd, uri) == -1) {
-    errors++;
+    errors += !killed;
     if (!allow_errors && !killed)
       fail ("connect", nbd_get_error ());
     nbd_close (conn->nbd);
@@ -461,7 +463,10 @@ find_bad_word (const struct command *cmd, unsigned *which)
     const unsigned floor = cmd->floors[i], begun = b->begun,
       zeroed = b->zeroed;
 
-    for (end += block_size / 8; w < end; ++w)
+    end += block_size / 8;
+    if (b->trimmed > 0 && b->trimmed >= floor)
+      w = end;
+    for (; w < end; ++w)
       if (*w == 0 ? zeroed < floor :
           is_stamp (b, *w) ? (uint32_t) *w < floor || (uint32_t) *w > begun :
           floor > 0)
@@ -511,9 +516,15 @@ tell_story (const struct block *b, unsigned read_on, uint64_t word,
             bool status, bool at_end)
 {
   const uint64_t at = range_offset + (b - blocks) * stride;
+  const unsigned writer = b->written_on + 1;
 
-  printf ("step: connection %u wrote A at %" PRIu64 "%s\n", b->written_on + 1,
-          at, b->through ? " with FUA" : "");
+  if (own_order && b->trimmed)
+    printf ("step: connection %u trimmed at %" PRIu64 "\n", writer, at);
+  printf ("step: connection %u %s at %" PRIu64 "%s\n", writer,
+          b->zeroed == b->published ? "zeroed" : "wrote A", at,
+          b->through ? " with FUA" : "");
+  if (b->closed)
+    printf ("step: connection %u closed\n", writer);
   if (!own_order && !b->through)
     printf ("step: connection %u flushed\n", b->flushed_on + 1);
   if (check)
@@ -529,29 +540,38 @@ tell_story (const struct block *b, unsigned read_on, uint64_t word,
           word == 0 ? "read zeroes" : is_stamp (b, word) ? "read B" :
           "read what was there before", at,
           is_stamp (b, word) ? ", which is older" : "");
-  printf ("found: %s\n", check ? "crash" : status ? "extents" : own_order ? "own" :
-          "overlap");
+  printf ("found: %s\n", check ? "crash" : status ? "extents" :
+          own_order ? "own" : at_end || b->closed ? "lost" : "overlap");
 }
 
 static void
 finish_read (struct thread *t, struct command *cmd, bool at_end)
 {
-  const unsigned read_on = cmd->conn->number;
-  const bool status = cmd->op == STATUS;
-  const uint64_t *bad;
+  struct connection *conn = cmd->conn;
+  bool is_stale, status = cmd->op == STATUS;
+  unsigned read_on, which, floor;
+  const uint64_t *bad = NULL;
   uint64_t word, number;
-  unsigned which, floor;
   struct block *b;
   char got[40];
-  bool is_stale;
 
-  if (!finish (t, cmd) || cmd->op == CACHE ||
-      !(bad = find_bad_word (cmd, &which)))
+  pthread_mutex_lock (&slots_lock);
+  conn->users++;
+  pthread_mutex_unlock (&slots_lock);
+  if (finish (t, cmd) && cmd->op != CACHE)
+    bad = find_bad_word (cmd, &which);
+  if (!bad) {
+    put_connection (conn);
     return;
-  word = *bad;                  /* is_lost uses the buffer. */
+  }
+  word = *bad;                  /* The buffer is used again. */
   floor = cmd->floors[which];
   b = cmd->block + which;
   number = b - blocks;
+  read_on = conn->number;
+  /* Are the extents wrong, or is the data? */
+  start_read (t, cmd, READ, conn, b, 1);
+  status &= finish (t, cmd) && !find_bad_word (cmd, &which);
   is_stale = !at_end &&
     (word == 0 || (is_stamp (b, word) && (uint32_t) word < floor)) &&
     !(b == t->own && t->own_is == SETTLED && !own_order &&
@@ -577,7 +597,7 @@ finish_read (struct thread *t, struct command *cmd, bool at_end)
     printf (" and flushed on %u", b->flushed_on);
   putchar ('\n');
   if (!atomic_exchange (&told, true))
-    tell_story (b, read_on, word, word == 0 && status, at_end);
+    tell_story (b, read_on, word, status, at_end);
   funlockfile (stdout);
 }
 
@@ -653,6 +673,7 @@ publish (struct thread *t, unsigned flushed_on, bool through)
   t->own_is = SETTLED;
   t->own->flushed_on = flushed_on;
   t->own->through = through;
+  t->own->closed = false;
   t->own->published = t->own->begun;
   t->shown = t->own;
   if (++publications == max_operations && victim)
@@ -676,8 +697,10 @@ start_version (struct thread *t, struct connection *conn, enum op op,
     for (uint64_t j = 0; j < block_size / 8; ++j)
       cmd->data[i * block_size / 8 + j] = stamp (&b[i], version);
     b[i].written_on = t->written_on = conn->number;
-    if (op != WRITE)
+    if (op == ZERO)
       b[i].zeroed = version;
+    if (op == TRIM)
+      b[i].trimmed = version;
     b[i].begun = version;
   }
   submit (t, cmd, op, flags);
@@ -729,15 +752,17 @@ static void
 flush_own (struct thread *t)
 {
   struct connection *conn;
+  bool closed;
 
   if (!flush_slot (t, pick (t, nr_connections)))
     return;
   conn = get_connection (t->written_slot);
-  if (allow_errors && conn->number != t->written_on)
-    t->own_is = UNKNOWN;
+  closed = conn->number != t->written_on;
   put_connection (conn);
-  if (t->own_is == UNFLUSHED)
+  if (t->own_is == UNFLUSHED && !(allow_errors && closed)) {
     publish (t, t->flushed_on, false);
+    t->own->closed = closed;
+  }
   t->own_is = SETTLED;
 }
 
@@ -914,9 +939,9 @@ save_blocks (void)
     const struct block *b = &blocks[i];
 
     if (b->published > 0)
-      ok = fprintf (fp, "%" PRIu64 " %u %u %u %u %u %d\n", i, b->begun,
-                    b->zeroed, b->published, b->written_on, b->flushed_on,
-                    b->through) > 0;
+      ok = fprintf (fp, "%" PRIu64 " %u %u %u %u %u %u %d\n", i, b->begun,
+                    b->zeroed, b->trimmed, b->published, b->written_on,
+                    b->flushed_on, b->through) > 0;
   }
   if ((fp && fclose (fp) == EOF) || !ok) {
     perror (save);
@@ -928,16 +953,17 @@ static void
 load_blocks (void)
 {
   FILE *fp = fopen (check, "r");
-  unsigned begun, zeroed, published, written_on, flushed_on;
+  unsigned begun, zeroed, trimmed, published, written_on, flushed_on;
   uint64_t i;
   int n = 0, through;
 
   if (fp && fscanf (fp, "%" SCNu32, &salt) == 1)
-    while ((n = fscanf (fp, "%" SCNu64 "%u%u%u%u%u%d", &i, &begun, &zeroed,
-                        &published, &written_on, &flushed_on, &through)) == 7
-           && i < nr_blocks) {
+    while ((n = fscanf (fp, "%" SCNu64 "%u%u%u%u%u%u%d", &i, &begun, &zeroed,
+                        &trimmed, &published, &written_on, &flushed_on,
+                        &through)) == 8 && i < nr_blocks) {
       blocks[i].begun = begun;
       blocks[i].zeroed = zeroed;
+      blocks[i].trimmed = trimmed;
       blocks[i].published = published;
       blocks[i].written_on = written_on;
       blocks[i].flushed_on = flushed_on;

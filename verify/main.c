@@ -6,11 +6,87 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
+
+#include <libnbd.h>
 
 #include "checker.h"
 
 #define OVERTIME 90             /* Seconds, for whatever it is that hangs. */
+
+static struct nbd_handle *
+open_connection (void)
+{
+  struct nbd_handle *nbd = nbd_create ();
+
+  if (nbd &&
+      nbd_add_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0 &&
+      nbd_connect_uri (nbd, uri) == 0)
+    return nbd;
+  nbd_close (nbd);
+  return NULL;
+}
+
+static void
+close_connection (struct nbd_handle *nbd)
+{
+  nbd_shutdown (nbd, 0);
+  nbd_close (nbd);
+}
+
+static void
+sleep_ms (unsigned milliseconds)
+{
+  usleep (milliseconds * 1000);
+}
+
+static int
+mapped (void *zero, const char *context, uint64_t offset, uint32_t *entries,
+        size_t nr_entries, int *error)
+{
+  (void) context;
+  (void) error;
+  for (size_t i = 0; i + 1 < nr_entries; i += 2) {
+    if (entries[i + 1] & LIBNBD_STATE_ZERO)
+      (*(void (**) (uint64_t, uint64_t)) zero) (entries[i], offset);
+    offset += entries[i];
+  }
+  return 0;
+}
+
+static int
+get_extents (struct nbd_handle *nbd, uint64_t count, uint64_t offset,
+             void (*zero) (uint64_t, uint64_t))
+{
+  return nbd_block_status (nbd, count, offset,
+                           (nbd_extent_callback) { mapped, &zero, NULL }, 0);
+}
+
+static int
+sequences_of_requests (void)
+{
+  struct server server = {
+    open_connection, close_connection, nbd_get_error, sleep_ms, nbd_pread,
+    nbd_pwrite, nbd_zero, nbd_trim, nbd_cache, nbd_flush, get_extents,
+    0, false, false, false, false, false
+  };
+  struct nbd_handle *nbd = open_connection ();
+
+  if (!nbd) {
+    fprintf (stderr, "consistency: connect: %s\n", nbd_get_error ());
+    return 2;
+  }
+  server.size = nbd_get_size (nbd);
+  server.can_zero = nbd_can_zero (nbd) == 1;
+  server.can_trim = nbd_can_trim (nbd) == 1;
+  server.can_fua = nbd_can_fua (nbd) == 1;
+  server.can_cache = nbd_can_cache (nbd) == 1;
+  server.can_map =
+    nbd_can_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
+  close_connection (nbd);
+  return check_sequences (&server);
+}
 
 int
 main (int argc, char *argv[])
@@ -24,5 +100,5 @@ main (int argc, char *argv[])
     alarm (seconds + OVERTIME);
   setvbuf (stdout, NULL, _IOLBF, 0);
   printf ("seed: %" PRIu64 "\n", seed);
-  return sequences ? check_sequences () : check_overlaps ();
+  return sequences ? sequences_of_requests () : check_overlaps ();
 }

@@ -6,21 +6,29 @@
  * A few that are known to be useful come first, shortest first; then random
  * ones.  If a read finds what it must not, the sequence is made shorter for
  * as long as that still happens, and then printed, short enough for a
- * person to follow.
+ * person to follow, with a word for what is wrong.
  *
- * A sequence has four cells of the disk.  For each, the model knows what a
- * read may find: "all_see" is what every connection may see, "pending" what
- * was written since by "pending_by" and waits for a flush.
+ * A sequence has four cells of the disk.  Each is a block, or many: then
+ * requests have up to a megabyte, and a cell may be written in hundreds of
+ * requests.  For each cell the model knows what a read may find:
  *
- * - The writer of what is pending sees that, and nothing older.
- * - The others may see it or not, until a flush has had its reply.
- * - Two connections that write one cell without a flush between them have
- *   no order: until the next flush, and after it, either may be found.
- * - A trim leaves what was there, or zeroes.
+ * - What all see: what the last flush, or write with FUA, has left.
+ * - Any value that was written since then, also one that its own writer has
+ *   overwritten: a server may write back and fetch when it likes.
+ * - But a connection that has written since then finds its own last value,
+ *   or one of another connection.
+ * - A flush leaves the last value of a writer.  Two that write one cell
+ *   without a flush between them have no order: either may be found, but the
+ *   same one from then on.
+ * - So does FUA, for its own write; others' that wait for a flush may still
+ *   come after it.
+ * - After a trim, or a request that has failed, there may be anything, until
+ *   a write that comes after it.
  *
  * Nothing is known about a cell that has not been written, so nothing needs
- * to be prepared.  Sequences follow each other on the same connections; a
- * shortened one is tried on new connections.
+ * to be prepared.  Sequences follow each other on the same connections, and
+ * from one place of the disk to the next; a shortened one is tried on new
+ * connections.
  */
 
 #include <ctype.h>
@@ -30,61 +38,79 @@
 #include <string.h>
 #include <time.h>
 
-#include <libnbd.h>
-
 #include "checker.h"
 
 #define CONNECTIONS 4
 #define CELLS 4
 #define RANDOM_STEPS 12
 #define STEPS 64                /* With the checks at the end. */
+#define MAX_CELL 262144
+#define MAX_PIECES 1024         /* Writes to one cell. */
 #define TRIES 3                 /* A failure may not happen every time. */
-#define MAX_CELL 65536
+#define SURE 5                  /* So many failures give its rate, */
+#define TRIES_AT_LAST 5000      /* if they come in so many tries. */
 #define MAX_REDUCING 5          /* Seconds. */
-#define ARRIVAL 2               /* Seconds to wait for what is late. */
+#define MAX_TRYING 10           /* The same for each word, */
+#define MAX_NAMING 40           /* and for all. */
+#define ARRIVAL 1024            /* Milliseconds, for what is late. */
+#define FUA 1                   /* NBD_CMD_FLAG_FUA */
 
-enum kind { READ, MAP, CACHE, WRITE, WRITE_FUA, ZERO, ZERO_FUA, TRIM, FLUSH,
-  REOPEN };
+enum kind { READ, MAP, CACHE, WRITE, WRITE_FUA, PIECES, ZERO, ZERO_FUA, TRIM,
+  FLUSH, REOPEN };
 
 struct step {
   enum kind kind;
   unsigned connection, cell, count;
-  unsigned value;               /* Of a write: 1 is A. */
+  unsigned value;               /* Of a write. */
 };
 
 struct sequence {
   struct step steps[STEPS];
   unsigned nr_steps;
+  uint64_t cell_size;
 };
 
 /* A set of values, one bit for each; zeroes are value 0. */
 #define ZEROES UINT32_C (1)
 #define ANYTHING (UINT32_C (1) << 31)
+#define BEFORE 30              /* What is written before a sequence. */
+
+/* After the connections: what closed ones have left, and a new one. */
+enum { GONE = CONNECTIONS, FRESH, WRITERS };
 
 struct cell {
-  uint32_t all_see, pending;
-  int pending_by;               /* -1 if there is none or no order. */
+  uint32_t all_see;
+  uint32_t last[WRITERS];       /* Since the last flush: its last value, */
+  uint32_t written[WRITERS];    /* and each. */
 };
 
-/* What a step has found but must not find. */
+/* What a step has found but must not find, and where it was then. */
 struct finding {
-  int step;                     /* -1 if there is nothing. */
-  unsigned cell;
-  uint64_t got;
-  uint32_t allowed;
+  unsigned step, cell;
+  uint64_t attempt, start, offset, got, failed; /* A bit for each step. */
+  int writer;                   /* Of what it should have found, or -1, */
+  uint32_t written;             /* and that. */
+  bool own;                     /* It should have found its own write. */
+  enum seen { EXTENTS, SEEN, LATER, BY_WRITER, NOWHERE } seen;
 };
 
-static struct nbd_handle *connections[CONNECTIONS];
-static bool can_zero, can_trim, can_fua, can_cache, can_map;
-static uint64_t random_state, nr_areas, area, salt, attempt, nr_requests;
-static double began, deadline;
+enum outcome { FAILED, WRONG, RIGHT };
+
+static const struct server *server;
+static struct nbd_handle *connections[WRITERS];
+static uint64_t random_state, size, start, room, salt, attempt, nr_requests;
+static unsigned long nr_errors;
+static double began, deadline, named;
+static bool patient, broken, zero[CELLS];
+static uint64_t zero_at[CELLS];
+static char first_error[256];
 
 static void
-fatal (const char *what, unsigned connection, const char *why)
+note_error (const char *what, unsigned connection)
 {
-  fprintf (stderr, "consistency: %s on connection %u: %s\n", what,
-           connection + 1, why);
-  exit (2);
+  if (nr_errors++ == 0)
+    snprintf (first_error, sizeof first_error, "%s on connection %u: %s", what,
+              connection + 1, server->error ());
 }
 
 static unsigned
@@ -93,203 +119,389 @@ pick (unsigned n)
   return mix (&random_state) % n;
 }
 
-static uint64_t
-offset_of (unsigned cell)
-{
-  return range_offset + (area * CELLS + cell) * block_size;
-}
-
 /* Values ****************************************************************/
 
 /* Each word of a cell that has this value.  It contains the attempt, and the
  * time of the first, so what earlier attempts left is different.
  */
 static uint64_t
-word_of (unsigned cell, unsigned value)
+word_of (uint64_t of_attempt, unsigned cell, unsigned value)
 {
-  return value == 0 ? 0 : (salt + attempt) << 16 | cell << 8 | value;
+  return value == 0 ? 0 : (salt + of_attempt) << 16 | cell << 8 | value;
 }
 
 static uint32_t
-bit_of (unsigned cell, uint64_t word)
+bit_of (uint64_t of_attempt, unsigned cell, uint64_t word)
 {
   if (word == 0)
     return ZEROES;
-  if (word >> 8 == word_of (cell, 1) >> 8 && (word & 255) < 31)
+  if (word >> 8 == word_of (of_attempt, cell, 1) >> 8 && (word & 255) < 31)
     return UINT32_C (1) << (word & 255);
   return ANYTHING;
 }
 
-/* May this word be found in the cell?  Fills in *F. */
-static bool
-may_find (const struct cell *cells, unsigned connection, unsigned cell,
-          uint64_t word, struct finding *f)
+/* What a read may find. */
+static uint32_t
+allowed (const struct cell *c, unsigned connection)
 {
-  const struct cell *c = &cells[cell];
+  uint32_t set = c->last[connection] ? c->last[connection] : c->all_see;
 
-  f->allowed = c->pending && c->pending_by == (int) connection ?
-    c->pending : c->all_see | c->pending;
-  f->cell = cell;
-  f->got = word;
-  return (f->allowed & (bit_of (cell, word) | ANYTHING)) != 0;
+  for (unsigned i = 0; i < WRITERS; ++i)
+    if (i != connection)
+      set |= c->written[i];
+  return set;
 }
 
-/* Update the model after a step that has succeeded. */
 static void
-note (struct cell *cells, const struct step *s)
+note_write (struct cell *c, unsigned by, uint32_t value, bool fua)
 {
-  const bool fua = s->kind == WRITE_FUA || s->kind == ZERO_FUA;
+  c->last[by] = fua ? 0 : value;
+  c->written[by] = fua ? 0 : c->written[by] | value;
+  if (!fua)
+    return;
+  c->all_see = value;
+  for (unsigned i = 0; i < WRITERS; ++i)
+    if (c->last[i])
+      c->last[i] |= value;
+}
 
-  for (struct cell *c = cells; c < cells + CELLS; ++c) {
-    const unsigned i = c - cells;
+static void
+note_flush (struct cell *c)
+{
+  uint32_t left = 0;
 
-    if (s->kind == FLUSH && c->pending) {
-      c->all_see = c->pending;
-      c->pending = 0;
-      c->pending_by = -1;
-    }
-    if (s->kind == REOPEN && c->pending_by == (int) s->connection)
-      c->pending_by = -1;
-    if (s->kind < WRITE || s->kind > TRIM || i < s->cell ||
-        i >= s->cell + s->count)
-      continue;
+  for (unsigned i = 0; i < WRITERS; ++i)
+    left |= c->last[i];
+  *c = (struct cell) { left ? left : c->all_see, { 0 }, { 0 } };
+}
 
-    {
-      const bool ordered = !c->pending ||
-        c->pending_by == (int) s->connection;
-      uint32_t now = s->kind == WRITE || s->kind == WRITE_FUA ?
-        UINT32_C (1) << s->value : ZEROES;
+/* A flush, or a write that may have been one, has failed: nobody knows what
+ * has become of the writes before it.
+ */
+static void
+note_failure (struct cell *c)
+{
+  for (unsigned i = 0; i < WRITERS; ++i)
+    if (c->last[i])
+      c->last[i] = c->written[i] = ANYTHING;
+}
 
-      if (s->kind == TRIM || !ordered)
-        now |= c->pending ? c->pending : c->all_see;
-      if (fua && ordered) {
-        c->all_see = now;
-        c->pending = 0;
-        c->pending_by = -1;
-      }
-      else {
-        if (fua)
-          c->all_see |= now;
-        c->pending = now;
-        c->pending_by = ordered ? (int) s->connection : -1;
-      }
-    }
+static void
+note_close (struct cell *c, unsigned connection)
+{
+  c->last[GONE] |= c->last[connection];
+  c->written[GONE] |= c->written[connection];
+  c->last[connection] = c->written[connection] = 0;
+}
+
+/* All of a cell was found to have this value. */
+static void
+note_read (struct cell *c, uint32_t value)
+{
+  for (unsigned i = 0; i < WRITERS; ++i)
+    if (c->last[i])
+      return;
+  if (!((value | c->all_see) & ANYTHING))
+    c->all_see = value;
+}
+
+static bool
+is_write (const struct step *s)
+{
+  return s->kind >= WRITE && s->kind <= TRIM;
+}
+
+/* Update the model after a step, which has failed unless OK. */
+static void
+note (struct cell *cells, const struct step *s, bool ok)
+{
+  const uint32_t value = !ok || s->kind == TRIM ? ANYTHING :
+    s->kind == ZERO || s->kind == ZERO_FUA ? ZEROES : UINT32_C (1) << s->value;
+
+  for (unsigned i = 0; i < CELLS; ++i) {
+    if (!ok && s->kind >= WRITE)
+      note_failure (&cells[i]);
+    if (s->kind == REOPEN)
+      note_close (&cells[i], s->connection);
+    else if (s->kind == FLUSH && ok)
+      note_flush (&cells[i]);
+    else if (is_write (s) && i >= s->cell && i < s->cell + s->count)
+      note_write (&cells[i], s->connection, value,
+                  ok && (s->kind == WRITE_FUA || s->kind == ZERO_FUA));
   }
 }
 
 /* Playing a sequence ****************************************************/
 
-static void
+static bool
 open_connection (unsigned i)
 {
-  struct nbd_handle *nbd = nbd_create ();
-
-  if (!nbd ||
-      nbd_add_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == -1 ||
-      nbd_connect_uri (nbd, uri) == -1)
-    fatal ("connect", i, nbd_get_error ());
-  connections[i] = nbd;
+  connections[i] = server->open ();
+  if (!connections[i])
+    note_error ("connect", i);
+  return connections[i] != NULL;
 }
 
 static void
 close_connection (unsigned i)
 {
-  if (!connections[i])
-    return;
-  nbd_shutdown (connections[i], 0);
-  nbd_close (connections[i]);
+  if (connections[i])
+    server->close (connections[i]);
   connections[i] = NULL;
 }
 
 static void
 close_all (void)
 {
-  for (unsigned i = 0; i < CONNECTIONS; ++i)
+  for (unsigned i = 0; i < WRITERS; ++i)
     close_connection (i);
 }
 
-/* What is reported as zero counts as read as zeroes. */
-static int
-mapped (void *opaque, const char *context, uint64_t offset, uint32_t *entries,
-        size_t nr_entries, int *error)
+/* Where the sequence has its cells. */
+static uint64_t
+offset_of (const struct sequence *q, unsigned cell)
 {
-  uint8_t *zero = opaque;
+  return start + cell * q->cell_size;
+}
 
-  (void) context;
-  (void) error;
-  for (size_t i = 0; i + 1 < nr_entries; i += 2) {
-    for (unsigned cell = 0; cell < CELLS; ++cell)
-      if (entries[i + 1] & LIBNBD_STATE_ZERO &&
-          offset < offset_of (cell) + block_size &&
-          offset + entries[i] > offset_of (cell))
-        zero[cell] = 1;
-    offset += entries[i];
+/* May this word be found in the cell?  Otherwise fills in *F. */
+static bool
+may_find (const struct cell *cells, unsigned connection, unsigned cell,
+          uint64_t word, uint64_t offset, struct finding *f)
+{
+  if (allowed (&cells[cell], connection) &
+      (bit_of (attempt, cell, word) | ANYTHING))
+    return true;
+  *f = (struct finding) {
+    .cell = cell, .attempt = attempt, .start = start, .offset = offset,
+    .got = word, .own = cells[cell].last[connection] != 0
+  };
+  return false;
+}
+
+static bool
+check_cell (const struct sequence *q, struct cell *cells, unsigned connection,
+            unsigned cell, const uint64_t *words, struct finding *f)
+{
+  bool same = true;
+
+  for (uint64_t i = 0; i < q->cell_size / sizeof *words; ++i) {
+    if (i > 0 && words[i] == words[i - 1])
+      continue;
+    same &= i == 0;
+    if (!may_find (cells, connection, cell, words[i],
+                   offset_of (q, cell) + i * sizeof *words, f))
+      return false;
+  }
+  if (same)
+    note_read (&cells[cell], bit_of (attempt, cell, words[0]));
+  return true;
+}
+
+static const struct sequence *mapping;
+
+/* What is reported as zero counts as read as zeroes. */
+static void
+note_zero (uint64_t count, uint64_t offset)
+{
+  for (unsigned i = 0; i < CELLS; ++i) {
+    const uint64_t from = offset_of (mapping, i);
+
+    if (!zero[i] && offset < from + mapping->cell_size &&
+        offset + count > from) {
+      zero[i] = true;
+      zero_at[i] = offset > from ? offset : from;
+    }
+  }
+}
+
+/* So many writes to a cell that they take no more than a tenth of the time. */
+static uint64_t
+piece_size (const struct sequence *q)
+{
+  const double each = (now () - began) / (nr_requests + 1);
+  uint64_t piece = block_size;
+
+  while (piece < q->cell_size &&
+         (piece * MAX_PIECES < q->cell_size ||
+          q->cell_size / piece * each > (seconds + 1) / 10.0))
+    piece *= 2;
+  return piece < q->cell_size ? piece : q->cell_size;
+}
+
+static int
+send (const struct sequence *q, const struct step *s, uint64_t *buf)
+{
+  struct nbd_handle *nbd = connections[s->connection];
+  const uint64_t offset = offset_of (q, s->cell);
+  const uint64_t count = s->count * q->cell_size;
+  const uint32_t fua = s->kind == WRITE_FUA || s->kind == ZERO_FUA ? FUA : 0;
+  const uint64_t piece = s->kind == PIECES ? piece_size (q) : count;
+  int r = 0;
+
+  switch (s->kind) {
+  case READ:
+    return server->pread (nbd, buf, count, offset, 0);
+  case MAP:
+    mapping = q;
+    memset (zero, 0, sizeof zero);
+    return server->extents (nbd, count, offset, note_zero);
+  case CACHE:
+    return server->cache (nbd, count, offset, 0);
+  case WRITE: case WRITE_FUA: case PIECES:
+    for (uint64_t i = 0; i < count / sizeof *buf; ++i)
+      buf[i] = word_of (attempt, s->cell + i * sizeof *buf / q->cell_size,
+                        s->value);
+    for (uint64_t i = 0; i < count && r == 0; i += piece, nr_requests++)
+      r = server->pwrite (nbd, buf + i / sizeof *buf,
+                          count - i < piece ? count - i : piece, offset + i,
+                          fua);
+    return r;
+  case ZERO: case ZERO_FUA:
+    return server->zero (nbd, count, offset, fua);
+  case TRIM:
+    return server->trim (nbd, count, offset, 0);
+  case FLUSH:
+    return server->flush (nbd, 0);
+  case REOPEN:
+    close_connection (s->connection);
+    if (!open_connection (s->connection))
+      broken = true;
   }
   return 0;
 }
 
-/* Returns false if the step has found what it must not. */
-static bool
-take_step (const struct step *s, struct cell *cells, struct finding *f)
+static enum outcome
+take_step (const struct sequence *q, const struct step *s, struct cell *cells,
+           struct finding *f)
 {
   static const char *const names[] = { "read", "block status", "cache",
-    "write", "FUA write", "zero", "FUA zero", "trim", "flush", "reopen" };
+    "write", "FUA write", "write", "zero", "FUA zero", "trim", "flush",
+    "reopen" };
   static uint64_t buf[CELLS * MAX_CELL / sizeof (uint64_t)];
-  const uint64_t offset = offset_of (s->cell), size = s->count * block_size;
-  const uint64_t words = block_size / sizeof buf[0];
-  struct nbd_handle *nbd = connections[s->connection];
-  uint8_t zero[CELLS] = { 0 };
-  uint32_t flags = 0;
-  int r = 0;
+  bool ok;
 
   nr_requests++;
-  switch (s->kind) {
-  case READ:
-    r = nbd_pread (nbd, buf, size, offset, 0);
-    break;
-  case MAP:
-    r = nbd_block_status (nbd, size, offset, (nbd_extent_callback)
-                          { mapped, zero, NULL }, 0);
-    break;
-  case CACHE:
-    r = nbd_cache (nbd, size, offset, 0);
-    break;
-  case WRITE_FUA:
-    flags = LIBNBD_CMD_FLAG_FUA;
-    /* FALLTHROUGH */
-  case WRITE:
-    for (uint64_t i = 0; i < s->count * words; ++i)
-      buf[i] = word_of (s->cell + i / words, s->value);
-    r = nbd_pwrite (nbd, buf, size, offset, flags);
-    break;
-  case ZERO_FUA:
-    flags = LIBNBD_CMD_FLAG_FUA;
-    /* FALLTHROUGH */
-  case ZERO:
-    r = nbd_zero (nbd, size, offset, flags);
-    break;
-  case TRIM:
-    r = nbd_trim (nbd, size, offset, 0);
-    break;
-  case FLUSH:
-    r = nbd_flush (nbd, 0);
-    break;
-  case REOPEN:
-    close_connection (s->connection);
-    open_connection (s->connection);
-    break;
-  }
-  if (r == -1)
-    fatal (names[s->kind], s->connection, nbd_get_error ());
-  note (cells, s);
+  ok = send (q, s, buf) == 0;
+  if (!ok)
+    note_error (names[s->kind], s->connection);
+  note (cells, s, ok);
+  for (unsigned i = 0; ok && i < s->count; ++i) {
+    const unsigned cell = s->cell + i;
 
-  for (unsigned i = 0; s->kind == MAP && i < s->count; ++i)
-    if (zero[s->cell + i] &&
-        !may_find (cells, s->connection, s->cell + i, 0, f))
+    if ((s->kind == MAP && zero[cell] &&
+         !may_find (cells, s->connection, cell, 0, zero_at[cell], f)) ||
+        (s->kind == READ &&
+         !check_cell (q, cells, s->connection, cell,
+                      buf + i * q->cell_size / sizeof *buf, f)))
+      return WRONG;
+  }
+  return ok ? RIGHT : FAILED;
+}
+
+/* What a connection now finds in the cell where a finding was. */
+static enum outcome
+look (const struct sequence *q, struct cell *cells, const struct finding *f,
+      enum kind kind, unsigned connection)
+{
+  const struct step s = { kind, connection, f->cell, 1, 0 };
+  struct finding ignore;
+
+  return take_step (q, &s, cells, &ignore);
+}
+
+/* Does a new connection find what it should, at once or after a while? */
+static bool
+is_seen (const struct sequence *q, struct cell *cells, struct finding *f)
+{
+  for (unsigned ms = 0; ms <= (patient ? ARRIVAL : 0); ms = ms ? 2 * ms : 1) {
+    enum outcome outcome = FAILED;
+
+    server->sleep (ms);
+    if (open_connection (FRESH))
+      outcome = look (q, cells, f, READ, FRESH);
+    close_connection (FRESH);
+    f->seen = ms ? LATER : SEEN;
+    if (outcome == RIGHT)
+      return true;
+  }
+  return false;
+}
+
+/* Who wrote what should have been found? */
+static void
+find_writer (const struct sequence *q, struct finding *f)
+{
+  const struct step *pending = NULL, *settled = NULL;
+
+  for (const struct step *s = q->steps; s < q->steps + f->step; ++s)
+    if (is_write (s) && f->cell >= s->cell && f->cell < s->cell + s->count) {
+      if (!f->own || s->connection == q->steps[f->step].connection)
+        pending = s;
+      if (s->kind == WRITE_FUA || s->kind == ZERO_FUA || f->own)
+        settled = pending;
+    }
+    else if (s->kind == FLUSH)
+      settled = pending;
+  f->writer = -1;
+  if (!settled)
+    return;
+  f->written = UINT32_C (1) << settled->value;
+  f->writer = settled->connection;
+  for (const struct step *s = settled; s < q->steps + f->step; ++s)
+    if (s->kind == REOPEN && s->connection == settled->connection)
+      f->writer = -1;
+}
+
+/* After a finding: who finds what should have been found? */
+static void
+examine (const struct sequence *q, struct cell *cells, struct finding *f)
+{
+  const unsigned reader = q->steps[f->step].connection;
+  struct step flush = { FLUSH, reader, 0, 1, 0 };
+  enum seen seen;
+
+  find_writer (q, f);
+  if (q->steps[f->step].kind == MAP &&
+      look (q, cells, f, READ, reader) == RIGHT) {
+    f->seen = EXTENTS;
+    return;
+  }
+  if (!is_seen (q, cells, f)) {
+    if (f->writer >= 0)
+      flush.connection = f->writer;
+    take_step (q, &flush, cells, f);
+    if (!is_seen (q, cells, f)) {
+      f->seen = f->writer >= 0 &&
+        look (q, cells, f, READ, f->writer) == RIGHT ? BY_WRITER : NOWHERE;
+      return;
+    }
+  }
+  /* The reader's flush must not undo it. */
+  seen = f->seen;
+  flush.connection = reader;
+  take_step (q, &flush, cells, f);
+  f->seen = is_seen (q, cells, f) ? seen : NOWHERE;
+}
+
+/* Go on to the next place, with a gap, so that a plugin of larger blocks has
+ * no two in one.  At the end of the disk it starts again, once nothing of
+ * earlier sequences can come later.  Returns false if that fails.
+ */
+static bool
+find_room (const struct sequence *q)
+{
+  const uint64_t need = 2 * CELLS * q->cell_size;
+
+  for (unsigned i = 0; room + need > size && i < CONNECTIONS; ++i)
+    if (connections[i] && server->flush (connections[i], 0) == -1) {
+      note_error ("flush", i);
       return false;
-  for (uint64_t i = 0; s->kind == READ && i < s->count * words; ++i)
-    if (!may_find (cells, s->connection, s->cell + i / words, buf[i], f))
-      return false;
+    }
+  if (room + need > size)
+    room = 0;
+  start = range_offset + room;
+  room += need;
   return true;
 }
 
@@ -299,20 +511,31 @@ take_step (const struct step *s, struct cell *cells, struct finding *f)
 static bool
 play (const struct sequence *q, struct finding *f)
 {
+  const unsigned long errors = nr_errors;
   struct cell cells[CELLS];
+  enum outcome outcome = RIGHT;
+  uint64_t failed = 0;
 
   for (unsigned i = 0; i < CELLS; ++i)
-    cells[i] = (struct cell) { ANYTHING, 0, -1 };
-  for (unsigned i = 0; i < q->nr_steps; ++i)
-    if (!connections[q->steps[i].connection])
-      open_connection (q->steps[i].connection);
+    cells[i] = (struct cell) { ANYTHING, { 0 }, { 0 } };
+  for (unsigned i = 0; i < q->nr_steps && !broken; ++i)
+    if (!connections[q->steps[i].connection] &&
+        !open_connection (q->steps[i].connection))
+      broken = true;
   attempt++;
-  area = attempt % nr_areas;
-  f->step = -1;
-  for (unsigned i = 0; i < q->nr_steps && f->step == -1; ++i)
-    if (!take_step (&q->steps[i], cells, f))
-      f->step = i;
-  return f->step != -1;
+  if (!broken && find_room (q))
+    for (unsigned i = 0; i < q->nr_steps && outcome != WRONG && !broken; ++i) {
+      outcome = take_step (q, &q->steps[i], cells, f);
+      failed |= (uint64_t) (outcome == FAILED) << i;
+      if (outcome == WRONG) {
+        f->step = i;
+        f->failed = failed;
+        examine (q, cells, f);
+      }
+    }
+  if (nr_errors > errors)
+    close_all ();
+  return outcome == WRONG;
 }
 
 /* Sequences *************************************************************/
@@ -322,12 +545,12 @@ static enum kind
 possible (enum kind kind)
 {
   switch (kind) {
-  case WRITE_FUA: return can_fua ? kind : WRITE;
-  case ZERO: return can_zero ? kind : WRITE;
-  case ZERO_FUA: return can_zero && can_fua ? kind : WRITE;
-  case TRIM: return can_trim ? kind : WRITE;
-  case MAP: return can_map ? kind : READ;
-  case CACHE: return can_cache ? kind : READ;
+  case WRITE_FUA: return server->can_fua ? kind : WRITE;
+  case ZERO: return server->can_zero ? kind : WRITE;
+  case ZERO_FUA: return server->can_zero && server->can_fua ? kind : WRITE;
+  case TRIM: return server->can_trim ? kind : WRITE;
+  case MAP: return server->can_map ? kind : READ;
+  case CACHE: return server->can_cache ? kind : READ;
   default: return kind;
   }
 }
@@ -342,55 +565,53 @@ add (struct sequence *q, enum kind kind, unsigned connection, unsigned cell,
 }
 
 /* The sequences that come first: a letter for each request, and the number
- * of its connection.  Capitals are for the next cell.  Returns false if there
- * are no more.
+ * of its connection.  Capitals are for the next cell.
  */
-static bool
-take_known_sequence (struct sequence *q, unsigned number)
+static const char *const known[] = {
+  "w0r0", "u0r1", "w0f0r0", "w0f0m0", "w0f0r1", "w0f1r1", "r1u0r1",
+  "r1w0f0r1", "r1w0f1r1", "r1w0f2r1", "w0W1f0r0", "w0W1f0R0", "m1w0f0m1",
+  "w0f0x0x1r1", "r1w0x0f1r1", "w0f0z0f0m1", "w0f0r1z0f0r1", "w0f0r1t0w0f0r1"
+};
+#define NR_KNOWN (sizeof known / sizeof known[0])
+
+static void
+take_known_sequence (struct sequence *q, const char *text)
 {
-  static const char *const known[] = {
-    "w0r0", "u0r1", "w0f0r0", "w0f0m0", "w0f0r1", "w0f1r1", "r1u0r1",
-    "r1w0f0r1", "r1w0f1r1", "r1w0f2r1", "w0W1f0r0", "w0W1f0R0", "m1w0f0m1",
-    "w0f0x0x1r1", "r1w0x0f1r1", "w0f0z0f0m1", "w0f0r1z0f0r1", "w0f0r1t0w0f0r1"
-  };
   static const struct { char letter; enum kind kind; } letters[] = {
     { 'r', READ }, { 'm', MAP }, { 'w', WRITE }, { 'u', WRITE_FUA },
     { 'z', ZERO }, { 't', TRIM }, { 'f', FLUSH }, { 'x', REOPEN },
   };
 
-  if (number >= sizeof known / sizeof known[0])
-    return false;
-  q->nr_steps = 0;
-  for (const char *p = known[number]; *p; p += 2)
+  for (const char *p = text; *p; p += 2)
     for (unsigned i = 0; i < sizeof letters / sizeof letters[0]; ++i)
       if (letters[i].letter == tolower (*p))
-        add (q, letters[i].kind, p[1] - '0', *p < 'a', 1);
-  return true;
+        add (q, letters[i].kind, (p[1] - '0') % nr_connections, *p < 'a', 1);
 }
 
 static enum kind
-pick_kind (void)
+pick_kind (bool large)
 {
   static const enum kind kinds[] = { READ, READ, READ, READ, READ, WRITE,
     WRITE, WRITE, WRITE, WRITE, FLUSH, FLUSH, FLUSH, WRITE_FUA, WRITE_FUA,
     ZERO, ZERO, ZERO_FUA, TRIM, MAP, CACHE, REOPEN };
+  const enum kind kind = kinds[pick (sizeof kinds / sizeof kinds[0])];
 
-  return kinds[pick (sizeof kinds / sizeof kinds[0])];
+  return kind == WRITE && large && pick (2) ? PIECES : kind;
 }
 
 static void
 make_sequence (struct sequence *q)
 {
+  const bool large = q->cell_size > block_size;
   const unsigned n = 2 + pick (RANDOM_STEPS - 1);
   const unsigned conns = 1 + pick (nr_connections < CONNECTIONS ?
                                    nr_connections : CONNECTIONS);
   const unsigned cells = 1 + pick (CELLS);
 
-  q->nr_steps = 0;
   for (unsigned i = 0; i < n; ++i) {
     const unsigned cell = pick (cells), wide = pick (4);
 
-    add (q, pick_kind (), pick (conns), cell,
+    add (q, pick_kind (large), pick (conns), cell,
          wide == 0 ? 1 + pick (cells - cell) : 1);
   }
   /* Now all must see all of it, even after all have been closed. */
@@ -406,6 +627,28 @@ make_sequence (struct sequence *q)
     add (q, READ, pick (conns), 0, cells);
   }
 }
+
+/* The sequence of this number: those that are known, the same with large
+ * cells, and random ones.
+ */
+static void
+next_sequence (struct sequence *q, unsigned number)
+{
+  const uint64_t blocks = size / block_size / (16 * CELLS);
+  const uint64_t most = MAX_CELL / block_size;
+  const bool large = number < 2 * NR_KNOWN ? number >= NR_KNOWN :
+    pick (16) == 0;
+
+  q->nr_steps = 0;
+  q->cell_size = block_size *
+    (large && blocks > 1 && most > 1 ? blocks < most ? blocks : most : 1);
+  if (number < 2 * NR_KNOWN)
+    take_known_sequence (q, known[number % NR_KNOWN]);
+  else
+    make_sequence (q);
+}
+
+/* Making it shorter *****************************************************/
 
 /* Try a changed *Q, on new connections.  If it also fails, keep it, and cut
  * off what follows.
@@ -434,9 +677,16 @@ plainer (enum kind kind)
   switch (kind) {
   case MAP: case CACHE: return READ;
   case ZERO_FUA: return WRITE_FUA;
-  case WRITE_FUA: case ZERO: case TRIM: return WRITE;
+  case WRITE_FUA: case PIECES: case ZERO: case TRIM: return WRITE;
   default: return kind;
   }
+}
+
+static void
+take_out (struct sequence *q, unsigned i)
+{
+  memmove (&q->steps[i], &q->steps[i + 1],
+           (--q->nr_steps - i) * sizeof q->steps[0]);
 }
 
 /* One round of making it shorter and simpler.  Returns true if that
@@ -445,21 +695,23 @@ plainer (enum kind kind)
 static bool
 reduce (struct sequence *q, struct finding *f)
 {
+  struct sequence simpler = *q;
   bool changed = false;
 
+  simpler.cell_size = block_size;
+  if (q->cell_size > block_size)
+    changed |= still_fails (q, &simpler, f);
   for (unsigned i = q->nr_steps; i-- > 0;) {
-    struct sequence shorter = *q;
-
+    simpler = *q;
     if (i >= q->nr_steps)
       continue;
-    memmove (&shorter.steps[i], &shorter.steps[i + 1],
-             (--shorter.nr_steps - i) * sizeof q->steps[0]);
-    changed |= still_fails (q, &shorter, f);
+    take_out (&simpler, i);
+    changed |= still_fails (q, &simpler, f);
   }
   for (unsigned i = 0; i < q->nr_steps; ++i) {
-    struct sequence simpler = *q;
     struct step *s = &simpler.steps[i];
 
+    simpler = *q;
     if (s->count > 1) {
       /* The cell that it is about, or the first. */
       if (i + 1 == q->nr_steps)
@@ -483,23 +735,206 @@ reduce (struct sequence *q, struct finding *f)
   return changed;
 }
 
+/* The word for what is wrong ********************************************/
+
+/* Does *Q fail so often in so many tries?  Returns in how many it did, or 0.
+ * The last time is left in *F.
+ */
+static unsigned
+count_tries (const struct sequence *q, unsigned failures, unsigned tries,
+             struct finding *f)
+{
+  struct finding g;
+
+  deadline = now () + MAX_TRYING < named ? now () + MAX_TRYING : named;
+  for (unsigned i = 1; i <= tries && now () < deadline && !broken; ++i) {
+    /* Many small ones need not wait for connections. */
+    if (tries <= TRIES_AT_LAST)
+      close_all ();
+    if (!play (q, &g))
+      continue;
+    *f = g;
+    if (--failures == 0)
+      return i;
+  }
+  return 0;
+}
+
+/* What failed SURE times in so many tries: does it go away with this?  By
+ * chance it would once in ten thousand times.
+ */
+static bool
+goes_away (const struct sequence *changed, unsigned tries)
+{
+  struct finding ignore;
+
+  return tries > 0 && count_tries (changed, 1, 2 * tries, &ignore) == 0 &&
+    now () < deadline && !broken;
+}
+
+/* A write of something else than this cell. */
+static bool
+is_elsewhere (const struct step *s, unsigned cell)
+{
+  return is_write (s) && (cell < s->cell || cell >= s->cell + s->count);
+}
+
+/* These change *Q, and return true if there was something to change. */
+
+static void
+insert (struct sequence *q, unsigned i, struct step s)
+{
+  memmove (&q->steps[i + 1], &q->steps[i], (q->nr_steps++ - i) * sizeof s);
+  q->steps[i] = s;
+}
+
+/* Write this cell, and flush, in place of a write with FUA.  A flush before
+ * that gives the write an order.
+ */
+static bool
+replace_fua (struct sequence *q, unsigned cell, bool ordered)
+{
+  bool changed = false;
+
+  for (unsigned i = 0; i < q->nr_steps && q->nr_steps + 2 <= STEPS; ++i) {
+    struct step *s = &q->steps[i];
+    const struct step flush = { FLUSH, s->connection, 0, 1, 0 };
+
+    if ((s->kind != WRITE_FUA && s->kind != ZERO_FUA) ||
+        is_elsewhere (s, cell))
+      continue;
+    s->kind = s->kind == WRITE_FUA ? WRITE : ZERO;
+    insert (q, i + 1, flush);
+    if (ordered)
+      insert (q, i, flush);
+    changed = true;
+  }
+  return changed;
+}
+
+/* Begin with a write of this cell, so that it is known what was there. */
+static bool
+insert_write (struct sequence *q, unsigned cell)
+{
+  const unsigned by = q->steps[0].connection;
+
+  if (q->nr_steps + 2 > STEPS)
+    return false;
+  insert (q, 0, (struct step) { FLUSH, by, 0, 1, 0 });
+  insert (q, 0, (struct step) { WRITE, by, cell, 1, BEFORE });
+  return true;
+}
+
+static bool
+has (const struct sequence *q, enum kind kind)
+{
+  for (unsigned i = 0; i < q->nr_steps; ++i)
+    if (q->steps[i].kind == kind)
+      return true;
+  return false;
+}
+
+static bool
+is_close (const struct step *s, unsigned cell)
+{
+  (void) cell;
+  return s->kind == REOPEN;
+}
+
+static bool
+take_out_each (struct sequence *q,
+               bool (*test) (const struct step *, unsigned), unsigned cell)
+{
+  const unsigned before = q->nr_steps;
+
+  for (unsigned i = q->nr_steps; i-- > 0;)
+    if (test (&q->steps[i], cell))
+      take_out (q, i);
+  return q->nr_steps < before;
+}
+
+/* Each word is said only after it was tried, or seen. */
+static const char *
+classify (struct sequence *q, struct finding *f)
+{
+  static const char *const seen_at[] = { "extents", "flush", "late", "apart",
+    "gone" };
+  const unsigned blocks = q->cell_size / block_size;
+  struct sequence changed = *q, ordered;
+  enum seen seen;
+  unsigned tries = count_tries (q, SURE, TRIES_AT_LAST, f), before;
+
+  /* Zeroes that are missed may be there from before. */
+  if ((has (q, ZERO) || has (q, ZERO_FUA)) && f->got != 0 &&
+      insert_write (&changed, f->cell) &&
+      (before = count_tries (&changed, SURE, TRIES_AT_LAST, f)) > 0) {
+    *q = changed;
+    tries = before;
+  }
+
+  if (f->seen == EXTENTS)
+    return "extents";
+  changed = ordered = *q;
+  if (replace_fua (&changed, f->cell, false) && goes_away (&changed, tries) &&
+      replace_fua (&ordered, f->cell, true) && goes_away (&ordered, tries))
+    return "fua";
+  /* What happens to one block in some is more likely in many. */
+  changed = *q;
+  changed.cell_size = block_size;
+  if (blocks > 1 && goes_away (&changed, tries * blocks / 3)) {
+    changed = *q;
+    for (struct step *s = changed.steps; s <= &changed.steps[f->step]; ++s)
+      s->kind = s->kind == PIECES ? WRITE : s->kind;
+    return has (q, PIECES) && goes_away (&changed, tries * blocks / 3) ?
+      "many" : "long";
+  }
+  changed = *q;
+  if ((f->own || f->seen == NOWHERE) &&
+      take_out_each (&changed, is_elsewhere, f->cell) &&
+      goes_away (&changed, tries))
+    return "neighbour";
+  changed = *q;
+  if (f->seen == NOWHERE && take_out_each (&changed, is_close, 0) &&
+      goes_away (&changed, tries))
+    return "lost";
+  if (!f->own && f->seen != SEEN && tries > 0) {
+    /* Twice more, with time for what is late. */
+    patient = true;
+    count_tries (q, 1, TRIES_AT_LAST, f);
+    seen = f->seen;
+    count_tries (q, 1, TRIES_AT_LAST, f);
+    patient = false;
+    if (seen != f->seen)
+      f->seen = SEEN;
+  }
+  /* That others never see it must be so each time, and for any write. */
+  if (f->seen == BY_WRITER &&
+      (tries != SURE || blocks > 1 || has (q, ZERO) || has (q, ZERO_FUA) ||
+       has (q, TRIM)))
+    f->seen = SEEN;
+  if (f->own || ((f->seen == SEEN || f->seen == BY_WRITER) &&
+                 f->writer == (int) q->steps[f->step].connection &&
+                 bit_of (f->attempt, f->cell, f->got) != f->written))
+    return "own";
+  return seen_at[f->seen];
+}
+
 /* The story *************************************************************/
 
 static const char *
-value_name (char *name, const struct sequence *q, unsigned cell,
-            uint64_t word)
+value_name (char *name, const struct sequence *q, const struct finding *f,
+            unsigned cell, uint64_t word)
 {
-  const uint32_t bit = bit_of (cell, word);
+  const uint32_t bit = bit_of (f->attempt, cell, word);
 
   if (bit == ZEROES)
     return "zeroes";
   if (bit == ANYTHING)
     return "what was there before";
   /* Letters go in the order of the writes. */
-  name[0] = 'A';
-  name[1] = '\0';
+  strcpy (name, "A");
   for (unsigned i = 0; i < q->nr_steps; ++i) {
-    if (q->steps[i].kind != WRITE && q->steps[i].kind != WRITE_FUA)
+    if (q->steps[i].kind < WRITE || q->steps[i].kind > PIECES)
       continue;
     if (bit == UINT32_C (1) << q->steps[i].value)
       break;
@@ -512,154 +947,104 @@ static void
 tell (const struct sequence *q, const struct finding *f)
 {
   int numbers[CONNECTIONS] = { 0 }, next = 0;
+  char name[2];
 
-  for (unsigned i = 0; i < q->nr_steps; ++i) {
+  start = f->start;
+  for (unsigned i = 0; i <= f->step; ++i) {
     const struct step *s = &q->steps[i];
-    const bool last = i + 1 == q->nr_steps;
-    const uint64_t at = offset_of (last ? f->cell : s->cell);
-    char name[2];
+    const uint64_t count = s->count * q->cell_size;
+    const bool last = i == f->step;
 
     if (numbers[s->connection] == 0)
       numbers[s->connection] = ++next;
     printf ("step: connection %d ", numbers[s->connection]);
     switch (s->kind) {
     case READ:
-      if (last)
-        printf ("read %s", value_name (name, q, f->cell, f->got));
-      else
-        printf ("read");
+      printf (last ? "read %s" : "read",
+              value_name (name, q, f, f->cell, f->got));
       break;
-    case MAP: printf (last ? "was told of zeroes" : "asked for extents"); break;
+    case MAP:
+      printf (last ? "was told of zeroes" : "asked for extents");
+      break;
     case CACHE: printf ("had the server cache"); break;
-    case WRITE:
-    case WRITE_FUA:
-      printf ("wrote %s", value_name (name, q, s->cell,
-                                      word_of (s->cell, s->value)));
+    case WRITE: case WRITE_FUA: case PIECES:
+      printf ("wrote %s", value_name (name, q, f, s->cell, word_of
+                                      (f->attempt, s->cell, s->value)));
       break;
     case ZERO: case ZERO_FUA: printf ("zeroed"); break;
     case TRIM: printf ("trimmed"); break;
-    case FLUSH: printf ("flushed\n"); continue;
-    case REOPEN: printf ("closed and opened again\n"); continue;
+    case FLUSH: printf ("flushed"); break;
+    case REOPEN: printf ("closed and opened again"); break;
     }
-    printf (" at %llu", (unsigned long long) at);
-    if (!last && s->count > 1)
-      printf (" to %llu", (unsigned long long) (at + s->count * block_size));
-    printf ("%s\n", s->kind == WRITE_FUA || s->kind == ZERO_FUA ?
-            " with FUA" : "");
+    if (s->kind < FLUSH)
+      printf (" at %llu", (unsigned long long)
+              (last ? f->offset : offset_of (q, s->cell)));
+    if (s->kind < FLUSH && !last && count > block_size)
+      printf (" to %llu", (unsigned long long) offset_of (q, s->cell) + count);
+    if (s->kind == PIECES)
+      printf (", %llu bytes at a time", (unsigned long long) piece_size (q));
+    if (s->kind == WRITE_FUA || s->kind == ZERO_FUA)
+      printf (" with FUA");
+    printf ("%s\n", f->failed >> i & 1 ? ", which failed" : "");
   }
-}
-
-/* When does a new connection see what another has written and flushed: at
- * once, after a while, or never?  And did that other one see it?
- */
-static const char *
-when_seen (void)
-{
-  struct timespec pause = { 0, 1000000 };
-  struct cell cells[CELLS] = { { ANYTHING, 0, -1 } };
-  const struct step reading[] = { { READ, 0, 0, 1, 0 },
-                                  { READ, 1, 0, 1, 0 } };
-  const struct step writing[] = { { WRITE, 0, 0, 1, 1 },
-                                  { FLUSH, 0, 0, 1, 0 } };
-  struct finding f;
-  bool own, seen;
-  double since;
-  unsigned i;
-
-  close_all ();
-  attempt++;
-  area = attempt % nr_areas;
-  open_connection (0);
-  for (i = 0; i < 2; ++i)
-    take_step (&writing[i], cells, &f);
-  own = take_step (&reading[0], cells, &f);
-  close_connection (0);
-  since = now ();
-  for (i = 0, seen = false; !seen && now () < since + ARRIVAL; ++i) {
-    if (i > 0)
-      nanosleep (&pause, NULL);
-    open_connection (1);
-    seen = take_step (&reading[1], cells, &f);
-    close_connection (1);
-  }
-  return seen ? i > 1 ? "late" : "flush" : own ? "apart" : "gone";
-}
-
-/* One word for what is wrong. */
-static const char *
-classify (const struct sequence *q, const struct finding *f)
-{
-  const char *seen;
-  bool reopened = false, one = true, flushed = false, elsewhere = false;
-
-  for (unsigned i = 0; i < q->nr_steps; ++i) {
-    const struct step *s = &q->steps[i];
-
-    one &= s->connection == q->steps[0].connection;
-    flushed |= s->kind == FLUSH;
-    reopened |= s->kind == REOPEN;
-    elsewhere |= s->kind >= WRITE && s->kind <= TRIM &&
-      (f->cell < s->cell || f->cell >= s->cell + s->count);
-  }
-  if (q->steps[q->nr_steps - 1].kind == MAP)
-    return "extents";
-  if (one && !reopened && !flushed)
-    return "own";
-  if (elsewhere)
-    return "neighbour";
-  seen = when_seen ();
-  return !flushed && strcmp (seen, "flush") == 0 ? "fua" : seen;
 }
 
 int
-check_sequences (void)
+check_sequences (const struct server *with)
 {
   struct sequence q, found;
+  const char *word;
+  struct timespec ts;
   struct finding f;
-  uint64_t size;
-  unsigned n = 0;
-  bool known;
+  unsigned n = 0, nr_failed = 0;
+  bool is_found;
 
-  open_connection (0);
-  can_zero = nbd_can_zero (connections[0]) == 1;
-  can_trim = nbd_can_trim (connections[0]) == 1;
-  can_fua = nbd_can_fua (connections[0]) == 1;
-  can_cache = nbd_can_cache (connections[0]) == 1;
-  can_map = nbd_can_meta_context (connections[0],
-                                  LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
-  size = nbd_get_size (connections[0]);
-  size = size > range_offset ? size - range_offset : 0;
+  server = with;
+  size = server->size > range_offset ? server->size - range_offset : 0;
   if (range_size && size > range_size)
     size = range_size;
-  nr_areas = size / (CELLS * block_size);
-  if (nr_areas == 0 || block_size > MAX_CELL) {
+  if (size < 2 * CELLS * block_size || block_size > MAX_CELL) {
     fprintf (stderr, "consistency: the range has %llu bytes: must be %llu or "
              "more, and a block at most %u\n", (unsigned long long) size,
-             (unsigned long long) (CELLS * block_size), MAX_CELL);
+             (unsigned long long) (2 * CELLS * block_size), MAX_CELL);
     return 2;
   }
   began = now ();
   random_state = seed;
-  salt = time (NULL) << 24;     /* Room for all attempts of a second. */
+  timespec_get (&ts, TIME_UTC);
+  /* Room for all attempts of a millisecond. */
+  salt = (ts.tv_sec * UINT64_C (1000) + ts.tv_nsec / 1000000) << 20;
 
   do {
-    known = take_known_sequence (&q, n++);
-    if (!known)
-      make_sequence (&q);
-  } while (!play (&q, &f) && (known || now () < began + seconds));
+    const unsigned long errors = nr_errors;
 
-  if (f.step != -1) {
+    next_sequence (&q, n++);
+    is_found = play (&q, &f);
+    nr_failed += nr_errors > errors;
+    /* What mostly fails cannot be checked. */
+    broken |= n >= NR_KNOWN && nr_failed > n / 2;
+  } while (!is_found && !broken &&
+           (n < NR_KNOWN ||
+            ((!seconds || now () < began + seconds) &&
+             (!max_operations || nr_requests < max_operations))));
+
+  if (is_found) {
+    broken = false;
     q.nr_steps = f.step + 1;
     found = q;
     deadline = now () + MAX_REDUCING;
     if (still_fails (&q, &found, &f))
       while (reduce (&q, &f))
         ;
+    named = now () + MAX_NAMING;
+    word = classify (&q, &f);
     tell (&q, &f);
-    printf ("found: %s\n", classify (&q, &f));
+    printf ("found: %s\n", word);
   }
   close_all ();
-  printf ("sequences: %u\nrequests: %llu\n", n,
-          (unsigned long long) nr_requests);
-  return f.step != -1;
+  printf ("sequences: %u\nrequests: %llu\nerrors: %lu\n", n,
+          (unsigned long long) nr_requests, nr_errors);
+  if (broken && !is_found)
+    fprintf (stderr, "consistency: %s\n", first_error);
+  return is_found ? 1 : broken ? 2 : 0;
 }
