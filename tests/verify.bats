@@ -317,11 +317,11 @@ EOT
 @test "--verify: the table" {
   run -0 --separate-stderr "$mcshim" --verify --yes --seconds=1 --seed=7 \
     nbdkit "$wbcache"
-  assert_line --index 0 "Overwriting the 1048576 bytes from 0 on of nbdkit \
-$wbcache, for about 20 seconds:"
-  assert_line --index 1 --regexp '^ +multi-conn flag  promise    requests$'
-  assert_line --index 2 --regexp '^alone +off +not kept +[0-9]+$'
-  assert_line --index 3 --regexp '^mcshim, connection +on +kept +[0-9]+$'
+  assert_line --index 0 --partial "Overwriting the 1048576 bytes from 0 on of nbdkit"
+  assert_line --partial "for about 20 seconds:"
+  assert_line --regexp '^ +multi-conn flag  promise    requests$'
+  assert_line --regexp '^alone +off +not kept +[0-9]+$'
+  assert_line --regexp '^mcshim, connection +on +kept +[0-9]+$'
   assert_line --regexp '^alone: a flush on one connection, or FUA, does not show'
   assert_line --regexp '^  connection 1 wrote A at [0-9]+,$'
   assert_line "  connection 2 flushed,"
@@ -336,9 +336,9 @@ $wbcache, for about 20 seconds:"
 @test "--verify: data at risk comes first" {
   run -3 "$mcshim" --verify --yes --seconds=1 nbdkit "$wbcache" together=8 \
     multiconn=1
-  assert_line --index 1 --partial "DATA AT RISK (alone): "
-  assert_line --partial \
-    "DATA AT RISK (connection; fast; off; 4 handles): it writes back more"
+  assert_regex "$output" "^Overwriting .*seconds:\s+DATA AT RISK \(alone\): .*\
+DATA AT RISK \(connection; fast; off; 4 handles\): it writes back .*\
+multi-conn flag"
 }
 
 @test "--verify: each line makes choices of its own" {
