@@ -35,7 +35,7 @@ parser.add_argument("--patience", type=int, default=25)
 parser.add_argument("command", nargs=argparse.REMAINDER)
 args = parser.parse_args()
 
-BLOCK = 512
+BLOCK = 4096                    # what the library keeps apart
 FIRST = 1024 * 1024             # of the others' blocks
 OTHERS = 3
 OWN = FIRST + OTHERS * BLOCK    # the block of the connection that hangs
