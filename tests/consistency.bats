@@ -197,6 +197,13 @@ sees ()
   sees "stale: .* read block .*, expected version .*, got" --seconds=1
 }
 
+@test "the checker sees that the multi-conn filter keeps no order" {
+  has_filter multi-conn
+  SERVE_WITH=no_shim serve --filter=multi-conn "$wbcache" size=2M
+  sees "(stale|lost): " --seconds=1 --threads=1 --one-at-a-time
+  assert_line "found: order"
+}
+
 @test "the checker sees what a plugin that loses everything does" {
   SERVE_WITH=no_shim serve null size=1M
   sees "stale: .* got zeroes" --seconds=1 --connections=1

@@ -170,6 +170,7 @@ killed and started again,a new connection read zeroes"$ ]] ||
 # cached: makes cached.py, a disk behind a cache for each connection.
 #   through      it is only read from
 #   trimdrops    a trim forgets what was written since the last flush
+#   all          a flush is one of all connections, in order of opening
 #   long, many   of a write, or of all before a flush, only some are dirty
 cached ()
 {
@@ -178,6 +179,7 @@ cached ()
 API_VERSION = 2
 BLOCK = 512
 disk = bytearray(4 * 1024 * 1024)
+handles = []
 way = ""
 
 def config(key, value):
@@ -185,7 +187,8 @@ def config(key, value):
     way = value
 
 def open(readonly):
-    return {"blocks": {}, "dirty": {}}
+    handles.append({"blocks": {}, "dirty": {}})
+    return handles[-1]
 
 def get_size(h):
     return len(disk)
@@ -222,14 +225,25 @@ def trim(h, count, offset, flags):
             h["dirty"].pop(b, None)
 
 def flush(h, flags):
-    for b in h["dirty"]:
-        disk[b * BLOCK:(b + 1) * BLOCK] = h["blocks"][b]
-    h["blocks"].clear()
-    h["dirty"].clear()
+    for h in handles if way == "all" else [h]:
+        for b in h["dirty"]:
+            disk[b * BLOCK:(b + 1) * BLOCK] = h["blocks"][b]
+    for h in handles if way == "all" else [h]:
+        h["blocks"].clear()
+        h["dirty"].clear()
 
 def close(h):
     flush(h, 0)
 EOT
+}
+
+@test "of two writes, each answered, the older wins" {
+  cached
+  SERVE_WITH=no_shim serve python cached.py way=all
+  run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --sequences "$uri"
+  assert_line "found: order"
+  run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --seconds=1 "$uri"
+  assert_line "found: order"
 }
 
 @test "of a long write only the beginning is flushed" {

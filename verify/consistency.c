@@ -7,7 +7,8 @@
  *
  * Each thread has a block which no other thread writes, and stamps it with
  * versions that only grow.  In a loop it writes the next version on one
- * connection, flushes on another (or writes with FUA), then reads its own
+ * connection, perhaps others on others, each after the reply to the one
+ * before, flushes on another (or writes with FUA), then reads its own
  * block and another thread's on others.  A version is published when the
  * reply to that flush has come; every read that begins later, on any
  * connection, must find it or a newer one.  Otherwise the read was stale.
@@ -19,9 +20,9 @@
  * - A write that got no reply may reach the disk at any later time, for
  *   the server may still have it when the client has cut the connection.
  *   The thread leaves that block alone and goes on with a fresh one.
- * - A flush without a good reply publishes nothing.  Without a flush in
- *   between, two writes on different connections have no order, so the
- *   thread flushes again before it writes again.
+ * - A flush without a good reply publishes nothing.
+ * - Of two writes, the second begun after the reply to the first, the second
+ *   wins, on whichever connections.
  * - With --allow-errors, a write that failed may be there or not, and may
  *   still come later, until a flush succeeds: that flush publishes nothing.
  *   Nor does it if the write's connection was closed before the reply:
@@ -75,6 +76,7 @@
 #define REPLY_TIMEOUT 30        /* Seconds. */
 #define REPORTED 5              /* Violations that get a line. */
 #define PROBED 20               /* Those tried again by is_lost. */
+#define MOST_WRITES 3           /* Without a flush between. */
 #define CHURN_EVERY 32          /* Loops, on average. */
 #define RUN 12                  /* Blocks that one command may cover. */
 
@@ -99,7 +101,9 @@ struct block {
   atomic_uint begun;            /* The newest that was sent, */
   atomic_uint zeroed, trimmed;  /* the newest sent as a zero, as a trim, */
   atomic_uint published;        /* and the newest that must be seen. */
-  atomic_uint written_on, flushed_on; /* For the report, */
+  /* For the report: by which connections the last were written and flushed, */
+  atomic_uint written_on[MOST_WRITES + 1], flushed_on;
+  atomic_uint before;           /* what was published before, */
   atomic_bool through, closed;  /* whether FUA published it, or a flush after
                                  * its connection was closed. */
 };
@@ -510,14 +514,29 @@ is_lost (struct thread *t)
   return finish (t, &t->command) && find_bad_word (&t->command, &which);
 }
 
+static unsigned
+writer_of (const struct block *b, uint32_t version)
+{
+  return b->written_on[version % (MOST_WRITES + 1)];
+}
+
 /* For a person: what was written and published, and what a read found. */
 static void
 tell_story (const struct block *b, unsigned read_on, uint64_t word,
             bool status, bool at_end)
 {
   const uint64_t at = range_offset + (b - blocks) * stride;
-  const unsigned writer = b->written_on + 1;
+  const unsigned writer = writer_of (b, b->published) + 1;
+  /* Was what it found written after what was published before? */
+  const bool trim = !is_stamp (b, word) && b->trimmed > b->before;
+  const unsigned older = is_stamp (b, word) ? (uint32_t) word :
+    trim ? b->trimmed : word == 0 ? b->zeroed : 0;
+  const bool order = !own_order && older > b->before && older < b->published;
 
+  if (order)
+    printf ("step: connection %u %s at %" PRIu64 "\n",
+            writer_of (b, older) + 1, trim ? "trimmed" : word ? "wrote B" :
+            "zeroed", at);
   if (own_order && b->trimmed)
     printf ("step: connection %u trimmed at %" PRIu64 "\n", writer, at);
   printf ("step: connection %u %s at %" PRIu64 "%s\n", writer,
@@ -541,7 +560,8 @@ tell_story (const struct block *b, unsigned read_on, uint64_t word,
           "read what was there before", at,
           is_stamp (b, word) ? ", which is older" : "");
   printf ("found: %s\n", check ? "crash" : status ? "extents" :
-          own_order ? "own" : at_end || b->closed ? "lost" : "overlap");
+          own_order ? "own" : order ? "order" :
+          at_end || b->closed ? "lost" : "overlap");
 }
 
 static void
@@ -592,7 +612,7 @@ finish_read (struct thread *t, struct command *cmd, bool at_end)
   printf ("violation: %s: thread %u read block %" PRIu64 " on connection %u, "
           "expected version %u or newer, got %s; version %u was written on "
           "connection %u", is_stale ? "stale" : "lost", t->index, number,
-          read_on, floor, got, b->published, b->written_on);
+          read_on, floor, got, b->published, writer_of (b, b->published));
   if (!own_order)
     printf (" and flushed on %u", b->flushed_on);
   putchar ('\n');
@@ -674,6 +694,7 @@ publish (struct thread *t, unsigned flushed_on, bool through)
   t->own->flushed_on = flushed_on;
   t->own->through = through;
   t->own->closed = false;
+  t->own->before = t->own->published;
   t->own->published = t->own->begun;
   t->shown = t->own;
   if (++publications == max_operations && victim)
@@ -696,7 +717,8 @@ start_version (struct thread *t, struct connection *conn, enum op op,
   for (unsigned i = 0; i < count; ++i) {
     for (uint64_t j = 0; j < block_size / 8; ++j)
       cmd->data[i * block_size / 8 + j] = stamp (&b[i], version);
-    b[i].written_on = t->written_on = conn->number;
+    t->written_on = conn->number;
+    b[i].written_on[version % (MOST_WRITES + 1)] = conn->number;
     if (op == ZERO)
       b[i].zeroed = version;
     if (op == TRIM)
@@ -714,38 +736,34 @@ send_version (struct thread *t, unsigned slot, enum op op, uint32_t flags)
   return finish (t, &t->command);
 }
 
+/* Some writes, each after the reply to the one before, on whichever
+ * connections: the last must win.
+ */
 static void
 write_own (struct thread *t)
 {
-  const unsigned slot = t->written_slot = pick (t, nr_connections);
-  const unsigned kind = pick (t, 8), fua = pick (t, 4);
-  const uint32_t flags = can_fua && fua == 0 ? LIBNBD_CMD_FLAG_FUA : 0;
-  unsigned zeroed_on;
-  bool ok;
+  bool ok = true;
 
   t->unanswered = false;
-  if (kind == 0 && can_zero)
-    ok = send_version (t, slot, ZERO, flags);
-  else if ((kind == 1 && can_zero) || (kind == 2 && can_trim)) {
-    /* What a trim leaves is known only after the write.  The two have an
-     * order only if they are on the same connection.
-     */
-    ok = send_version (t, slot, kind == 1 ? ZERO : TRIM, 0);
-    zeroed_on = t->written_on;
-    ok = ok && send_version (t, slot, WRITE, flags) &&
-      zeroed_on == t->written_on;
-  }
-  else
-    ok = send_version (t, slot, WRITE, flags);
+  t->own_is = UNFLUSHED;
+  for (unsigned left = pick (t, MOST_WRITES) + 1; left > 0 && ok; --left) {
+    const unsigned slot = t->written_slot = pick (t, nr_connections);
+    const unsigned kind = pick (t, 8), fua = pick (t, 4);
+    const uint32_t flags = can_fua && fua == 0 ? LIBNBD_CMD_FLAG_FUA : 0;
+    /* What a trim leaves is known only after a write. */
+    const enum op op = kind <= 1 && can_zero ? ZERO :
+      kind == 2 && can_trim && left > 1 ? TRIM : WRITE;
 
+    ok = send_version (t, slot, op, flags);
+    if (ok && op != TRIM && flags)
+      publish (t, t->written_on, true);
+    else
+      t->own_is = UNFLUSHED;
+  }
   if (t->unanswered)
     take_fresh_block (t);
   else if (!ok)
     t->own_is = UNKNOWN;
-  else if (flags)
-    publish (t, t->written_on, true);
-  else
-    t->own_is = UNFLUSHED;
 }
 
 static void
@@ -940,8 +958,9 @@ save_blocks (void)
 
     if (b->published > 0)
       ok = fprintf (fp, "%" PRIu64 " %u %u %u %u %u %u %d\n", i, b->begun,
-                    b->zeroed, b->trimmed, b->published, b->written_on,
-                    b->flushed_on, b->through) > 0;
+                    b->zeroed, b->trimmed, b->published,
+                    writer_of (b, b->published), b->flushed_on,
+                    b->through) > 0;
   }
   if ((fp && fclose (fp) == EOF) || !ok) {
     perror (save);
@@ -965,7 +984,7 @@ load_blocks (void)
       blocks[i].zeroed = zeroed;
       blocks[i].trimmed = trimmed;
       blocks[i].published = published;
-      blocks[i].written_on = written_on;
+      blocks[i].written_on[published % (MOST_WRITES + 1)] = written_on;
       blocks[i].flushed_on = flushed_on;
       blocks[i].through = through;
     }

@@ -16,12 +16,9 @@
  * - Any value that was written since then, also one that its own writer has
  *   overwritten: a server may write back and fetch when it likes.
  * - But a connection that has written since then finds its own last value,
- *   or one of another connection.
- * - A flush leaves the last value of a writer.  Two that write one cell
- *   without a flush between them have no order: either may be found, but the
- *   same one from then on.
- * - So does FUA, for its own write; others' that wait for a flush may still
- *   come after it.
+ *   or a later one.
+ * - Of two writes the second wins, on whichever connections: a flush, or a
+ *   write with FUA, leaves the last.
  * - After a trim, or a request that has failed, there may be anything, until
  *   a write that comes after it.
  *
@@ -75,13 +72,13 @@ struct sequence {
 #define ANYTHING (UINT32_C (1) << 31)
 #define BEFORE 30              /* What is written before a sequence. */
 
-/* After the connections: what closed ones have left, and a new one. */
-enum { GONE = CONNECTIONS, FRESH, WRITERS };
+/* After the connections, a new one. */
+enum { FRESH = CONNECTIONS, ALL };
 
 struct cell {
   uint32_t all_see;
-  uint32_t last[WRITERS];       /* Since the last flush: its last value, */
-  uint32_t written[WRITERS];    /* and each. */
+  uint32_t written, latest;     /* Since the last flush: each, and the last; */
+  uint32_t own[ALL];            /* its last one and those after it. */
 };
 
 /* What a step has found but must not find, and where it was then. */
@@ -97,7 +94,7 @@ struct finding {
 enum outcome { FAILED, WRONG, RIGHT };
 
 static const struct server *server;
-static struct nbd_handle *connections[WRITERS];
+static struct nbd_handle *connections[ALL];
 static uint64_t random_state, size, start, room, salt, attempt, nr_requests;
 static unsigned long nr_errors;
 static double began, deadline, named;
@@ -144,35 +141,24 @@ bit_of (uint64_t of_attempt, unsigned cell, uint64_t word)
 static uint32_t
 allowed (const struct cell *c, unsigned connection)
 {
-  uint32_t set = c->last[connection] ? c->last[connection] : c->all_see;
-
-  for (unsigned i = 0; i < WRITERS; ++i)
-    if (i != connection)
-      set |= c->written[i];
-  return set;
+  return c->own[connection] ? c->own[connection] : c->all_see | c->written;
 }
 
 static void
-note_write (struct cell *c, unsigned by, uint32_t value, bool fua)
+note_write (struct cell *c, unsigned by, uint32_t value)
 {
-  c->last[by] = fua ? 0 : value;
-  c->written[by] = fua ? 0 : c->written[by] | value;
-  if (!fua)
-    return;
-  c->all_see = value;
-  for (unsigned i = 0; i < WRITERS; ++i)
-    if (c->last[i])
-      c->last[i] |= value;
+  c->latest = value;
+  c->written |= value;
+  for (unsigned i = 0; i < ALL; ++i)
+    if (c->own[i])
+      c->own[i] |= value;
+  c->own[by] = value;
 }
 
 static void
 note_flush (struct cell *c)
 {
-  uint32_t left = 0;
-
-  for (unsigned i = 0; i < WRITERS; ++i)
-    left |= c->last[i];
-  *c = (struct cell) { left ? left : c->all_see, { 0 }, { 0 } };
+  *c = (struct cell) { c->latest ? c->latest : c->all_see, 0, 0, { 0 } };
 }
 
 /* A flush, or a write that may have been one, has failed: nobody knows what
@@ -181,34 +167,29 @@ note_flush (struct cell *c)
 static void
 note_failure (struct cell *c)
 {
-  for (unsigned i = 0; i < WRITERS; ++i)
-    if (c->last[i])
-      c->last[i] = c->written[i] = ANYTHING;
-}
-
-static void
-note_close (struct cell *c, unsigned connection)
-{
-  c->last[GONE] |= c->last[connection];
-  c->written[GONE] |= c->written[connection];
-  c->last[connection] = c->written[connection] = 0;
-}
-
-/* All of a cell was found to have this value. */
-static void
-note_read (struct cell *c, uint32_t value)
-{
-  for (unsigned i = 0; i < WRITERS; ++i)
-    if (c->last[i])
-      return;
-  if (!((value | c->all_see) & ANYTHING))
-    c->all_see = value;
+  if (c->latest)
+    c->latest = c->written = ANYTHING;
+  for (unsigned i = 0; i < ALL; ++i)
+    if (c->own[i])
+      c->own[i] = ANYTHING;
 }
 
 static bool
 is_write (const struct step *s)
 {
   return s->kind >= WRITE && s->kind <= TRIM;
+}
+
+static bool
+has_fua (const struct step *s)
+{
+  return s->kind == WRITE_FUA || s->kind == ZERO_FUA;
+}
+
+static bool
+is_elsewhere (const struct step *s, unsigned cell)
+{
+  return cell < s->cell || cell >= s->cell + s->count;
 }
 
 /* Update the model after a step, which has failed unless OK. */
@@ -222,12 +203,11 @@ note (struct cell *cells, const struct step *s, bool ok)
     if (!ok && s->kind >= WRITE)
       note_failure (&cells[i]);
     if (s->kind == REOPEN)
-      note_close (&cells[i], s->connection);
-    else if (s->kind == FLUSH && ok)
+      cells[i].own[s->connection] = 0;
+    if (is_write (s) && !is_elsewhere (s, i))
+      note_write (&cells[i], s->connection, value);
+    if (ok && (s->kind == FLUSH || (has_fua (s) && !is_elsewhere (s, i))))
       note_flush (&cells[i]);
-    else if (is_write (s) && i >= s->cell && i < s->cell + s->count)
-      note_write (&cells[i], s->connection, value,
-                  ok && (s->kind == WRITE_FUA || s->kind == ZERO_FUA));
   }
 }
 
@@ -253,7 +233,7 @@ close_connection (unsigned i)
 static void
 close_all (void)
 {
-  for (unsigned i = 0; i < WRITERS; ++i)
+  for (unsigned i = 0; i < ALL; ++i)
     close_connection (i);
 }
 
@@ -274,27 +254,21 @@ may_find (const struct cell *cells, unsigned connection, unsigned cell,
     return true;
   *f = (struct finding) {
     .cell = cell, .attempt = attempt, .start = start, .offset = offset,
-    .got = word, .own = cells[cell].last[connection] != 0
+    .got = word, .own = cells[cell].own[connection] != 0
   };
   return false;
 }
 
 static bool
-check_cell (const struct sequence *q, struct cell *cells, unsigned connection,
-            unsigned cell, const uint64_t *words, struct finding *f)
+check_cell (const struct sequence *q, const struct cell *cells,
+            unsigned connection, unsigned cell, const uint64_t *words,
+            struct finding *f)
 {
-  bool same = true;
-
-  for (uint64_t i = 0; i < q->cell_size / sizeof *words; ++i) {
-    if (i > 0 && words[i] == words[i - 1])
-      continue;
-    same &= i == 0;
-    if (!may_find (cells, connection, cell, words[i],
+  for (uint64_t i = 0; i < q->cell_size / sizeof *words; ++i)
+    if ((i == 0 || words[i] != words[i - 1]) &&
+        !may_find (cells, connection, cell, words[i],
                    offset_of (q, cell) + i * sizeof *words, f))
       return false;
-  }
-  if (same)
-    note_read (&cells[cell], bit_of (attempt, cell, words[0]));
   return true;
 }
 
@@ -335,7 +309,7 @@ send (const struct sequence *q, const struct step *s, uint64_t *buf)
   struct nbd_handle *nbd = connections[s->connection];
   const uint64_t offset = offset_of (q, s->cell);
   const uint64_t count = s->count * q->cell_size;
-  const uint32_t fua = s->kind == WRITE_FUA || s->kind == ZERO_FUA ? FUA : 0;
+  const uint32_t fua = has_fua (s) ? FUA : 0;
   const uint64_t piece = s->kind == PIECES ? piece_size (q) : count;
   int r = 0;
 
@@ -435,10 +409,10 @@ find_writer (const struct sequence *q, struct finding *f)
   const struct step *pending = NULL, *settled = NULL;
 
   for (const struct step *s = q->steps; s < q->steps + f->step; ++s)
-    if (is_write (s) && f->cell >= s->cell && f->cell < s->cell + s->count) {
+    if (is_write (s) && !is_elsewhere (s, f->cell)) {
       if (!f->own || s->connection == q->steps[f->step].connection)
         pending = s;
-      if (s->kind == WRITE_FUA || s->kind == ZERO_FUA || f->own)
+      if (has_fua (s) || f->own)
         settled = pending;
     }
     else if (s->kind == FLUSH)
@@ -517,12 +491,16 @@ play (const struct sequence *q, struct finding *f)
   uint64_t failed = 0;
 
   for (unsigned i = 0; i < CELLS; ++i)
-    cells[i] = (struct cell) { ANYTHING, { 0 }, { 0 } };
-  for (unsigned i = 0; i < q->nr_steps && !broken; ++i)
-    if (!connections[q->steps[i].connection] &&
-        !open_connection (q->steps[i].connection))
-      broken = true;
+    cells[i] = (struct cell) { ANYTHING, 0, 0, { 0 } };
   attempt++;
+  /* A fault may depend on which was opened first. */
+  for (unsigned i = 0; i < q->nr_steps && !broken; ++i) {
+    const unsigned n = attempt % 2 ? i : q->nr_steps - 1 - i;
+
+    if (!connections[q->steps[n].connection] &&
+        !open_connection (q->steps[n].connection))
+      broken = true;
+  }
   if (!broken && find_room (q))
     for (unsigned i = 0; i < q->nr_steps && outcome != WRONG && !broken; ++i) {
       outcome = take_step (q, &q->steps[i], cells, f);
@@ -569,8 +547,10 @@ add (struct sequence *q, enum kind kind, unsigned connection, unsigned cell,
  */
 static const char *const known[] = {
   "w0r0", "u0r1", "w0f0r0", "w0f0m0", "w0f0r1", "w0f1r1", "r1u0r1",
+  "w0w1f0r0", "w1w0f0r0", "w0w1f2r2",
   "r1w0f0r1", "r1w0f1r1", "r1w0f2r1", "w0W1f0r0", "w0W1f0R0", "m1w0f0m1",
-  "w0f0x0x1r1", "r1w0x0f1r1", "w0f0z0f0m1", "w0f0r1z0f0r1", "w0f0r1t0w0f0r1"
+  "w0f0x0x1r1", "r1w0x0f1r1", "w0f0z0f0m1", "w0f0r1z0f0r1",
+  "w0f0r1t0w0f0r1"
 };
 #define NR_KNOWN (sizeof known / sizeof known[0])
 
@@ -772,13 +752,6 @@ goes_away (const struct sequence *changed, unsigned tries)
     now () < deadline && !broken;
 }
 
-/* A write of something else than this cell. */
-static bool
-is_elsewhere (const struct step *s, unsigned cell)
-{
-  return is_write (s) && (cell < s->cell || cell >= s->cell + s->count);
-}
-
 /* These change *Q, and return true if there was something to change. */
 
 static void
@@ -788,26 +761,45 @@ insert (struct sequence *q, unsigned i, struct step s)
   q->steps[i] = s;
 }
 
-/* Write this cell, and flush, in place of a write with FUA.  A flush before
- * that gives the write an order.
- */
+/* Write this cell, and flush, in place of a write with FUA. */
 static bool
-replace_fua (struct sequence *q, unsigned cell, bool ordered)
+replace_fua (struct sequence *q, unsigned cell)
 {
   bool changed = false;
 
-  for (unsigned i = 0; i < q->nr_steps && q->nr_steps + 2 <= STEPS; ++i) {
+  for (unsigned i = 0; i < q->nr_steps && q->nr_steps < STEPS; ++i) {
     struct step *s = &q->steps[i];
-    const struct step flush = { FLUSH, s->connection, 0, 1, 0 };
 
-    if ((s->kind != WRITE_FUA && s->kind != ZERO_FUA) ||
-        is_elsewhere (s, cell))
+    if (!has_fua (s) || is_elsewhere (s, cell))
       continue;
     s->kind = s->kind == WRITE_FUA ? WRITE : ZERO;
-    insert (q, i + 1, flush);
-    if (ordered)
-      insert (q, i, flush);
+    insert (q, i + 1, (struct step) { FLUSH, s->connection, 0, 1, 0 });
     changed = true;
+  }
+  return changed;
+}
+
+/* Flush between two connections' writes of this cell. */
+static bool
+separate_writers (struct sequence *q, unsigned cell)
+{
+  int before = -1;              /* -2: one that is closed. */
+  bool changed = false;
+
+  for (unsigned i = 0; i < q->nr_steps && q->nr_steps < STEPS; ++i) {
+    const struct step s = q->steps[i];
+
+    if (s.kind == FLUSH)
+      before = -1;
+    if (s.kind == REOPEN && before == (int) s.connection)
+      before = -2;
+    if (!is_write (&s) || is_elsewhere (&s, cell))
+      continue;
+    if (before != -1 && before != (int) s.connection) {
+      insert (q, i++, (struct step) { FLUSH, s.connection, 0, 1, 0 });
+      changed = true;
+    }
+    before = s.connection;
   }
   return changed;
 }
@@ -832,6 +824,12 @@ has (const struct sequence *q, enum kind kind)
     if (q->steps[i].kind == kind)
       return true;
   return false;
+}
+
+static bool
+writes_elsewhere (const struct step *s, unsigned cell)
+{
+  return is_write (s) && is_elsewhere (s, cell);
 }
 
 static bool
@@ -860,7 +858,7 @@ classify (struct sequence *q, struct finding *f)
   static const char *const seen_at[] = { "extents", "flush", "late", "apart",
     "gone" };
   const unsigned blocks = q->cell_size / block_size;
-  struct sequence changed = *q, ordered;
+  struct sequence changed = *q;
   enum seen seen;
   unsigned tries = count_tries (q, SURE, TRIES_AT_LAST, f), before;
 
@@ -874,9 +872,11 @@ classify (struct sequence *q, struct finding *f)
 
   if (f->seen == EXTENTS)
     return "extents";
-  changed = ordered = *q;
-  if (replace_fua (&changed, f->cell, false) && goes_away (&changed, tries) &&
-      replace_fua (&ordered, f->cell, true) && goes_away (&ordered, tries))
+  changed = *q;
+  if (separate_writers (&changed, f->cell) && goes_away (&changed, tries))
+    return "order";
+  changed = *q;
+  if (replace_fua (&changed, f->cell) && goes_away (&changed, tries))
     return "fua";
   /* What happens to one block in some is more likely in many. */
   changed = *q;
@@ -890,7 +890,7 @@ classify (struct sequence *q, struct finding *f)
   }
   changed = *q;
   if ((f->own || f->seen == NOWHERE) &&
-      take_out_each (&changed, is_elsewhere, f->cell) &&
+      take_out_each (&changed, writes_elsewhere, f->cell) &&
       goes_away (&changed, tries))
     return "neighbour";
   changed = *q;
@@ -983,7 +983,7 @@ tell (const struct sequence *q, const struct finding *f)
       printf (" to %llu", (unsigned long long) offset_of (q, s->cell) + count);
     if (s->kind == PIECES)
       printf (", %llu bytes at a time", (unsigned long long) piece_size (q));
-    if (s->kind == WRITE_FUA || s->kind == ZERO_FUA)
+    if (has_fua (s))
       printf (" with FUA");
     printf ("%s\n", f->failed >> i & 1 ? ", which failed" : "");
   }

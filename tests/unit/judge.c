@@ -64,6 +64,7 @@ static enum fault {
   GROUPS_BACK, GROUPS_ZEROED, GROUPS_TRIMMED,
   CLOSE_DROPS, CLOSE_TAKES_ALONG,
   OWN_FROM_DISK, OWN_ZEROES, OWN_SECOND, OWN_CACHED,
+  ORDER_OF_FLUSH, ORDER_OF_CLOSED,
   LONG_WRITE, LONG_READ, MANY_WRITES, NR_FAULTS
 } fault;
 
@@ -341,10 +342,14 @@ judge_flush (struct nbd_handle *h, uint32_t flags)
   return failing ? -1 : 0;
 }
 
-/* A block of a write or zero. */
+/* A block of a write or zero.  What others have written there is older. */
 static void
 write_block (struct nbd_handle *h, unsigned i, uint64_t value, bool through)
 {
+  for (struct nbd_handle *o = handles; o < handles + HANDLES; ++o)
+    if (o != h && o->state[i] == DIRTY && fault != ORDER_OF_FLUSH &&
+        (fault != ORDER_OF_CLOSED || o->is_open))
+      write_back (o, i);
   if (!through) {
     set (h, i, value, DIRTY);
     if (chance (4) == 0 && fault != FLUSH_NOT_ZEROES &&
@@ -556,7 +561,7 @@ failing (void)
   FAULT (APART, "apart")                                                \
   FAULT (NULL_WRITES, "own")                                            \
   FAULT (LOSE_A_WRITE, "own or gone")                                   \
-  FAULT (GROUPS_BACK, "neighbour")                                      \
+  FAULT (GROUPS_BACK, "neighbour or order")                             \
   FAULT (GROUPS_ZEROED, "neighbour")                                    \
   FAULT (GROUPS_TRIMMED, "neighbour")                                   \
   FAULT (CLOSE_DROPS, "lost")                                           \
@@ -565,6 +570,8 @@ failing (void)
   FAULT (OWN_ZEROES, "own")                                             \
   FAULT (OWN_SECOND, "own or gone")                                     \
   FAULT (OWN_CACHED, "own or gone")                                     \
+  FAULT (ORDER_OF_FLUSH, "order")                                       \
+  FAULT (ORDER_OF_CLOSED, "order")                                      \
   FAULT (LONG_WRITE, "long")                                            \
   FAULT (LONG_READ, "long")                                             \
   FAULT (MANY_WRITES, "many")
