@@ -31,10 +31,6 @@
  * begins or when it ends; with REFRESH it renews it instead, at its end.
  * With OPEN_COPY an open fetches the cell.  A close drops everything.
  *
- * With MIXED the last connection's mode is plugin, and the plugin has
- * multi-conn on it: all see at once what it writes, the flush of any handle
- * takes that to the disk, and its close does not flush.
- *
  * Values.  The cell only grows.  There is one write of it at a time, and
  * one to another connection only after the last has been flushed: their
  * order would be undefined otherwise.
@@ -137,7 +133,6 @@ typedef handle {
   bool joined;                  /* on its group's list */
   mtype replica = NO_REPLICA;
   bool closing;
-  bool requests_turn;
   byte waiting;
   byte seen, owed;
   bool flushed, failed;         /* in this round */
@@ -163,7 +158,7 @@ byte written = 1;
 byte written;
 #endif
 byte writing_back;
-bool running, phase_two, err, close_err, unflushed;
+bool running, phase_two, err, close_err;
 byte outstanding;
 bool phase_sleeps;              /* the thread of the round waits for it */
 
@@ -186,7 +181,6 @@ bool told;                      /* ... and a flush has failed since */
 bool unreported;                /* a flush failed, but no round has yet ... */
 bool unreported_close;          /* ... or one at a close since the last began */
 bool told_owed[CLIENTS];        /* either, when its flush was entered */
-byte limbo;                     /* of a handle in mode plugin, not on disk */
 
 /* Never true.  Spin reports the text of an assertion that fails. */
 hidden byte Durable, Visible, Overlap, After_close, Errors, Prompt;
@@ -214,19 +208,11 @@ inline drop (i)
   conn[i].value = 0
 }
 
-#define fetched (disk > limbo -> disk : limbo)
-
-#ifdef MIXED
-#define is_plain(i) (i == CONNECTIONS - 1)
-#else
-#define is_plain(i) false
-#endif
-
 /* To a request that begins now. */
 inline up_to_date (i)
 {
-  assert (Visible || !conn[i].open || !conn[i].valid || is_plain (i) ||
-          conn[i].owes || conn[i].value >= must)
+  assert (Visible || !conn[i].open || !conn[i].valid || conn[i].owes ||
+          conn[i].value >= must)
 }
 
 inline request_enters (i)
@@ -234,19 +220,18 @@ inline request_enters (i)
   enter (i);
   if
   :: op == WRITE
-  :: op != WRITE -> seen = (conn[i].valid -> conn[i].value : fetched)
+  :: op != WRITE -> seen = (conn[i].valid -> conn[i].value : disk)
   fi
 }
 
 inline request_leaves (i)
 {
   if
-  :: op == WRITE && is_plain (i) -> limbo = returned + 1
-  :: op == WRITE && !is_plain (i) ->
+  :: op == WRITE ->
      conn[i].valid = true;
      conn[i].dirty = true;
      conn[i].value = returned + 1
-  :: op != WRITE && !conn[i].valid && !is_plain (i) ->
+  :: op != WRITE && !conn[i].valid ->
      conn[i].valid = true;
      conn[i].value = seen
   :: else
@@ -258,9 +243,8 @@ inline flush_enters (i)
 {
   printf ("plugin: flush of connection %d begins\n", i);
   enter (i);
-  snapped = conn[i].dirty || limbo > disk;
-  snap = (conn[i].dirty && conn[i].value > limbo -> conn[i].value : limbo);
-  snap = (snapped -> snap : 0);
+  snapped = conn[i].dirty;
+  snap = (snapped -> conn[i].value : 0);
   if
   :: true
 #ifndef REFRESH
@@ -290,12 +274,12 @@ inline flush_leaves (i)
      :: conn[i].dirty && snapped && conn[i].value <= snap ->
         conn[i].dirty = false;
 #ifdef REFRESH
-        conn[i].value = fetched
+        conn[i].value = disk
 #else
         drop (i)
 #endif
 #ifdef REFRESH
-     :: conn[i].valid && !conn[i].dirty -> conn[i].value = fetched
+     :: conn[i].valid && !conn[i].dirty -> conn[i].value = disk
 #else
      :: !conn[i].dirty && !early -> drop (i)
 #endif
@@ -401,7 +385,6 @@ inline flush_ends (i)
      conn[i].write_dirty = conn[i].write_dirty || taken_write;
      conn[i].read_marked = conn[i].read_marked || taken_read;
 #endif
-     unflushed = unflushed || (is_write && !taken_write);
      conn[i].seen = before
 #ifndef NO_ENTERED
   :: !failed && covers && conn[i].read_marked -> conn[i].seen = before
@@ -416,9 +399,6 @@ inline flush_ends (i)
   if
   :: is_write ->
      writing_back--;
-#ifdef NO_OWN
-     written++
-#else
 #ifdef OWN_IN_FLIGHT
      conn[i].seen = conn[i].seen +
        (!failed && conn[i].seen == written -> 1 : 0);
@@ -430,7 +410,6 @@ inline flush_ends (i)
      written = written + (failed -> 0 : 1)
 #else
      written++
-#endif
 #endif
   :: else
   fi;
@@ -488,13 +467,6 @@ inline replica_done (i)
   outstanding_one_less ()
 }
 
-#ifdef NO_TURNS
-#define requests_first(i) false
-#else
-#define requests_first(i) \
-  (serialize && conn[i].requests_turn && conn[i].waiting > 0)
-#endif
-
 #ifdef NO_EXCLUSION
 #define busy(i) false
 #else
@@ -508,15 +480,15 @@ inline replica_starts (i)
 {
   if
 #if !defined (NO_OWED) && !defined (WAIT_IN_SECOND_PHASE)
-  :: phase_two && (requests_first (i) || busy (i)) ->
+  :: phase_two && busy (i) ->
      conn[i].owed = written;
      conn[i].owes = true;
      replica_done (i)
 #endif
 #ifndef WAIT_IN_SECOND_PHASE
-  :: !phase_two && serialize && (requests_first (i) || busy (i)) ->
+  :: !phase_two && serialize && busy (i) ->
 #else
-  :: serialize && (requests_first (i) || busy (i)) ->
+  :: serialize && busy (i) ->
 #endif
      assert (Prompt || !phase_two);
      conn[i].replica = REPLICA_PENDING;
@@ -557,7 +529,6 @@ inline replica_goes_on (i)
        unreported = unreported || failed;
        failed = false;
        replica_done (i);
-       conn[i].requests_turn = true;
        conn[i].count = conn[i].count - mine;
        mine = 0;
        runs = false;
@@ -613,31 +584,10 @@ inline first_phase (i)
   fi
 }
 
-/* Any flush covers what a closed handle has left.  The model's clients flush
- * on a connection without a number, so the first one stands in.
- */
-inline what_is_unflushed ()
-{
-  if
-#ifndef NO_UNFLUSHED
-  :: unflushed && conn[0].joined ->
-     unflushed = false;
-     if
-     :: conn[0].replica == NO_REPLICA ->
-        conn[0].replica = REPLICA_QUEUED;
-        outstanding++
-     :: else
-     fi
-#endif
-  :: else
-  fi
-}
-
 inline second_phase (i)
 {
   if
   :: !conn[i].joined || conn[i].failed || conn[i].seen == written ||
-     is_plain (i) ||
      (LEVEL == LEVEL_CONNECTION && !conn[i].write_dirty &&
       !conn[i].read_marked && !conn[i].owes)
 #ifndef NO_CLOSING
@@ -673,7 +623,6 @@ inline round_begins ()
   close_err = false;
 #endif
   each_connection (first_phase);
-  what_is_unflushed ();
   if
   :: LEVEL == LEVEL_OFF -> written++
   :: else
@@ -846,7 +795,6 @@ inline leaves (i)
   conn[i].flushed = false;
   conn[i].failed = false;
   conn[i].closing = false;
-  conn[i].requests_turn = false;
   conn[i].seen = 0;
   conn[i].owed = 0
 }
@@ -855,8 +803,7 @@ inline leaves (i)
 inline something_left (i)
 {
   if
-  :: conn[i].replica == REPLICA_PENDING && !requests_first (i) ->
-     replica_starts (i)
+  :: conn[i].replica == REPLICA_PENDING -> replica_starts (i)
   :: else -> broadcast_changed (i)
   fi
 }
@@ -864,10 +811,8 @@ inline something_left (i)
 inline enter_marked (i)
 {
   if
-#ifndef NO_SEEN_AT_MARK
   :: !conn[i].read_marked && LEVEL == LEVEL_CONNECTION && !conn[i].owes ->
      conn[i].seen = written
-#endif
   :: else
   fi;
   conn[i].read_marked = true
@@ -933,7 +878,7 @@ request:
 admit:
   atomic {
     if
-    :: conn[c].replica == REPLICA_PENDING && !conn[c].requests_turn
+    :: conn[c].replica == REPLICA_PENDING
     :: else ->
        if
        :: conn[c].seen < target && !busy (c) ->
@@ -942,7 +887,6 @@ admit:
           goto owed
        :: conn[c].seen >= target && (!serialize || !busy (c)) ->
           conn[c].count++;
-          conn[c].requests_turn = false;
           conn[c].waiting--;
           enter_marked (c);
           target = 0;
@@ -968,19 +912,11 @@ owed:
     broadcast_changed (c);
     if
     :: !refused -> goto admit
-    :: else ->
-       conn[c].requests_turn = false;
-       conn[c].waiting--;
-       target = 0;
-#ifndef NO_LEFT_AFTER_ERROR
-       something_left (c)
-#endif
-    fi
-  }
-  replica_goes_on (c);
-  atomic {
+    :: else
+    fi;
+    conn[c].waiting--;
+    target = 0;
     printf ("client %d: %e on connection %d fails\n", me, op, c);
-    broadcast_changed (c);
     refused = false;
     if
     :: op == WRITE -> writing = false; last = (returned > must -> last : c)
@@ -1089,7 +1025,7 @@ round:
 open:
   conn[c].seen = written;
 #ifdef OPEN_COPY
-  atomic { conn[c].valid = true; conn[c].value = fetched }
+  atomic { conn[c].valid = true; conn[c].value = disk }
 #endif
   atomic {
     conn[c].joined = true;
@@ -1103,9 +1039,7 @@ open:
        outside_starts (c, 1, false);
        goto open_flush
     :: written == conn[c].seen && writing_back > 0 ->
-#ifndef NO_OPEN_MARK
        conn[c].read_marked = true;
-#endif
        goto opened
 #endif
     :: else -> conn[c].seen = written; goto opened
@@ -1155,16 +1089,14 @@ close:
 #endif
        if
 #ifndef NO_CLOSE_FLUSH
-       :: conn[c].write_dirty && !is_plain (c) ->
+       :: conn[c].write_dirty ->
           conn[c].count++;
           outside_starts (c, 1, true);
           goto solo
 #endif
        :: else ->
           if
-          :: conn[c].write_dirty ->
-             written++;
-             unflushed = unflushed || is_plain (c)
+          :: conn[c].write_dirty -> written++
           :: else
           fi;
           leaves (c);
