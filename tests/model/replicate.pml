@@ -29,11 +29,20 @@
  * surrounds it, and so fills the cell in the same way.  A flush writes
  * back what was dirty when it began, and drops what is clean when it
  * begins or when it ends; with REFRESH it renews it instead, at its end.
+ * With WHOLE the block is dirty as a whole, and is written back so: the
+ * library knows its size, and a write of the neighbour counts as one of the
+ * block.  Who would undo whose write is the same in both directions, so that
+ * of the cell is enough.
  * With OPEN_COPY an open fetches the cell.  A close drops everything.
  *
- * Values.  The cell only grows.  There is one write of it at a time, and
- * one to another connection only after the last has been flushed: their
- * order would be undefined otherwise.
+ * Values.  The cell only grows.  Writes of it that overlap have no order, and
+ * write the same value; once one of them has returned, the next begins after
+ * the others.
+ *
+ * Order.  There is one slot.  With WIDE a write may meet another handle's in
+ * some other block, once, when it has claimed this one.  A spell in which
+ * nothing has been claimed goes on, which nobody can tell.  An owner's number
+ * is its connection's.
  *
  * Assertions:
  *   Durable      when a flush returns success, the disk has every value
@@ -41,6 +50,7 @@
  *   Visible      a read that begins from then on returns no older value;
  *                checked for reads, and for every cache that a request
  *                could begin to use at that moment without a flush before
+ *   Order        nothing is written back over a newer value
  *   Overlap      at SERIALIZE_REQUESTS no two callbacks of a handle run
  *                at the same time
  *   After_close  no callback of a handle runs when its close begins, nor
@@ -103,6 +113,9 @@
 
 byte writes = WRITES, neighbours = NEIGHBOURS, reads = READS;
 byte flushes = FLUSHES, closes = CLOSES, opens = OPENS, faults = FAULTS;
+#ifdef WIDE                     /* a write that meets another elsewhere too */
+byte wides = 1;
+#endif
 
 #if CONNECTIONS > 2
 #define each_connection(what) what (0); what (1); what (2)
@@ -135,6 +148,9 @@ typedef handle {
   bool closing;
   byte waiting;
   byte seen, owed;
+  byte writers;                 /* in the state word too */
+  byte held, flushing;
+  byte spell = 1, past, wrote;  /* "past" is the last spell written back */
   bool flushed, failed;         /* in this round */
   bool outside;                 /* a write-back outside rounds runs ... */
   bool counted;                 /* ... so when the last round began */
@@ -146,6 +162,7 @@ typedef handle {
   /* The plugin's.  The cell has no value if it is not valid. */
   bool closed, valid, dirty;
   byte value;
+  byte back;                    /* the last value that it wrote back */
   byte inside;                  /* callbacks that run */
 };
 
@@ -161,18 +178,24 @@ byte writing_back;
 bool running, phase_two, err, close_err;
 byte outstanding;
 bool phase_sleeps;              /* the thread of the round waits for it */
+bool only_held;                 /* no client has asked for the round */
+
+/* The slot of the block: an owner, from 1, and its spell. */
+byte slot_owner, slot_spell;
 
 /* The client flushes.  IN_BATCH: the running round is for them too. */
 mtype = { NO_FLUSH, WAITING, IN_BATCH };
 mtype waiter[CLIENTS] = NO_FLUSH;
 bool finished_sleeps[CLIENTS];  /* the client waits for "round_over" */
 byte sleeps_on[CLIENTS];        /* for "changed" of this handle, from 1 */
+bool holds[CLIENTS];            /* what it waits for is a handle's flush */
+bool round_failed[CLIENTS];     /* ... which has failed */
 
 /* Remembered for the assertions. */
 
 byte disk;
-bool writing;                   /* a write of the cell is on its way ... */
-byte last;                      /* ... or the last one was, on this one */
+byte writing;                   /* writes of the cell that are on their way */
+byte newest;                    /* ... with this value */
 byte returned;                  /* the last value whose write returned */
 byte want[CLIENTS];             /* the same when its flush was entered */
 byte must;                      /* what each read from now on returns */
@@ -183,7 +206,7 @@ bool unreported_close;          /* ... or one at a close since the last began */
 bool told_owed[CLIENTS];        /* either, when its flush was entered */
 
 /* Never true.  Spin reports the text of an assertion that fails. */
-hidden byte Durable, Visible, Overlap, After_close, Errors, Prompt;
+hidden byte Durable, Visible, Order, Overlap, After_close, Errors, Prompt;
 
 /* The plugin.  The client's "op" is what a request is. */
 
@@ -230,18 +253,24 @@ inline request_leaves (i)
   :: op == WRITE ->
      conn[i].valid = true;
      conn[i].dirty = true;
-     conn[i].value = returned + 1
+     conn[i].value = newest
   :: op != WRITE && !conn[i].valid ->
      conn[i].valid = true;
      conn[i].value = seen
   :: else
   fi;
+#ifdef WHOLE
+  conn[i].dirty = conn[i].dirty || op == NEIGHBOUR;
+#endif
   leave (i)
 }
 
 inline flush_enters (i)
 {
   printf ("plugin: flush of connection %d begins\n", i);
+#ifdef SPELL_AFTER
+  next_spell (i);
+#endif
   enter (i);
   snapped = conn[i].dirty;
   snap = (snapped -> conn[i].value : 0);
@@ -255,21 +284,30 @@ inline flush_enters (i)
   fi
 }
 
+/* What a later flush of the handle has overtaken is not written back again. */
+inline writes_back (i)
+{
+  if
+  :: snapped && snap >= conn[i].back ->
+     assert (Order || disk <= snap);
+     disk = snap;
+     conn[i].back = snap
+  :: else
+  fi
+}
+
 /* One that fails may have written back before it did. */
 inline flush_leaves (i)
 {
   if
   :: true
   :: faults > 0 -> failed = true
-  :: faults > 0 && snapped -> failed = true; disk = snap
+  :: faults > 0 && snapped -> failed = true; writes_back (i)
   fi;
   if
   :: failed -> faults--
   :: !failed ->
-     if
-     :: snapped && disk < snap -> disk = snap
-     :: else
-     fi;
+     writes_back (i);
      if
      :: conn[i].dirty && snapped && conn[i].value <= snap ->
         conn[i].dirty = false;
@@ -336,9 +374,76 @@ inline broadcast_changed (i)
 #endif
 }
 
+/* Order. */
+
+#ifdef WHOLE
+#define in_block (op != READ)
+#else
+#define in_block (op == WRITE)
+#endif
+
+#define has(i, s) (slot_owner == i + 1 && slot_spell == s)
+
+inline next_spell (i)
+{
+  claim = conn[i].spell;
+  if
+  :: conn[i].writers > 0 || has (i, claim) -> conn[i].spell++
+  :: else -> claim--
+  fi
+}
+
+inline end_spell (i)
+{
+#ifndef NO_WROTE
+  conn[i].wrote = written;
+#endif
+  conn[i].past = (conn[i].past < claim -> claim : conn[i].past)
+}
+
+#define quiet(i) \
+  (conn[i].writers == 0 && !conn[i].write_dirty && conn[i].flushing == 0)
+
+#define owner (slot_owner - 1)
+#ifdef NO_LOOK
+#define anothers(i) false
+#else
+#define anothers(i) (slot_owner > 0 && slot_owner != i + 1)
+#endif
+
+/* Not written back yet. */
+#ifdef QUIET_PASSES
+#define is_live (slot_spell > conn[owner].past && !quiet (owner))
+#else
+#define is_live (slot_spell > conn[owner].past)
+#endif
+
+#ifdef NO_SEEN
+#define is_older(i) false
+#else
+#define is_older(i) (conn[i].seen < conn[owner].wrote)
+#endif
+
+#define conflict_for(i) (anothers (i) && (is_live || is_older (i)))
+
+inline take (i, s)
+{
+  slot_owner = i + 1;
+  slot_spell = s
+}
+
 /* Flushes.  flush_handle, to where it lets go of "lock"; MINE is 1 or 0. */
 inline flush_starts (i, mine, write_back)
 {
+#ifndef SPELL_AFTER
+  next_spell (i);
+#endif
+#ifdef ENDS_ALWAYS
+  ends = true;
+#else
+  ends = conn[i].writers == 0;
+#endif
+  conn[i].flushing++;
   covers = conn[i].count == mine;
 #ifdef ALWAYS_COVERS
   covers = true;
@@ -411,8 +516,17 @@ inline flush_ends (i)
 #else
      written++
 #endif
+     ;
+     conn[i].wrote = written
   :: else
   fi;
+  conn[i].flushing--;
+  if
+  :: !failed && ends && (is_write || conn[i].flushing == 0) -> end_spell (i)
+  :: else
+  fi;
+  claim = 0;
+  ends = false;
   taken_write = false;
   taken_read = false;
   covers = false;
@@ -430,7 +544,11 @@ inline outside_starts (i, mine, write_back)
 inline outside_ends (i)
 {
   flush_ends (i);
+#ifdef CLOSE_ERR_TO_WRITE
   in_round = conn[i].counted;
+#else
+  in_round = conn[i].counted && !only_held;
+#endif
   if
   :: conn[i].counted ->
      conn[i].counted = false;
@@ -543,8 +661,9 @@ inline replica_goes_on (i)
 active proctype helper ()
 {
   byte c, snap, began, before, mine, as_of;
+  byte claim;
   bool taken_write, taken_read, snapped, early, failed, covers, is_write;
-  bool runs;
+  bool runs, ends;
 
 end_idle:
   do
@@ -560,7 +679,9 @@ end_idle:
 inline into_batch (n)
 {
   if
-  :: waiter[n] == WAITING -> waiter[n] = IN_BATCH
+  :: waiter[n] == WAITING ->
+     waiter[n] = IN_BATCH;
+     only_held = only_held && holds[n]
   :: else
   fi
 }
@@ -577,7 +698,8 @@ inline first_phase (i)
   :: else
   fi;
   if
-  :: conn[i].joined && conn[i].write_dirty ->
+  :: conn[i].joined && conn[i].write_dirty &&
+     (!only_held || conn[i].held > 0) ->
      conn[i].replica = REPLICA_QUEUED;
      outstanding++
   :: else
@@ -608,23 +730,31 @@ inline second_phase (i)
 inline begin_second_phase ()
 {
   phase_two = true;
-  each_connection (second_phase)
+  if
+  :: !only_held -> each_connection (second_phase)
+  :: else
+  fi
 }
 
 inline round_begins ()
 {
   printf ("client %d: a round begins\n", me);
   running = true;
+  only_held = true;
   each_client (into_batch);
-  err = close_err;
-  unreported = unreported || unreported_close;
-  unreported_close = false;
+  if
+  :: !only_held ->
+     err = close_err;
+     unreported = unreported || unreported_close;
+     unreported_close = false;
 #ifndef KEEP_CLOSE_ERR
-  close_err = false;
+     close_err = false
 #endif
+  :: else
+  fi;
   each_connection (first_phase);
   if
-  :: LEVEL == LEVEL_OFF -> written++
+  :: LEVEL == LEVEL_OFF && !only_held -> written++
   :: else
   fi;
 #ifdef ONE_PHASE
@@ -638,7 +768,11 @@ inline round_begins ()
 inline flush_returns (n)
 {
   if
-  :: waiter[n] == IN_BATCH ->
+  :: waiter[n] == IN_BATCH && holds[n] ->
+     waiter[n] = NO_FLUSH;
+     holds[n] = false;
+     round_failed[n] = err
+  :: waiter[n] == IN_BATCH && !holds[n] ->
      printf ("client %d: flush returns, failed %d\n", n, err);
      waiter[n] = NO_FLUSH;
      if
@@ -669,6 +803,7 @@ inline round_ends ()
   fi;
   each_client (flush_returns);
   err = false;
+  only_held = false;
   each_connection (up_to_date)
 }
 
@@ -729,10 +864,10 @@ inline begin_on (i)
      begin_on (i); c = i; op = NEIGHBOUR;                       \
      goto request                                               \
   :: usable (i) && writes > 0 &&                                \
-     !writing && (last == i || must == returned) ->             \
+     (writing == 0 || newest == returned + 1) ->                \
      writes--;                                                  \
      begin_on (i); c = i; op = WRITE;                           \
-     writing = true; last = i;                                  \
+     writing++; newest = returned + 1;                          \
      goto request                                               \
   :: usable (i) && flushes > 0 ->                               \
      flushes--;                                                 \
@@ -753,9 +888,9 @@ inline begin_on (i)
 inline request_returns (i)
 {
   printf ("client %d: %e on connection %d returns, cell %d\n",
-          me, op, i, (op == WRITE -> returned + 1 : seen));
+          me, op, i, (op == WRITE -> newest : seen));
   if
-  :: op == WRITE -> returned++; writing = false
+  :: op == WRITE -> returned = newest; writing--
   :: op == READ -> assert (Visible || seen >= floor)
   :: else
   fi;
@@ -795,6 +930,10 @@ inline leaves (i)
   conn[i].flushed = false;
   conn[i].failed = false;
   conn[i].closing = false;
+  next_spell (i);
+  end_spell (i);
+  claim = 0;
+  broadcast_changed (i);
   conn[i].seen = 0;
   conn[i].owed = 0
 }
@@ -808,14 +947,17 @@ inline something_left (i)
   fi
 }
 
-inline enter_marked (i)
+/* At this level an unmarked handle holds nothing. */
+inline notice_empty (i)
 {
   if
-  :: !conn[i].read_marked && LEVEL == LEVEL_CONNECTION && !conn[i].owes ->
-     conn[i].seen = written
+  :: LEVEL == LEVEL_CONNECTION && !conn[i].read_marked &&
+#ifndef SEEN_IN_FLUSH
+     conn[i].flushing == 0 &&
+#endif
+     !conn[i].write_dirty && !conn[i].owes -> conn[i].seen = written
   :: else
-  fi;
-  conn[i].read_marked = true
+  fi
 }
 
 #ifdef NO_GATE
@@ -823,14 +965,27 @@ inline enter_marked (i)
 #else
 #define gate(i) (conn[i].read_marked && !conn[i].owes)
 #endif
+#ifdef NO_HOLD
+#define keeps_out(i) false
+#else
+#define keeps_out(i) (op != READ && conn[i].held > 0)
+#endif
+
+inline count_in (i)
+{
+  conn[i].count++;
+  conn[i].writers = conn[i].writers + (op != READ -> 1 : 0);
+  own = (in_block -> conn[i].spell : 0)
+}
 
 active [CLIENTS] proctype client ()
 {
   byte self;                    /* what its flush came in on */
   byte c, seen, floor, snap, began, before, mine, target, as_of;
+  byte claim, own, other;
   mtype op;
   bool one, taken_write, taken_read, snapped, early, failed;
-  bool covers, is_write, runs, in_round, refused;
+  bool covers, is_write, runs, in_round, refused, ends;
 
 idle:
 end_idle:
@@ -863,22 +1018,89 @@ request:
 #ifdef NO_MARK_AFTER
   conn[c].write_dirty = conn[c].write_dirty || op != READ;
 #endif
+#ifdef LOOK_BEFORE
+  atomic {
+    if
+    :: in_block && conflict_for (c) -> goto slow
+    :: in_block && !conflict_for (c) ->
+       own = conn[c].spell;
+       take (c, own)
+    :: !in_block
+    fi
+  }
+#endif
   atomic {
     printf ("client %d: %e on connection %d begins\n", me, op, c);
     if
-    :: gate (c) &&
+    :: gate (c) && !keeps_out (c) &&
        (!serialize || (!conn[c].pending && !busy (c))) ->
-       conn[c].count++;
+       count_in (c);
+#ifndef LOOK_BEFORE
+       if
+       :: in_block -> goto claims
+       :: else
+       fi;
+#endif
        goto inside
-    :: else
+    :: else -> goto slow
     fi
   }
+claims:
+  atomic {
+    if
+    :: conflict_for (c) -> goto out
+    :: else
+    fi;
+#ifdef NO_SWAP
+  }
+  atomic {
+#endif
+    take (c, own)
+#ifdef WIDE
+    ;
+    if
+    :: wides > 0 -> wides--; goto out
+    :: true
+    fi
+#endif
+    ;
+    goto inside
+  }
+out:
+  atomic {
+    own = 0;
+    conn[c].count--;
+    conn[c].writers--;
+    something_left (c)
+  }
+  replica_goes_on (c);
+  atomic { broadcast_changed (c); goto slow }
+slow:
   /* handle_enter */
-  atomic { conn[c].waiting++; target = conn[c].owed }
+  atomic {
+    if
+    :: in_block && anothers (c) && is_live ->
+       other = owner;
+       conn[other].held++;
+       conn[other].waiting++;
+       goto conflict
+    :: else
+    fi;
+    notice_empty (c);
+    if
+    :: in_block && anothers (c) && is_older (c) ->
+       conn[c].owes = true;
+       conn[c].owed = (conn[c].owed < conn[owner].wrote ->
+                       conn[owner].wrote : conn[c].owed)
+    :: else
+    fi;
+    conn[c].waiting++;
+    target = conn[c].owed
+  }
 admit:
   atomic {
     if
-    :: conn[c].replica == REPLICA_PENDING
+    :: conn[c].replica == REPLICA_PENDING || keeps_out (c)
     :: else ->
        if
        :: conn[c].seen < target && !busy (c) ->
@@ -886,11 +1108,15 @@ admit:
           outside_starts (c, 1, false);
           goto owed
        :: conn[c].seen >= target && (!serialize || !busy (c)) ->
-          conn[c].count++;
           conn[c].waiting--;
-          enter_marked (c);
           target = 0;
-          goto inside
+          notice_empty (c);
+          conn[c].read_marked = true;
+          count_in (c);
+          if
+          :: in_block -> goto claims
+          :: else -> goto inside
+          fi
        :: else
        fi
     fi;
@@ -915,19 +1141,75 @@ owed:
     :: else
     fi;
     conn[c].waiting--;
-    target = 0;
+    target = 0
+  }
+fails:
+  atomic {
     printf ("client %d: %e on connection %d fails\n", me, op, c);
     refused = false;
     if
-    :: op == WRITE -> writing = false; last = (returned > must -> last : c)
+    :: op == WRITE -> writing--
     :: else
     fi;
     request_is_over (c);
     goto idle
   }
 
+conflict:
+  /* write_back */
+  atomic {
+    if
+    :: quiet (other) -> goto written_back
+    :: !quiet (other) && (conn[other].flushing > 0 || conn[other].closing ||
+                          conn[other].writers > 0) ->
+       sleeps_on[me] = other + 1
+    :: else ->
+#ifndef FILTER
+       printf ("client %d: connection %d is to be flushed\n", me, other);
+       self = c;
+       holds[me] = true;
+       waiter[me] = WAITING;
+       if
+       :: !running -> round_begins (); goto round
+       :: else -> finished_sleeps[me] = true; goto finished
+       fi
+#endif
+    fi
+  }
+  atomic { sleeps_on[me] == 0; goto conflict }
+held_round_over:
+  atomic {
+    c = self;
+    self = 0;
+    refused = round_failed[me];
+    round_failed[me] = false;
+#ifdef LET_THROUGH
+    refused = false;
+#else
+    if
+    :: !refused -> goto conflict
+    :: else
+    fi
+#endif
+  }
+written_back:
+  atomic {
+    if
+    :: !refused -> next_spell (other); end_spell (other); claim = 0
+    :: else
+    fi;
+    conn[other].held--;
+    conn[other].waiting--;
+    broadcast_changed (other);
+    other = 0;
+    if
+    :: refused -> goto fails
+    :: else -> goto slow
+    fi
+  }
+
 inside:
-  atomic { request_enters (c) }
+  atomic { own = 0; request_enters (c) }
   atomic { request_leaves (c) }
 #ifdef FILTER
   atomic { request_returns (c); goto idle }
@@ -937,6 +1219,7 @@ inside:
 #endif
   atomic {
     conn[c].count--;
+    conn[c].writers = conn[c].writers - (op != READ -> 1 : 0);
     if
 #ifdef NO_SLOW_END
     :: conn[c].pending ->
@@ -993,7 +1276,8 @@ finished:
   atomic {
     !finished_sleeps[me];
     if
-    :: waiter[me] == NO_FLUSH -> flush_is_over (); goto idle
+    :: waiter[me] == NO_FLUSH && op != 0 -> goto held_round_over
+    :: waiter[me] == NO_FLUSH && op == 0 -> flush_is_over (); goto idle
     :: waiter[me] != NO_FLUSH && !running -> round_begins (); goto round
     :: else -> finished_sleeps[me] = true; goto finished
     fi
@@ -1016,8 +1300,11 @@ round:
   :: atomic {
        outstanding == 0 && phase_two ->
        round_ends ();
-       flush_is_over ();
-       goto idle
+       c = 0;
+       if
+       :: op != 0 -> goto held_round_over
+       :: else -> flush_is_over (); goto idle
+       fi
      }
   od;
 #endif
