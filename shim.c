@@ -22,9 +22,12 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
-#include "interpose/interpose.h"
+#include "interpose/environment.h"
+#include "interpose/record.h"
+#include "interpose/server.h"
 #include "policy.h"
 #include "replicate.h"
+#include "shim.h"
 #include "spread.h"
 #include "statsfile.h"
 
@@ -1177,7 +1180,6 @@ register_plugin (void)
 
   load_policy ();
   leave_environment ();
-  context_init ();
   replicate_init (&policy, &ops);
   set_thread_model (plugin._thread_model);
   wrap ();
@@ -1202,8 +1204,9 @@ register_plugin (void)
 }
 
 plugin_init_fn
-shim_plugin_init (plugin_init_fn original)
+shim_plugin_init (plugin_init_fn original, const struct link_map *map)
 {
   plugin_init = original;
+  context_init (map);
   return register_plugin;
 }

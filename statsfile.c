@@ -28,8 +28,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "interpose/interpose.h"
 #include "interpose/oldglibc.h"
+#include "interpose/server.h"
 #include "statsfile.h"
 
 #define INTERVAL 1000           /* milliseconds */

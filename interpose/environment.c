@@ -2,7 +2,7 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* The environment that the server hands on to the programs it starts. */
+/* The environment of other programs: see environment.h. */
 
 #include <limits.h>
 #include <stdlib.h>
@@ -10,7 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "interpose.h"
+#include "environment.h"
+#include "loader.h"
 #include "oldglibc.h"
 
 /* What follows the last $LIB, ${ORIGIN} and the like in PATH. */

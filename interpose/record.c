@@ -45,8 +45,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "interpose.h"
+#include "loader.h"
 #include "oldglibc.h"
+#include "record.h"
+#include "server.h"
 
 #define WORD sizeof (void *)
 
@@ -223,19 +225,19 @@ server_error (bool errno_is_preserved)
 }
 
 void
-context_init (void)
+context_init (const struct link_map *plugin)
 {
-  may_ask_peer = plugin_imports ("nbdkit_peer_");
-  may_ask_name = plugin_imports ("nbdkit_export_name");
+  may_ask_peer = imports (plugin, "nbdkit_peer_");
+  may_ask_name = imports (plugin, "nbdkit_export_name");
   if (may_ask_name == NULL)
-    may_ask_name = plugin_imports ("nbdkit_is_tls");
-  may_sleep = plugin_imports ("nbdkit_nanosleep");
-  may_intern = plugin_imports ("nbdkit_strdup_intern") ||
-    plugin_imports ("nbdkit_strndup_intern") ||
-    plugin_imports ("nbdkit_printf_intern") ||
-    plugin_imports ("nbdkit_vprintf_intern");
+    may_ask_name = imports (plugin, "nbdkit_is_tls");
+  may_sleep = imports (plugin, "nbdkit_nanosleep");
+  may_intern = imports (plugin, "nbdkit_strdup_intern") ||
+    imports (plugin, "nbdkit_strndup_intern") ||
+    imports (plugin, "nbdkit_printf_intern") ||
+    imports (plugin, "nbdkit_vprintf_intern");
   may_ask = may_ask_peer || may_ask_name || may_sleep || may_intern ||
-    plugin_imports ("nbdkit_disconnect");
+    imports (plugin, "nbdkit_disconnect");
 }
 
 /* Before 1.26 this is the connection with its socket, or nothing. */

@@ -2,9 +2,7 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* The server that we are in: where the loader has put us, what the server
- * was started for, and which filters it has.
- */
+/* The server that we are in: see server.h. */
 
 #include <errno.h>
 #include <stdio.h>
@@ -13,35 +11,8 @@
 #include <syslog.h>
 #include <unistd.h>
 
-#include "interpose.h"
-
-/* The dynamic section of this library, by which we find ourselves in the
- * loader's list.
- */
-extern ElfW(Dyn) _DYNAMIC[] __attribute__ ((visibility ("hidden")));
-
-/* The loader's list, which it shows to debuggers.  dlinfo and
- * dl_iterate_phdr would also do, but other libraries interpose these.
- * Weak, as the library must need only libc.
- */
-#ifdef __GLIBC__
-#pragma weak _r_debug
-#define DEBUGGERS_VIEW (&_r_debug)
-#else
-extern struct r_debug *_dl_debug_addr; /* musl's */
-#define DEBUGGERS_VIEW _dl_debug_addr
-#endif
-
-const struct link_map *
-own_link_map (void)
-{
-  const struct r_debug *view = DEBUGGERS_VIEW;
-  const struct link_map *map = view ? view->r_map : NULL;
-
-  while (map != NULL && map->l_ld != _DYNAMIC)
-    map = map->l_next;
-  return map;
-}
+#include "loader.h"
+#include "server.h"
 
 /* The server's options, as far as they matter here. */
 static struct {

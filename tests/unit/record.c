@@ -9,7 +9,8 @@
 #include <pthread.h>
 #include <stdarg.h>
 
-#include "interpose/interpose.h"
+#include "interpose/loader.h"
+#include "interpose/server.h"
 #include "unit.h"
 
 /* The server has these, or lacks them. */
@@ -73,7 +74,7 @@ static const struct server {
 
 static const struct server *server;
 static pthread_key_t key, other_key;
-static const char *imports[8];  /* of the plugin */
+static const char *may_call[8]; /* the plugin may */
 static size_t test;             /* which one, below */
 
 static char *
@@ -146,11 +147,12 @@ server_next_context_open (void *backend, int readonly, const char *export,
 }
 
 const char *
-plugin_imports (const char *prefix)
+imports (const struct link_map *map, const char *prefix)
 {
   const char **import;
 
-  for (import = imports; *import != NULL; import++)
+  (void) map;
+  for (import = may_call; *import != NULL; import++)
     if (strncmp (*import, prefix, strlen (prefix)) == 0)
       return *import;
   return NULL;
@@ -421,8 +423,8 @@ asks_nothing (void)
 {
   struct visit v;
 
-  imports[1] = NULL;
-  context_init ();
+  may_call[1] = NULL;
+  context_init (NULL);
   connect_client (&a);
   open_handle (&a);
   context_enter (&a.captured, true, &v);
@@ -464,7 +466,7 @@ static const struct {
 static void
 run (void)
 {
-  const char **import = imports;
+  const char **import = may_call;
 
   /* There is also another key, without a record. */
   CHECK (pthread_key_create (&other_key, NULL) == 0);
@@ -481,7 +483,7 @@ run (void)
     *import++ = "nbdkit_peer_name";
   if (use_sleep)
     *import++ = "nbdkit_nanosleep";
-  context_init ();
+  context_init (NULL);
   tests[test].run ();
 
   /* To look for leaks takes a sanitizer longer than all the rest: it does so
