@@ -305,20 +305,12 @@ closest (const char *name)
   return best;
 }
 
-void
-one_line (char *line)
-{
-  for (; *line != '\0'; line++)
-    if ((unsigned char) *line < ' ' || *line == '\177')
-      *line = '?';
-}
-
 /* Take one "NAME=value" that begins with MCSHIM_.  Returns 0, or -1
  * after complaining.
  */
 static int
 load_one (struct policy *p, const char *entry,
-          void (*complain) (const char *line))
+          void (*complain) (char *line))
 {
   const char *value = strchr (entry, '=') + 1;
   const char *name = entry + strlen (PREFIX);
@@ -334,7 +326,6 @@ load_one (struct policy *p, const char *entry,
     snprintf (line, sizeof line,
               PREFIX "%s: invalid value '%.256s': must be %s",
               knobs[i].name, value, knobs[i].allowed);
-    one_line (line);
     complain (line);
     return -1;
   }
@@ -344,14 +335,13 @@ load_one (struct policy *p, const char *entry,
             PREFIX "%s: no such variable (value '%.256s'): "
             "did you mean " PREFIX "%s?",
             typed, value, closest (typed)->name);
-  one_line (line);
   complain (line);
   return -1;
 }
 
 int
 policy_load (struct policy *p, char *const env[],
-             void (*complain) (const char *line))
+             void (*complain) (char *line))
 {
   int r = 0;
 

@@ -56,18 +56,15 @@ struct policy {
 };
 
 /* Fill in *P from the environment ENV ("NAME=value" strings, NULL at
- * the end).  COMPLAIN is called with one line of text, without a
- * newline, for each variable that is wrong.
+ * the end).  COMPLAIN is called with a line of text, without a newline, for
+ * each variable that is wrong.  The user's words in it may have any character.
  *
  * Returns 0, or -1 if anything was wrong.  P->stats_file is malloced;
  * policy_free frees it, in either case.
  */
 int policy_load (struct policy *p, char *const env[],
-                 void (*complain) (const char *line));
+                 void (*complain) (char *line));
 void policy_free (struct policy *p);
-
-/* Make LINE one line of text, whatever it contains. */
-void one_line (char *line);
 
 /* Print each knob, with the values it takes, to stdout. */
 void policy_print_knobs (void);

@@ -677,7 +677,7 @@ replicate_flush (struct handle *h)
 }
 
 int
-replicate_between (struct handle *h)
+replicate_for_connection (struct handle *h)
 {
   struct waiter me = { .handle = h };
   struct handle *h2;

@@ -183,7 +183,7 @@ extern struct flushed replicate_flush (struct handle *h);
  * has asked for this flush.  Returns 0, or an errno if a handle of H's
  * connection failed: what others can't flush is theirs.
  */
-extern int replicate_between (struct handle *h);
+extern int replicate_for_connection (struct handle *h);
 
 /* Statistics of all handles, open and closed. */
 extern struct statistics replicate_statistics (void);

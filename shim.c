@@ -76,9 +76,9 @@ struct connection {
 
 /* An error that ends the server before it serves anyone. */
 static void
-complain (const char *line)
+complain (char *line)
 {
-  fprintf (stderr, "mcshim: %s\n", line);
+  fprintf (stderr, "mcshim: %s\n", one_line (line));
 }
 
 /* Anything else goes to the server's log. */
@@ -91,8 +91,7 @@ say (const char *fmt, ...)
   va_start (args, fmt);
   vsnprintf (line, sizeof line, fmt, args);
   va_end (args);
-  one_line (line);
-  server_log (line);
+  server_log (one_line (line));
 }
 
 static const char *
@@ -178,14 +177,14 @@ static const struct replicate_ops ops = {
 static void
 start_statistics (void)
 {
-  statsfile_start (&policy, plugin.name, thread_model_name ());
+  statsfile_keep (plugin.name, thread_model_name ());
 }
 
 static void
 shim_unload (void)
 {
   start_statistics ();          /* if there was neither after_fork nor client */
-  statsfile_finish ();
+  statsfile_end ();
   replicate_free (free_handle);
   policy_free (&policy);
   if (plugin.unload)
@@ -335,7 +334,7 @@ shim_get_ready (void)
     say_mode (words);
   }
   if (!HAS_AFTER_FORK && stays_in_process ())
-    statsfile_begin (&policy, plugin.name, thread_model_name ());
+    statsfile_write (plugin.name, thread_model_name ());
   return 0;
 }
 
@@ -470,7 +469,7 @@ gives_up (struct connection *c, unsigned nr, const char *why)
 static int
 flush_all (struct connection *c)
 {
-  return replicate_between (&c->handle);
+  return replicate_for_connection (&c->handle);
 }
 
 static const struct spread_ops spread_ops = {
@@ -1077,7 +1076,7 @@ load_policy (void)
     ok = false;
   }
   if (policy.stats_file && server_purpose () == SERVE &&
-      statsfile_take (&policy) == -1) {
+      statsfile_claim (&policy) == -1) {
     char line[1024];
 
     snprintf (line, sizeof line, errno == EWOULDBLOCK ?
@@ -1086,7 +1085,6 @@ load_policy (void)
               "MCSHIM_STATS_FILE: '%.512s' can't be written: %m: must be the "
               "path of a file, in a directory that exists",
               policy.stats_file);
-    one_line (line);
     complain (line);
     ok = false;
   }

@@ -16,13 +16,6 @@ must (int err)
     abort ();
 }
 
-/* For the tests, which must detect a build in which this is true: any handle
- * serves writes too.
- */
-#ifndef ANY_HANDLE
-#define ANY_HANDLE false
-#endif
-
 struct spread *
 spread_new (const struct spread_ops *ops, struct handle *first, unsigned most,
             uint64_t stripe, bool any, bool shared)
@@ -36,7 +29,7 @@ spread_new (const struct spread_ops *ops, struct handle *first, unsigned most,
   s->most = most;
   s->stripe = stripe;
   s->shift = __builtin_ctzll (stripe);
-  s->any = any || ANY_HANDLE;
+  s->any = any;
   s->shared = shared;
   s->handle[0] = first;
   s->nr = 1;

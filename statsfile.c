@@ -36,10 +36,11 @@
 #define PATIENCE 2000           /* how long the ending server waits for it */
 #define LONGEST 16384           /* no file has more bytes */
 
-static uint64_t start;          /* when the file was taken */
+static const struct policy *policy; /* NULL if nothing is to be written */
+static uint64_t start;          /* when the file was claimed */
 static struct timespec start_time;
 static mode_t mode;             /* of the file */
-static int taken = -1;          /* open and locked, before there is "held" */
+static int claimed = -1;        /* open and locked, before there is "held" */
 
 /* Constant while the thread runs. */
 static char *path, *shown;      /* the file; the same for messages */
@@ -55,7 +56,7 @@ static FILE *held;              /* in place, and locked */
  * errno set.  The caller frees it.
  */
 static char *
-expand (const struct policy *policy)
+expand (void)
 {
   char *s = strdup (policy->stats_file), *longer;
   const char *p;
@@ -100,7 +101,7 @@ open_beside (const char *file, int *fd)
   return name;
 }
 
-/* Open the file, or make an empty one, and lock it as "taken".  Returns 0,
+/* Open the file, or make an empty one, and lock it as "claimed".  Returns 0,
  * or -1 with errno set.
  */
 static int
@@ -133,7 +134,7 @@ lock_in_place (const char *file)
     if (stat (file, &now) == 0 && now.st_dev == st.st_dev &&
         now.st_ino == st.st_ino) {
       mode = st.st_mode & 0777;
-      taken = fd;
+      claimed = fd;
       return 0;
     }
     close (fd);
@@ -141,15 +142,16 @@ lock_in_place (const char *file)
 }
 
 int
-statsfile_take (const struct policy *policy)
+statsfile_claim (const struct policy *p)
 {
   char *file, *name;
   int fd, r = -1, saved;
 
+  policy = p;
   start = now_ns ();
   clock_gettime (CLOCK_REALTIME, &start_time);
   mode = 0644;
-  file = expand (policy);
+  file = expand ();
   if (file == NULL)
     return -1;
   name = open_beside (file, &fd);
@@ -169,7 +171,7 @@ statsfile_take (const struct policy *policy)
 }
 
 static void
-describe (FILE *f, const char *name, const char *type, const char *help)
+print_help (FILE *f, const char *name, const char *type, const char *help)
 {
   fprintf (f, "# HELP mcshim_%s %s\n# TYPE mcshim_%s %s\n", name, help, name,
            type);
@@ -179,7 +181,7 @@ static void
 print_number (FILE *f, const char *name, const char *type, const char *help,
               uint64_t value)
 {
-  describe (f, name, type, help);
+  print_help (f, name, type, help);
   fprintf (f, "mcshim_%s %" PRIu64 "\n", name, value);
 }
 
@@ -200,7 +202,7 @@ print_latency (FILE *f, const char *name, const char *help,
   size_t i;
 
   snprintf (sample, sizeof sample, "%s_seconds", name);
-  describe (f, sample, "summary", help);
+  print_help (f, sample, "summary", help);
   for (i = 0; i < sizeof percent / sizeof percent[0]; i++) {
     snprintf (sample, sizeof sample, "%s_seconds{quantile=\"0.%u\"}", name,
               percent[i] % 10 ? percent[i] : percent[i] / 10);
@@ -214,7 +216,7 @@ print_latency (FILE *f, const char *name, const char *help,
   fprintf (f, "mcshim_%s_seconds_count %" PRIu64 "\n", name, l->count);
 
   snprintf (sample, sizeof sample, "%s_max_seconds", name);
-  describe (f, sample, "gauge", "The longest of these.");
+  print_help (f, sample, "gauge", "The longest of these.");
   print_seconds (f, sample, l->max);
 }
 
@@ -265,19 +267,19 @@ print_statistics (FILE *f, const struct statistics *s, bool running)
 {
   size_t i;
 
-  describe (f, "info", "gauge", "The shim, and what is set.");
+  print_help (f, "info", "gauge", "The shim, and what is set.");
   fprintf (f, "mcshim_info{%s} 1\n", labels);
   print_number (f, "process_id", "gauge", "The server's.", getpid ());
   print_number (f, "running", "gauge", "Whether the server runs.", running);
-  describe (f, "start_time_seconds", "gauge",
+  print_help (f, "start_time_seconds", "gauge",
             "When the server was started, since the epoch.");
   print_seconds (f, "start_time_seconds",
                  start_time.tv_sec * UINT64_C (1000000000) +
                  start_time.tv_nsec);
-  describe (f, "uptime_seconds", "gauge", "How long ago that was.");
+  print_help (f, "uptime_seconds", "gauge", "How long ago that was.");
   print_seconds (f, "uptime_seconds", now_ns () - start);
 
-  describe (f, "connections_opened_total", "counter",
+  print_help (f, "connections_opened_total", "counter",
             "Connections, by the mode they ended up in, and why.");
   for (i = 0; i < NR_VERDICTS; i++)
     if (s->connections_opened[i] > 0)
@@ -324,9 +326,9 @@ replace (const struct statistics *s, bool running)
   if (held != NULL)
     fclose (held);              /* all of it was written */
   held = f;
-  if (taken != -1) {
-    close (taken);
-    taken = -1;
+  if (claimed != -1) {
+    close (claimed);
+    claimed = -1;
   }
   return 0;
 
@@ -402,16 +404,15 @@ start_thread (void)
  * false if there is none, or no memory.
  */
 static bool
-prepare (const struct policy *policy, const char *plugin,
-         const char *thread_model)
+settle_names (const char *plugin, const char *thread_model)
 {
-  if (policy->stats_file == NULL || shown != NULL)
+  if (policy == NULL || shown != NULL)
     return shown != NULL;
   snprintf (labels, sizeof labels, "version=\"%s\",plugin=\"%.64s\","
             "mode=\"%s\",level=\"%s\",thread_model=\"%s\"", MCSHIM_VERSION,
             plugin, mode_name (policy->mode), level_name (policy->level),
             thread_model);
-  path = expand (policy);
+  path = expand ();
   shown = path ? strdup (path) : NULL;
   if (shown != NULL)
     one_line (shown);
@@ -419,30 +420,28 @@ prepare (const struct policy *policy, const char *plugin,
 }
 
 void
-statsfile_begin (const struct policy *policy, const char *plugin,
-                 const char *thread_model)
+statsfile_write (const char *plugin, const char *thread_model)
 {
   static const struct statistics none;
 
-  if (prepare (policy, plugin, thread_model))
+  if (settle_names (plugin, thread_model))
     update (&none, true);
 }
 
 void
-statsfile_start (const struct policy *policy, const char *plugin,
-                 const char *thread_model)
+statsfile_keep (const char *plugin, const char *thread_model)
 {
-  static atomic_flag started = ATOMIC_FLAG_INIT;
+  static atomic_flag kept = ATOMIC_FLAG_INIT;
 
-  if (policy->stats_file == NULL || atomic_flag_test_and_set (&started))
+  if (policy == NULL || atomic_flag_test_and_set (&kept))
     return;
-  if (!prepare (policy, plugin, thread_model) || start_thread () == -1)
+  if (!settle_names (plugin, thread_model) || start_thread () == -1)
     nbdkit_error ("mcshim: MCSHIM_STATS_FILE: %s will be written at the end "
                   "only: %m", shown ? shown : "it");
 }
 
 void
-statsfile_finish (void)
+statsfile_end (void)
 {
   struct pollfd stopped = { .fd = stopped_fd, .events = POLLIN };
   int r;

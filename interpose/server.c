@@ -151,6 +151,17 @@ stays_in_process (void)
   return options.foreground && !options.runs;
 }
 
+char *
+one_line (char *line)
+{
+  char *p;
+
+  for (p = line; *p != '\0'; p++)
+    if ((unsigned char) *p < ' ' || *p == '\177')
+      *p = '?';
+  return line;
+}
+
 void
 server_log (const char *line)
 {

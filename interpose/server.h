@@ -69,6 +69,9 @@ extern int opens_read_only (void);
  */
 extern bool stays_in_process (void);
 
+/* Make LINE one line of text, whatever it contains.  Returns LINE. */
+extern char *one_line (char *line);
+
 /* Print a line that is not an error, where the server prints its errors.  The
  * first call must come before the server forks.
  */

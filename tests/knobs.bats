@@ -143,6 +143,15 @@ bad_booleans=(2 -1 maybe tru yess "true " oui)
   assert_equal "${#stderr_lines[@]}" 3
 }
 
+@test "control characters: the error is one line of text" {
+  run -1 --separate-stderr under_shim MCSHIM_MODE=$'a\nb\033c\177d e\303\251' \
+    $'MCSHIM_\n=\t' nbdkit -U - "$wbcache" --run true
+  assert_equal "${#stderr_lines[@]}" 2
+  printf '%s\n' "${stderr_lines[@]}" > lines
+  has $'MCSHIM_MODE: invalid value \'a?b?c?d e\303\251\'' lines
+  has "MCSHIM_?: no such variable (value '?')" lines
+}
+
 @test "every wrong line is there with a stats file that can't be written" {
   run -1 --separate-stderr under_shim MCSHIM_MODE=bogus \
     MCSHIM_STATS_FILE=/nowhere/stats nbdkit -U - "$wbcache" --run true
