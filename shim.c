@@ -12,129 +12,24 @@
  */
 
 #include <errno.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#define NBDKIT_API_VERSION 2
-#include <nbdkit-plugin.h>
-
+#include "connection.h"
 #include "interpose/environment.h"
-#include "interpose/record.h"
 #include "interpose/server.h"
-#include "policy.h"
-#include "replicate.h"
 #include "shim.h"
-#include "spread.h"
 #include "statsfile.h"
 
 static plugin_init_fn plugin_init;
-static struct nbdkit_plugin plugin;  /* as the plugin made it */
 static struct nbdkit_plugin wrapped; /* as the server gets it */
-static struct policy policy;
-static int thread_model;
-static unsigned nr_handles = 1; /* of a connection, at most */
-
-/* What the server asks about a handle, in its order. */
-#define QUESTIONS(each)                                 \
-  each (get_size)                                       \
-  each (can_write)                                      \
-  each (can_flush)                                      \
-  each (is_rotational)                                  \
-  each (can_trim)                                       \
-  each (can_zero)                                       \
-  each (can_fast_zero)                                  \
-  each (can_extents)                                    \
-  each (can_fua)                                        \
-  each (can_cache)                                      \
-  each (can_multi_conn)
-
-enum question {
-#define NUMBER(name) ASKED_##name,
-  QUESTIONS (NUMBER)
-#undef NUMBER
-  NR_QUESTIONS
-};
-
-struct connection {
-  struct handle handle;         /* the first one */
-  struct context context;       /* of the client, for flushes */
-  int can_write, can_flush;     /* the plugin's answers, or UNASKED */
-  int readonly;                 /* as the server opened it */
-  struct spread *spread;        /* if there may be several handles */
-  int64_t answers[];            /* then: of the first one, or UNASKED */
-};
-
-#define UNASKED (-2)
 
 /* New in nbdkit 1.26; also needs a build with a header that has it. */
 #define HAS_AFTER_FORK \
   (NBDKIT_VERSION_MINOR >= 26 && nbdkit_next_context_open != NULL)
-
-/* An error that ends the server before it serves anyone. */
-static void
-complain (char *line)
-{
-  fprintf (stderr, "mcshim: %s\n", one_line (line));
-}
-
-/* Anything else goes to the server's log. */
-static void __attribute__ ((format (printf, 1, 2)))
-say (const char *fmt, ...)
-{
-  char line[512];
-  va_list args;
-
-  va_start (args, fmt);
-  vsnprintf (line, sizeof line, fmt, args);
-  va_end (args);
-  server_log (one_line (line));
-}
-
-static const char *
-thread_model_name (void)
-{
-  switch (thread_model) {
-  case NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS:
-    return "serialize_connections";
-  case NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS:
-    return "serialize_all_requests";
-  case NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS:
-    return "serialize_requests";
-  default:
-    return "parallel";
-  }
-}
-
-static void
-set_thread_model (int model)
-{
-  thread_model = model;
-  nr_handles =
-    policy_handles (&policy, plugin.name,
-                    model >= NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS);
-  replicate_set_thread_model
-    (model >= NBDKIT_THREAD_MODEL_PARALLEL ? PARALLEL :
-     model == NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS ? SERIALIZE_HANDLE :
-     SERIALIZE_ALL);
-}
-
-/* Say once which function of the server the plugin should not call in a
- * flush.
- */
-static void
-warn_of_context (const struct context *c)
-{
-  static atomic_flag said = ATOMIC_FLAG_INIT;
-  const char *function = context_lacks (c);
-
-  if (function != NULL && !atomic_flag_test_and_set (&said))
-    say ("mcshim: warning: the %.64s plugin uses %.64s, which fails in a "
-         "flush that other connections wait for", plugin.name, function);
-}
 
 /* replicate.c calls this to flush one handle.  The thread may be another
  * connection's, or not the server's.
@@ -155,17 +50,6 @@ flush_one (struct handle *h)
   return r;
 }
 
-static void
-free_handle (struct handle *h)
-{
-  if (!h->further) {
-    spread_free (h->connection->spread);
-    free (h->connection);
-  }
-  else
-    free (h);
-}
-
 static const struct replicate_ops ops = {
   .flush = flush_one,
   .helper_starts = server_error_thread,
@@ -175,15 +59,10 @@ static const struct replicate_ops ops = {
 /* Before any connection. */
 
 static void
-start_statistics (void)
-{
-  statsfile_keep (plugin.name, thread_model_name ());
-}
-
-static void
 shim_unload (void)
 {
-  start_statistics ();          /* if there was neither after_fork nor client */
+  /* If there was neither after_fork nor client. */
+  statsfile_keep (plugin.name, thread_model_name ());
   statsfile_end ();
   replicate_free (free_handle);
   policy_free (&policy);
@@ -214,125 +93,20 @@ shim_config_complete (void)
   return r;
 }
 
-/* Once the thread model is settled. */
-static void
-describe (void)
-{
-  static atomic_flag described = ATOMIC_FLAG_INIT;
-
-  if (atomic_flag_test_and_set (&described))
-    return;
-  if (policy.mode != MODE_DISABLE && handle_single_connection)
-    say ("mcshim: this nbdkit is older than 1.10 and cannot advertise "
-         "multi-conn: clients will not use it");
-  if (policy.mode == MODE_UNSAFE)
-    say ("mcshim: warning: MCSHIM_MODE=unsafe: clients are told that a flush "
-         "counts for all connections, and nothing makes that true");
-  nbdkit_debug ("mcshim %s: plugin %s: API version %d, %s, mode %s, "
-                "level %s", MCSHIM_VERSION, plugin.name, plugin._api_version,
-                thread_model_name (), mode_name (policy.mode),
-                level_name (policy.level));
-  if (policy.handles > 1)
-    nbdkit_debug ("mcshim: handles of a connection: %u%s", nr_handles,
-                  nr_handles > 1 ? "" : ": MCSHIM_HANDLES has no effect with "
-                  "this plugin, or its thread model");
-}
-
-/* What the mode depends on, as far as the plugin's struct shows. */
-static struct traits
-struct_traits (bool readonly)
-{
-  return (struct traits) {
-    .plugin = plugin.name,
-    .connections_serialized =
-      thread_model <= NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS,
-    .can_flush = plugin.flush || plugin._flush_v1,
-    .readonly = readonly || (!plugin.pwrite && !plugin._pwrite_v1),
-    .handles = nr_handles,
-  };
-}
-
-/* The one line at a normal start. */
-static void
-say_mode (const char *words)
-{
-  say ("mcshim " MCSHIM_VERSION ": %.64s: %s; dirty level %s, handles %u",
-       plugin.name, words, level_name (policy.level), nr_handles);
-}
-
-/* Log each verdict once, and why; and once what policy.c has to say about
- * the plugin.
- */
-static void
-announce (const struct resolution *r)
-{
-  static atomic_uint said;
-  static atomic_flag noticed = ATOMIC_FLAG_INIT;
-  const unsigned bit = 1u << r->verdict;
-
-  if (!(atomic_fetch_or (&said, bit) & bit))
-    say_mode (verdict_words (r->verdict));
-  if (r->notice && !atomic_flag_test_and_set (&noticed))
-    say ("mcshim: %s", r->notice);
-}
-
-/* Resolve what every connection will settle on, if the options and the
- * plugin's struct decide it, whatever the plugin will answer.
- */
-static bool
-foresee (struct resolution *r)
-{
-  const int readonly = opens_read_only ();
-  enum verdict first = NR_VERDICTS;
-  unsigned answers;
-
-  for (answers = 0; answers < 8; answers++) {
-    struct traits t = struct_traits (readonly == 1);
-
-    if (plugin.can_multi_conn && (answers & 1))
-      t.multi_conn = true;
-    if (plugin.can_flush && !(answers & 2))
-      t.can_flush = false;
-    if ((readonly == -1 || plugin.can_write) && (answers & 4))
-      t.readonly = true;
-    *r = policy_resolve (&policy, &t);
-    if (answers == 0)
-      first = r->verdict;
-    else if (r->verdict != first)
-      return false;
-  }
-  return true;
-}
-
 /* The server (since 1.18) calls this once the thread model is settled and
  * the filters are loaded.
  */
 static int
 shim_get_ready (void)
 {
-  struct resolution r;
-  char words[64];
-
   if (plugin.get_ready) {
     return_to_environment ();
     if (plugin.get_ready () == -1)
       return -1;
     leave_environment ();
   }
-  describe ();
-  if (filter_loaded ("multi-conn"))
-    say ("mcshim: warning: the multi-conn filter is loaded too: what it does "
-         "is done twice, or wrong where requests overlap; leave it out");
-  if (foresee (&r)) {
-    announce (&r);
-    if (r.replicate && !r.refusal)
-      warn_of_context (NULL);
-  }
-  else {
-    snprintf (words, sizeof words, "%s, settled as clients connect",
-              mode_name (policy.mode));
-    say_mode (words);
-  }
+  log_settings ();
+  log_foreseen ();
   if (!HAS_AFTER_FORK && stays_in_process ())
     statsfile_write (plugin.name, thread_model_name ());
   return 0;
@@ -345,7 +119,7 @@ shim_after_fork (void)
   const int r = plugin.after_fork ? plugin.after_fork () : 0;
 
   if (r != -1)
-    start_statistics ();
+    statsfile_keep (plugin.name, thread_model_name ());
   return r;
 }
 #endif
@@ -376,379 +150,6 @@ shim_thread_model (void)
       model = model_for_server ();
   }
   return model;
-}
-
-/* A connection opens and closes. */
-
-/* R is what the first handle of C has answered.  Returns R. */
-static int64_t
-answered (struct connection *c, enum question question, int64_t r)
-{
-  if (nr_handles > 1)
-    c->answers[question] = r;
-  return r;
-}
-
-/* Does H, a further handle of its connection, give the first one's answers
- * to what was asked?  If not, the reason goes to WHY.  Some plugins also need
- * to be asked.
- */
-static bool
-answers_alike (struct handle *h, char *why, size_t size)
-{
-  const int64_t *first = h->connection->answers;
-  int64_t r;
-
-#define ASK(name)                                                       \
-  if (first[ASKED_##name] != UNASKED &&                                 \
-      (r = plugin.name (h->plugin)) != first[ASKED_##name]) {           \
-    snprintf (why, size, #name " is %lld, but %lld for the first one",  \
-              (long long) r, (long long) first[ASKED_##name]);          \
-    return false;                                                       \
-  }
-  QUESTIONS (ASK)
-#undef ASK
-  return true;
-}
-
-/* Returns NULL with errno set. */
-static void *
-allocate (size_t size)
-{
-  void *p;
-  int err = posix_memalign (&p, _Alignof (struct handle), size);
-
-  if (err != 0) {
-    errno = err;
-    return NULL;
-  }
-  memset (p, 0, size);
-  return p;
-}
-
-/* Open a further handle of C, on a thread of its connection: the server
- * gives the plugin the same answers as for the first handle.
- */
-static struct handle *
-open_further (struct connection *c, char *why, size_t size)
-{
-  struct handle *h = allocate (sizeof *h);
-
-  if (h == NULL) {
-    snprintf (why, size, "no memory");
-    return NULL;
-  }
-  handle_opens_beside (h, &c->handle);
-  h->plugin = plugin.open (c->readonly);
-  if (h->plugin == NULL)
-    snprintf (why, size, "another could not be opened");
-  else if (answers_alike (h, why, size)) {
-    handle_joins (h);
-    nbdkit_debug ("mcshim: the connection has opened another handle");
-    nbdkit_set_error (0);       /* open may have left one */
-    errno = 0;
-    return h;
-  }
-  else if (plugin.close)
-    plugin.close (h->plugin);
-  handle_gives_up (h);
-  free (h);
-  nbdkit_set_error (0);         /* no request has failed */
-  errno = 0;
-  return NULL;
-}
-
-static void
-gives_up (struct connection *c, unsigned nr, const char *why)
-{
-  (void) c;
-  nbdkit_error ("mcshim: a connection goes on with %u of up to %u handles: "
-                "%s", nr, nr_handles, why);
-}
-
-static int
-flush_all (struct connection *c)
-{
-  return replicate_for_connection (&c->handle);
-}
-
-static const struct spread_ops spread_ops = {
-  .open = open_further,
-  .gives_up = gives_up,
-  .flush = flush_all,
-};
-
-/* What the plugin prefers, or 0. */
-static uint32_t
-preferred_block (struct handle *h)
-{
-  uint32_t preferred = 0;
-#if NBDKIT_VERSION_MINOR >= 30
-  uint32_t minimum = 0, maximum = 0;
-
-  if (plugin.block_size &&
-      plugin.block_size (h->plugin, &minimum, &preferred, &maximum) == -1)
-    preferred = 0;              /* fails for the client that asks for it */
-#endif
-  return preferred;
-}
-
-/* Returns 0, or -1 after nbdkit_error. */
-static int
-prepare_spread (struct connection *c, bool only_reads)
-{
-  c->spread = spread_new (&spread_ops, &c->handle, c->handle.resolution.handles,
-                          policy_stripe (&policy, c->handle.block),
-                          only_reads,
-                          thread_model >= NBDKIT_THREAD_MODEL_PARALLEL);
-  if (c->spread == NULL)
-    nbdkit_error ("mcshim: no memory for another connection: %m");
-  return c->spread ? 0 : -1;
-}
-
-/* Ask the plugin what the mode depends on, and settle it.  Returns 0, or
- * -1 after nbdkit_error.
- */
-static int
-settle (struct connection *c, int readonly)
-{
-  struct handle *h = &c->handle;
-  struct traits t = struct_traits (readonly);
-  int r;
-
-  c->can_flush = c->can_write = UNASKED;
-  if (policy_wants_multi_conn (&policy) && plugin.can_multi_conn) {
-    r = answered (c, ASKED_can_multi_conn, plugin.can_multi_conn (h->plugin));
-    if (r == -1)
-      return -1;
-    t.multi_conn = h->multi_conn = r;
-  }
-  if (policy_wants_can_flush (&policy, t.handles) && plugin.can_flush) {
-    c->can_flush = answered (c, ASKED_can_flush, plugin.can_flush (h->plugin));
-    if (c->can_flush == -1)
-      return -1;
-    t.can_flush = t.can_flush && c->can_flush;
-  }
-  if ((!t.can_flush || t.handles > 1) && !t.readonly && plugin.can_write) {
-    c->can_write = answered (c, ASKED_can_write, plugin.can_write (h->plugin));
-    if (c->can_write == -1)
-      return -1;
-    t.readonly = !c->can_write;
-  }
-
-  h->flushable = t.can_flush;
-  h->resolution = policy_resolve (&policy, &t);
-  if (!h->resolution.refusal &&
-      handle_settles (h, h->resolution.replicate) != h->resolution.replicate) {
-    t.group = h->resolution.replicate ? PASSES_ON : REPLICATES;
-    h->resolution = policy_resolve (&policy, &t);
-  }
-  if (h->resolution.refusal) {
-    nbdkit_error ("mcshim: %s", h->resolution.refusal);
-    nbdkit_set_error (ENOTSUP);
-    return -1;
-  }
-  announce (&h->resolution);
-  if (!t.readonly && (h->resolution.replicate || t.handles > 1))
-    h->block = policy_block (&policy, preferred_block (h));
-  return h->resolution.handles > 1 ? prepare_spread (c, t.readonly) : 0;
-}
-
-/* Returns NULL after nbdkit_error. */
-static struct connection *
-new_connection (const char *group, int readonly)
-{
-  const bool several = nr_handles > 1;
-  struct connection *c;
-  unsigned i;
-  int err;
-
-  c = allocate (sizeof *c +
-                (several ? NR_QUESTIONS * sizeof c->answers[0] : 0));
-  if (c != NULL) {
-    c->handle.connection = c;
-    c->readonly = readonly;
-    for (i = 0; several && i < NR_QUESTIONS; i++)
-      c->answers[i] = UNASKED;
-    if (handle_opens (&c->handle, group) == 0)
-      return c;
-    err = errno;
-    free (c);
-    errno = err;
-  }
-  nbdkit_error ("mcshim: no memory for another connection: %m");
-  return NULL;
-}
-
-static void *
-shim_open (int readonly)
-{
-  const char *group = NULL;
-  struct connection *c;
-
-  describe ();                  /* a server without get_ready */
-  server_error_init ();
-  start_statistics ();          /* a server without after_fork */
-  if (policy_groups_by_name (&policy) && nbdkit_export_name) {
-    group = nbdkit_export_name ();
-    if (group == NULL && policy.exportname) /* it has said why */
-      return NULL;
-  }
-  c = new_connection (group, readonly);
-  if (c == NULL)
-    return NULL;
-
-  c->handle.plugin = plugin.open (readonly);
-  if (c->handle.plugin != NULL) {
-    context_capture (&c->context);
-    if (settle (c, readonly) == 0) {
-      if (c->handle.resolution.replicate)
-        warn_of_context (&c->context);
-      handle_joins (&c->handle);
-      nbdkit_debug ("mcshim: connection: group %s%s%s, mode %s",
-                    group ? "\"" : "", group ? group : "of all",
-                    group ? "\"" : "",
-                    verdict_words (c->handle.resolution.verdict));
-      nbdkit_debug ("mcshim: a flush has %s connection's context",
-                    c->context.whose ? "its own" : "no");
-      return c;
-    }
-    if (plugin.close)
-      plugin.close (c->handle.plugin);
-  }
-  handle_gives_up (&c->handle);
-  spread_free (c->spread);
-  free (c);
-  return NULL;
-}
-
-/* Flush and close H.  If the flush fails, what H still holds is lost. */
-static void
-leave (struct handle *h)
-{
-  int err = handle_leaves (h);
-
-  if (err != 0) {
-    errno = err;
-    nbdkit_error ("mcshim: the flush of a closing connection failed, "
-                  "its last writes are lost: %m");
-  }
-  if (plugin.close)
-    plugin.close (h->plugin);
-}
-
-static void
-shim_close (void *handle)
-{
-  struct connection *c = handle;
-  struct handle *h;
-  unsigned i;
-
-  c->context.closing = true;
-  for (i = 1; c->spread && (h = spread_handle (c->spread, i)) != NULL; i++) {
-    leave (h);
-    free (h);
-  }
-  leave (&c->handle);
-  spread_free (c->spread);
-  free (c);
-}
-
-/* What a connection can do.  Like data callbacks these have their handle to
- * themselves, but they leave no mark.
- */
-
-#define CONTROL(type, name, callback)                   \
-  static type                                           \
-  name (void *handle)                                   \
-  {                                                     \
-    struct connection *c = handle;                      \
-    type r;                                             \
-                                                        \
-    control_begin (&c->handle);                         \
-    r = answered (c, ASKED_##callback,                  \
-                  plugin.callback (c->handle.plugin));  \
-    control_end (&c->handle);                           \
-    return r;                                           \
-  }
-
-CONTROL (int64_t, shim_get_size, get_size)
-CONTROL (int, shim_is_rotational, is_rotational)
-CONTROL (int, shim_can_trim, can_trim)
-CONTROL (int, shim_can_zero, can_zero)
-CONTROL (int, shim_can_fast_zero, can_fast_zero)
-CONTROL (int, shim_can_extents, can_extents)
-CONTROL (int, shim_can_cache, can_cache)
-
-static const char *
-shim_export_description (void *handle)
-{
-  struct connection *c = handle;
-  const char *r;
-
-  control_begin (&c->handle);
-  r = plugin.export_description (c->handle.plugin);
-  control_end (&c->handle);
-  return r;
-}
-
-/* These may have been asked at open. */
-#define CONTROL_ONCE(name, callback)                    \
-  static int                                            \
-  name (void *handle)                                   \
-  {                                                     \
-    struct connection *c = handle;                      \
-                                                        \
-    control_begin (&c->handle);                         \
-    if (c->callback == UNASKED)                         \
-      c->callback = answered (c, ASKED_##callback,      \
-                              plugin.callback (c->handle.plugin)); \
-    control_end (&c->handle);                           \
-    return c->callback;                                 \
-  }
-
-CONTROL_ONCE (shim_can_write, can_write)
-CONTROL_ONCE (shim_can_flush, can_flush)
-
-#if NBDKIT_VERSION_MINOR >= 30
-static int
-shim_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
-                 uint32_t *maximum)
-{
-  struct connection *c = handle;
-  int r;
-
-  control_begin (&c->handle);
-  r = plugin.block_size (c->handle.plugin, minimum, preferred, maximum);
-  control_end (&c->handle);
-  return r;
-}
-#endif
-
-static int
-shim_can_fua (void *handle)
-{
-  struct connection *c = handle;
-  int r;
-
-  control_begin (&c->handle);
-  r = answered (c, ASKED_can_fua, plugin.can_fua (c->handle.plugin));
-  control_end (&c->handle);
-
-  /* The plugin's own FUA does not reach other connections: let the server
-   * turn it into a write and a flush.
-   */
-  if (r == NBDKIT_FUA_NATIVE && c->handle.resolution.fua_is_flush)
-    r = NBDKIT_FUA_EMULATE;
-  return r;
-}
-
-static int
-shim_can_multi_conn (void *handle)
-{
-  struct connection *c = handle;
-
-  return c->handle.resolution.advertise;
 }
 
 /* Data.  In API version 1 the first five have no flags.  The server passes a
@@ -1115,33 +516,23 @@ wrap (void)
   wrapped = plugin;
   wrapped._struct_size = sizeof wrapped;
   wrapped._thread_model = model_for_server ();
-  wrapped.can_multi_conn = shim_can_multi_conn;
-  wrapped.close = shim_close;
-
 #define WRAP(callback)                                  \
   if (plugin.callback)                                  \
-    wrapped.callback = shim_##callback
-  WRAP (dump_plugin);
-  WRAP (config_complete);
-  WRAP (thread_model);
-  WRAP (open);
-  WRAP (export_description);
-  WRAP (get_size);
-  WRAP (can_write);
-  WRAP (can_flush);
-  WRAP (is_rotational);
-  WRAP (can_trim);
-  WRAP (can_zero);
-  WRAP (can_fast_zero);
-  WRAP (can_extents);
-  WRAP (can_fua);
-  WRAP (can_cache);
+    wrapped.callback = shim_##callback;
+  WRAP (dump_plugin)
+  WRAP (config_complete)
+  WRAP (thread_model)
+  WRAP (open)
+  WRAP (export_description)
+  QUESTIONS (WRAP)
 #if NBDKIT_VERSION_MINOR >= 30
-  WRAP (block_size);
+  WRAP (block_size)
 #endif
-  WRAP (_flush_v1);
-  WRAP (flush);
+  WRAP (_flush_v1)
+  WRAP (flush)
 #undef WRAP
+  wrapped.can_multi_conn = shim_can_multi_conn;
+  wrapped.close = shim_close;
 
 #define WRAP(callback)                                          \
   if (plugin.callback)                                          \

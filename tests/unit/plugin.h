@@ -322,7 +322,7 @@ call (enum what what, struct conn *c, int arg)
   case WRITE: return do_write (c, arg);
   case CONTROL: do_control (c); return 0;
   case FLUSH: return do_flush (c).err;
-  case BETWEEN: return replicate_between (&c->h);
+  case BETWEEN: return replicate_for_connection (&c->h);
   case OPEN: do_open (c, NULL); return 0;
   case CLOSE: return do_close (c);
   }

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
+/* The plugin that is wrapped: see plugin.h. */
+
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+
+#include "interpose/server.h"
+#include "plugin.h"
+#include "replicate.h"
+
+struct nbdkit_plugin plugin;
+struct policy policy;
+int thread_model;
+unsigned nr_handles = 1;
+
+const char *
+thread_model_name (void)
+{
+  switch (thread_model) {
+  case NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS:
+    return "serialize_connections";
+  case NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS:
+    return "serialize_all_requests";
+  case NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS:
+    return "serialize_requests";
+  default:
+    return "parallel";
+  }
+}
+
+void
+set_thread_model (int model)
+{
+  thread_model = model;
+  nr_handles =
+    policy_handles (&policy, plugin.name,
+                    model >= NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS);
+  replicate_set_thread_model
+    (model >= NBDKIT_THREAD_MODEL_PARALLEL ? PARALLEL :
+     model == NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS ? SERIALIZE_HANDLE :
+     SERIALIZE_ALL);
+}
+
+struct traits
+struct_traits (bool readonly)
+{
+  return (struct traits) {
+    .plugin = plugin.name,
+    .connections_serialized =
+      thread_model <= NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS,
+    .can_flush = plugin.flush || plugin._flush_v1,
+    .readonly = readonly || (!plugin.pwrite && !plugin._pwrite_v1),
+    .handles = nr_handles,
+  };
+}
+
+void
+complain (char *line)
+{
+  fprintf (stderr, "mcshim: %s\n", one_line (line));
+}
+
+/* To the server's log. */
+static void __attribute__ ((format (printf, 1, 2)))
+say (const char *fmt, ...)
+{
+  char line[512];
+  va_list args;
+
+  va_start (args, fmt);
+  vsnprintf (line, sizeof line, fmt, args);
+  va_end (args);
+  server_log (one_line (line));
+}
+
+void
+log_settings (void)
+{
+  static atomic_flag logged = ATOMIC_FLAG_INIT;
+
+  if (atomic_flag_test_and_set (&logged))
+    return;
+  if (policy.mode != MODE_DISABLE && handle_single_connection)
+    say ("mcshim: this nbdkit is older than 1.10 and cannot advertise "
+         "multi-conn: clients will not use it");
+  if (policy.mode == MODE_UNSAFE)
+    say ("mcshim: warning: MCSHIM_MODE=unsafe: clients are told that a flush "
+         "counts for all connections, and nothing makes that true");
+  nbdkit_debug ("mcshim %s: plugin %s: API version %d, %s, mode %s, "
+                "level %s", MCSHIM_VERSION, plugin.name, plugin._api_version,
+                thread_model_name (), mode_name (policy.mode),
+                level_name (policy.level));
+  if (policy.handles > 1)
+    nbdkit_debug ("mcshim: handles of a connection: %u%s", nr_handles,
+                  nr_handles > 1 ? "" : ": MCSHIM_HANDLES has no effect with "
+                  "this plugin, or its thread model");
+}
+
+/* The one line at a normal start. */
+static void
+log_mode (const char *words)
+{
+  say ("mcshim " MCSHIM_VERSION ": %.64s: %s; dirty level %s, handles %u",
+       plugin.name, words, level_name (policy.level), nr_handles);
+}
+
+void
+log_resolution (const struct resolution *r, const struct context *c)
+{
+  static atomic_uint logged;
+  static atomic_flag noticed = ATOMIC_FLAG_INIT, warned = ATOMIC_FLAG_INIT;
+  const unsigned bit = 1u << r->verdict;
+  const char *function = r->replicate && !r->refusal ? context_lacks (c) : NULL;
+
+  if (!(atomic_fetch_or (&logged, bit) & bit))
+    log_mode (verdict_words (r->verdict));
+  if (r->notice && !atomic_flag_test_and_set (&noticed))
+    say ("mcshim: %s", r->notice);
+  if (function != NULL && !atomic_flag_test_and_set (&warned))
+    say ("mcshim: warning: the %.64s plugin uses %.64s, which fails in a "
+         "flush that other connections wait for", plugin.name, function);
+}
+
+/* Resolve what every connection will settle on, if the options and the
+ * plugin's struct decide it, whatever the plugin will answer.
+ */
+static bool
+foresee (struct resolution *r)
+{
+  const int readonly = opens_read_only ();
+  enum verdict first = NR_VERDICTS;
+  unsigned answers;
+
+  for (answers = 0; answers < 8; answers++) {
+    struct traits t = struct_traits (readonly == 1);
+
+    if (plugin.can_multi_conn && (answers & 1))
+      t.multi_conn = true;
+    if (plugin.can_flush && !(answers & 2))
+      t.can_flush = false;
+    if ((readonly == -1 || plugin.can_write) && (answers & 4))
+      t.readonly = true;
+    *r = policy_resolve (&policy, &t);
+    if (answers == 0)
+      first = r->verdict;
+    else if (r->verdict != first)
+      return false;
+  }
+  return true;
+}
+
+void
+log_foreseen (void)
+{
+  struct resolution r;
+  char words[64];
+
+  if (filter_loaded ("multi-conn"))
+    say ("mcshim: warning: the multi-conn filter is loaded too: what it does "
+         "is done twice, or wrong where requests overlap; leave it out");
+  if (foresee (&r))
+    log_resolution (&r, NULL);
+  else {
+    snprintf (words, sizeof words, "%s, settled as clients connect",
+              mode_name (policy.mode));
+    log_mode (words);
+  }
+}
