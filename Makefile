@@ -45,8 +45,9 @@ sanitize := $(if $(SANITIZE),$(or $(sanitize_$(SANITIZE)),\
               $(error SANITIZE is thread or address, not "$(SANITIZE)")) \
               -fno-omit-frame-pointer)
 
-lib_src := $(wildcard interpose/*.[cS]) shim.c connection.c plugin.c \
-  statsfile.c spread.c group.c enter.c replicate.c order.c helpers.c policy.c
+lib_src := $(wildcard interpose/*.[cS]) shim.c requests.c connection.c \
+  plugin.c statsfile.c spread.c group.c enter.c replicate.c order.c helpers.c \
+  policy.c
 lib_obj := $(addprefix $(build)/,$(addsuffix .o,$(basename $(lib_src))))
 # The files of interpose/ run before a sanitizer's runtime is up.
 $(build)/interpose/%.o: sanitize_this :=

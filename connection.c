@@ -2,8 +2,8 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* Connections: see connection.h.  Callbacks are in the order in which the server
- * calls them.
+/* Connections: see connection.h.  Callbacks are in the order in which the
+ * server calls them.
  */
 
 #include <errno.h>
@@ -109,16 +109,10 @@ gives_up (struct connection *c, unsigned nr, const char *why)
                 "%s", nr, nr_handles, why);
 }
 
-static int
-flush_handles (struct connection *c)
-{
-  return replicate_for_connection (&c->handle);
-}
-
 static const struct spread_ops spread_ops = {
   .open = open_further,
   .gives_up = gives_up,
-  .flush = flush_handles,
+  .flush = replicate_for_connection,
 };
 
 /* What the plugin prefers, or 0. */
@@ -140,9 +134,9 @@ preferred_block (struct handle *h)
 static int
 prepare_spread (struct connection *c, bool only_reads)
 {
-  c->spread = spread_new (&spread_ops, &c->handle, c->handle.resolution.handles,
-                          policy_stripe (&policy, c->handle.block),
-                          only_reads,
+  c->spread = spread_new (&spread_ops, &c->handle,
+                          c->handle.resolution.handles,
+                          policy_stripe (&policy, c->handle.block), only_reads,
                           thread_model >= NBDKIT_THREAD_MODEL_PARALLEL);
   if (c->spread == NULL)
     nbdkit_error ("mcshim: no memory for another connection: %m");
@@ -202,21 +196,17 @@ new_connection (const char *group, int readonly)
 {
   struct connection *c = allocate (sizeof *c);
   unsigned i;
-  int err;
 
-  if (c != NULL) {
-    c->handle.connection = c;
-    c->readonly = readonly;
-    for (i = 0; i < NR_QUESTIONS; i++)
-      c->answers[i] = UNASKED;
-    if (handle_opens (&c->handle, group) == 0)
-      return c;
-    err = errno;
+  if (c == NULL || handle_opens (&c->handle, group) == -1) {
+    nbdkit_error ("mcshim: no memory for another connection: %m");
     free (c);
-    errno = err;
+    return NULL;
   }
-  nbdkit_error ("mcshim: no memory for another connection: %m");
-  return NULL;
+  c->handle.connection = c;
+  c->readonly = readonly;
+  for (i = 0; i < NR_QUESTIONS; i++)
+    c->answers[i] = UNASKED;
+  return c;
 }
 
 void *

@@ -2,8 +2,8 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* Connections: they open, settle their mode, answer the server's questions, and
- * close.
+/* Connections: they open, settle their mode, answer the server's questions,
+ * and close.
  */
 
 #ifndef MCSHIM_CONNECTION_H

@@ -200,12 +200,23 @@ enter (struct handle *h, bool writes, uint64_t offset, uint64_t count)
 }
 
 int
-handle_enter (struct handle *h, bool writes, uint64_t offset, uint64_t count)
+handle_enter (struct handle *h)
 {
   int err;
 
   lock_groups ();
-  err = enter (h, writes, offset, count);
+  err = enter (h, false, 0, 0);
+  unlock_groups ();
+  return err;
+}
+
+int
+handle_enter_write (struct handle *h, uint64_t offset, uint64_t count)
+{
+  int err;
+
+  lock_groups ();
+  err = enter (h, true, offset, count);
   unlock_groups ();
   return err;
 }

@@ -52,16 +52,19 @@ struct_traits (bool readonly)
     .plugin = plugin.name,
     .connections_serialized =
       thread_model <= NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS,
-    .can_flush = plugin.flush || plugin._flush_v1,
-    .readonly = readonly || (!plugin.pwrite && !plugin._pwrite_v1),
+    .can_flush = plugin.flush,
+    .readonly = readonly || !plugin.pwrite,
     .handles = nr_handles,
   };
 }
 
 void
-complain (char *line)
+complain (const char *line)
 {
-  fprintf (stderr, "mcshim: %s\n", one_line (line));
+  char text[1100];
+
+  snprintf (text, sizeof text, "mcshim: %s", line);
+  fprintf (stderr, "%s\n", one_line (text));
 }
 
 /* To the server's log. */
@@ -114,7 +117,8 @@ log_resolution (const struct resolution *r, const struct context *c)
   static atomic_uint logged;
   static atomic_flag noticed = ATOMIC_FLAG_INIT, warned = ATOMIC_FLAG_INIT;
   const unsigned bit = 1u << r->verdict;
-  const char *function = r->replicate && !r->refusal ? context_lacks (c) : NULL;
+  const char *function =
+    r->replicate && !r->refusal ? context_lacks (c) : NULL;
 
   if (!(atomic_fetch_or (&logged, bit) & bit))
     log_mode (verdict_words (r->verdict));

@@ -22,7 +22,7 @@
   extern __typeof__ (*((struct nbdkit_plugin *) 0)->callback) shim_##callback;
 
 #pragma GCC visibility push(hidden) /* no look-up for a request */
-extern struct nbdkit_plugin plugin; /* as the plugin made it */
+extern struct nbdkit_plugin plugin; /* as it is, but with version 2's data */
 #pragma GCC visibility pop
 extern struct policy policy;
 extern int thread_model;
@@ -34,10 +34,8 @@ extern const char *thread_model_name (void);
 /* What the mode depends on, as far as the plugin's struct shows. */
 extern struct traits struct_traits (bool readonly);
 
-/* Print an error that ends the server before it serves anyone.  LINE becomes
- * one line.
- */
-extern void complain (char *line);
+/* Print an error that ends the server before it serves anyone. */
+extern void complain (const char *line);
 
 /* Log, once, what is set and what this server can't do.  The thread model is
  * settled.

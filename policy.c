@@ -89,8 +89,8 @@ verdict_words (enum verdict verdict)
     [PLUGIN_READ_ONLY] = "plugin: read-only, nothing to flush",
     [DISABLE_APART] = "disable: its connections do not share their data",
     [DISABLE_AS_OTHERS] = "disable: it has no multi-conn, the first one has",
-    [DISABLE_OPENS_ONCE] = "disable: VMware lets a disk be opened for writing "
-      "once, start with -r",
+    [DISABLE_OPENS_ONCE] = ("disable: VMware lets a disk be opened for writing "
+                            "once, start with -r"),
     [DISABLE_NO_FLUSH] = "disable: no flush, start with -r",
     [DISABLE_SERIALIZED] = "disable: it serializes connections",
     [DISABLE_SET] = "disable: as set",
@@ -310,7 +310,7 @@ closest (const char *name)
  */
 static int
 load_one (struct policy *p, const char *entry,
-          void (*complain) (char *line))
+          void (*complain) (const char *line))
 {
   const char *value = strchr (entry, '=') + 1;
   const char *name = entry + strlen (PREFIX);
@@ -341,7 +341,7 @@ load_one (struct policy *p, const char *entry,
 
 int
 policy_load (struct policy *p, char *const env[],
-             void (*complain) (char *line))
+             void (*complain) (const char *line))
 {
   int r = 0;
 

@@ -63,7 +63,7 @@ struct policy {
  * policy_free frees it, in either case.
  */
 int policy_load (struct policy *p, char *const env[],
-                 void (*complain) (char *line));
+                 void (*complain) (const char *line));
 void policy_free (struct policy *p);
 
 /* Print each knob, with the values it takes, to stdout. */

@@ -193,8 +193,9 @@ extern void control_begin (struct handle *h);
 extern void control_end (struct handle *h);
 
 /* Slow paths of the two functions below; not for anyone else. */
-extern int handle_enter (struct handle *h, bool writes, uint64_t offset,
-                         uint64_t count);
+extern int handle_enter (struct handle *h);
+extern int handle_enter_write (struct handle *h, uint64_t offset,
+                               uint64_t count);
 extern bool handle_claims (struct handle *h, uint64_t offset, uint64_t count);
 extern int handle_meets_another (struct handle *h, uint64_t offset,
                                  uint64_t count);
@@ -231,12 +232,12 @@ request_claims (struct handle *h, uint64_t offset, uint64_t count)
 static inline __attribute__ ((always_inline)) int
 request_begin (struct handle *h, bool writes, uint64_t offset, uint64_t count)
 {
-  const uint64_t gate = h->gate | (writes ? HELD : 0);
   uint64_t s = atomic_load_explicit (&h->state, memory_order_relaxed);
 
   do
-    if (__builtin_expect ((s & gate) != READ_MARKED, 0))
-      return handle_enter (h, writes, writes ? offset : 0, writes ? count : 0);
+    if (__builtin_expect ((s & h->gate) != READ_MARKED ||
+                          (writes && (s & HELD)), 0))
+      return writes ? handle_enter_write (h, offset, count) : handle_enter (h);
   while (!atomic_compare_exchange_weak
          (&h->state, &s, s + ONE_INSIDE + (writes ? ONE_WRITER : 0)));
 

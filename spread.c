@@ -185,7 +185,7 @@ flush_alone (struct spread *s)
   int err;
 
   must (pthread_mutex_unlock (&s->lock));
-  err = s->ops->flush (s->connection);
+  err = s->ops->flush (s->handle[0]);
   must (pthread_mutex_lock (&s->lock));
   return err;
 }

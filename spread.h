@@ -44,8 +44,8 @@ struct spread_ops {
   /* C goes on with NR handles, for WHY.  Called once. */
   void (*gives_up) (struct connection *c, unsigned nr, const char *why);
 
-  /* Flush all handles of C.  Returns 0 or an errno. */
-  int (*flush) (struct connection *c);
+  /* Flush all handles of H's connection.  Returns 0 or an errno. */
+  int (*flush) (struct handle *h);
 };
 
 /* In "inside", besides the count. */

@@ -3,8 +3,8 @@
  */
 
 /* What the dynamic loader knows.  Nothing here calls a C library function:
- * other preloaded libraries, such as a sanitizer's runtime, interpose these, and
- * call dlsym before they are ready themselves.
+ * other preloaded libraries, such as a sanitizer's runtime, interpose these,
+ * and call dlsym before they are ready themselves.
  */
 
 #ifndef MCSHIM_LOADER_H

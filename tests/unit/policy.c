@@ -13,7 +13,7 @@ static char complaints[4096];
 static unsigned nr_complaints;
 
 static void
-complain (char *line)
+complain (const char *line)
 {
   if (strlen (complaints) + strlen (line) + 2 <= sizeof complaints)
     strcat (strcat (complaints, line), "\n");

@@ -53,10 +53,10 @@ static unsigned nr_flushes;
 static struct gate flushes;
 
 static int
-flush_handles (struct connection *c)
+flush_handles (struct handle *h)
 {
   CHECK (nr_held == 0);
-  CHECK ((struct handle *) c == &handles[0]);
+  CHECK (h == &handles[0]);
   CHECK (s->inside & ALONE);
   world_lock ();
   nr_flushes++;

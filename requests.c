@@ -1,0 +1,387 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (C) 2026 mcshim authors
+ */
+
+/* Requests: see requests.h. */
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "interpose/server.h"
+#include "requests.h"
+
+#define ALWAYS_INLINE inline __attribute__ ((always_inline))
+
+enum kind { PREAD, CACHE, EXTENTS, PWRITE, TRIM, ZERO }; /* three write */
+
+/* A request, or a piece of one. */
+struct request {
+  enum kind kind;
+  uint32_t count, flags;
+  uint64_t offset;
+  void *buf;                    /* PREAD, PWRITE */
+  struct nbdkit_extents *extents; /* EXTENTS */
+};
+
+/* Returns what a callback must return: it fails with ERR, or succeeds.  Not
+ * inline, so that requests that succeed need no register for ERR.
+ */
+static __attribute__ ((noinline)) int
+result (int err)
+{
+  nbdkit_set_error (err);
+  errno = err;
+  return err ? -1 : 0;
+}
+
+static ALWAYS_INLINE int
+call_plugin (void *handle, const struct request *r)
+{
+  switch (r->kind) {
+  case PREAD:
+    return plugin.pread (handle, r->buf, r->count, r->offset, r->flags);
+  case CACHE:
+    return plugin.cache (handle, r->count, r->offset, r->flags);
+  case EXTENTS:
+    return plugin.extents (handle, r->count, r->offset, r->flags, r->extents);
+  case PWRITE:
+    return plugin.pwrite (handle, r->buf, r->count, r->offset, r->flags);
+  case TRIM:
+    return plugin.trim (handle, r->count, r->offset, r->flags);
+  default:
+    return plugin.zero (handle, r->count, r->offset, r->flags);
+  }
+}
+
+/* The one place where a request, or a piece of one, enters the plugin, and
+ * leaves it.  It is short because the kind is a constant where it matters.
+ */
+static ALWAYS_INLINE int
+run (struct handle *h, const struct request *request)
+{
+  const bool writes = request->kind >= PWRITE;
+  int r = request_begin (h, writes, request->offset, request->count);
+
+  if (__builtin_expect (r != 0, 0))
+    return result (r);
+  r = call_plugin (h->plugin, request);
+  atomic_fetch_add_explicit (writes ? &h->writes : &h->reads, 1,
+                             memory_order_relaxed);
+  request_end (h, writes);
+  return r;
+}
+
+/* Run PIECE, which one handle serves, on that.  Any thread may do so. */
+static ALWAYS_INLINE int
+run_piece (struct spread *s, const struct request *piece)
+{
+  struct handle *h = spread_enter (s, piece->offset);
+  int r;
+
+  if (h == NULL)
+    return result (errno);
+  r = run (h, piece);
+  spread_leave (s, h);
+  return r;
+}
+
+/* Run REQUEST, on the first handle, while there is no other on C. */
+static int
+run_alone (struct connection *c, const struct request *request)
+{
+  int r = result (spread_alone_begin (c->spread)), failed, err;
+
+  if (r != -1) {
+    r = run (&c->handle, request);
+    failed = r == -1 ? server_error (plugin.errno_is_preserved) : 0;
+    err = spread_alone_end (c->spread);
+    if (failed || err)
+      r = result (failed ? failed : err);
+  }
+  return r;
+}
+
+/* Serve a request that goes to several handles. */
+static __attribute__ ((noinline)) int
+serve_pieces (struct connection *c, void *buf, uint32_t count, uint64_t offset,
+              uint32_t flags, enum kind kind)
+{
+  struct request piece = { kind, count, flags, offset, buf, NULL };
+  uint32_t left = count;
+  int r;
+
+  if ((kind == TRIM || kind == ZERO) && c->handle.flushable &&
+      spread_is_long (c->spread, count))
+    return run_alone (c, &piece);
+  do {
+    nbdkit_set_error (0);       /* the last piece may have left one */
+    piece.count = spread_length (c->spread, piece.offset, left);
+    r = run_piece (c->spread, &piece);
+    left -= piece.count;
+    piece.offset += piece.count;
+    if (piece.buf != NULL)
+      piece.buf = (char *) piece.buf + piece.count;
+  } while (left > 0 && r != -1);
+  return r;
+}
+
+/* Serve any request of a connection that may have several handles.  The
+ * arguments are where a callback has got them.
+ */
+typedef int several_fn (struct connection *c, void *buf, uint32_t count,
+                        uint64_t offset, uint32_t flags);
+#define SEVERAL(kind)                                                   \
+  static __attribute__ ((noinline)) int                                 \
+  several_##kind (struct connection *c, void *buf, uint32_t count,      \
+                  uint64_t offset, uint32_t flags)                      \
+  {                                                                     \
+    const struct request r = { kind, count, flags, offset, buf, NULL }; \
+                                                                        \
+    return spread_length (c->spread, offset, count) < count ?           \
+      serve_pieces (c, buf, count, offset, flags, kind) :               \
+      run_piece (c->spread, &r);                                        \
+  }
+SEVERAL (PREAD)
+SEVERAL (PWRITE)
+SEVERAL (TRIM)
+SEVERAL (ZERO)
+SEVERAL (CACHE)
+
+static ALWAYS_INLINE int
+serve (struct connection *c, void *buf, uint32_t count, uint64_t offset,
+       uint32_t flags, enum kind kind, several_fn *several)
+{
+  const struct request r = { kind, count, flags, offset, buf, NULL };
+  struct handle *h = &c->handle;
+
+  if (c->spread != NULL)
+    return several (c, buf, count, offset, flags);
+  __asm__ ("" : "+r" (h));      /* nothing need be saved before the test */
+  return run (h, &r);
+}
+
+int
+shim_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
+            uint32_t flags)
+{
+  return serve (handle, buf, count, offset, flags, PREAD, several_PREAD);
+}
+
+int
+shim_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset,
+             uint32_t flags)
+{
+  return serve (handle, (void *) buf, count, offset, flags, PWRITE,
+                several_PWRITE);
+}
+
+int
+shim_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return serve (handle, NULL, count, offset, flags, TRIM, several_TRIM);
+}
+
+int
+shim_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return serve (handle, NULL, count, offset, flags, ZERO, several_ZERO);
+}
+
+int
+shim_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return serve (handle, NULL, count, offset, flags, CACHE, several_CACHE);
+}
+
+/* An answer may cover less than was asked: many pieces take too long. */
+#define EXTENTS_PIECES 64
+
+/* Add what the plugin says about one piece, and nothing beyond it: that is
+ * for another handle to say.  Returns how much of the piece that covers.
+ */
+static uint32_t
+add_extents (struct nbdkit_extents *extents,
+             const struct nbdkit_extents *piece, int *r)
+{
+  const size_t n = nbdkit_extents_count (piece);
+  uint32_t covered = 0;
+  struct extent e;
+  size_t i;
+
+  for (i = 0; i < n && *r != -1; i++) {
+    e = get_extent (piece, i);
+    *r = nbdkit_add_extent (extents, e.offset, e.length, e.type);
+    covered += e.length;
+  }
+  return covered;
+}
+
+/* nbdkit's split plugin (1.24 and 1.32 at least) crashes if the last of
+ * several extents goes on beyond what it was asked about, which is seldom
+ * unless requests are cut.
+ */
+static bool
+tells_one_extent (void)
+{
+  return plugin.name && strcmp (plugin.name, "split") == 0;
+}
+
+/* Ask the handles that REQUEST goes to. */
+static int
+ask_for_extents (struct connection *c, const struct request *request)
+{
+  const bool one = request->flags & NBDKIT_FLAG_REQ_ONE;
+  struct request piece = *request;
+  uint32_t left = request->count, covered;
+  unsigned pieces = 0;
+  int r, err;
+
+  if (tells_one_extent ())
+    piece.flags |= NBDKIT_FLAG_REQ_ONE;
+  do {
+    piece.count = spread_length (c->spread, piece.offset, left);
+    piece.extents = nbdkit_extents_new (piece.offset,
+                                        piece.offset + piece.count);
+    if (piece.extents == NULL)  /* it has said why */
+      return result (ENOMEM);
+    nbdkit_set_error (0);
+    r = run_piece (c->spread, &piece);
+    covered = add_extents (request->extents, piece.extents, &r);
+    err = errno;
+    nbdkit_extents_free (piece.extents);
+    errno = err;
+    if (r == -1 && pieces > 0)  /* whoever asks about the rest is told */
+      return result (0);
+    left -= covered;
+    piece.offset += covered;
+  } while (r != -1 && covered > 0 && left > 0 && ++pieces < EXTENTS_PIECES &&
+           !(one && nbdkit_extents_count (request->extents) > 1));
+  return r;
+}
+
+int
+shim_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
+              struct nbdkit_extents *extents)
+{
+  struct connection *c = handle;
+  const struct request r = { EXTENTS, count, flags, offset, NULL, extents };
+
+  if (c->spread == NULL)
+    return run (&c->handle, &r);
+  return c->spread->any ? run_piece (c->spread, &r) : ask_for_extents (c, &r);
+}
+
+int
+flush_one (struct handle *h)
+{
+  struct visit v;
+  int r;
+
+  context_enter (&h->connection->context, h->resolution.replicate, &v);
+  nbdkit_set_error (0);
+  errno = 0;
+  r = plugin.flush (h->plugin, 0) == -1 ?
+    server_error (plugin.errno_is_preserved) : 0;
+  context_leave (&v);
+  return r;
+}
+
+/* The plugin has said that it can't flush here.  The server calls its flush
+ * all the same after a FUA write that it emulates: for this connection alone.
+ */
+static int
+flush_own (struct connection *c)
+{
+  const unsigned nr = c->spread ? spread_count (c->spread) : 1;
+  int err = 0, e;
+  struct handle *h;
+  unsigned i;
+
+  for (i = 0; i < nr; i++) {
+    h = c->spread ? spread_handle (c->spread, i) : &c->handle;
+    control_begin (h);
+    e = flush_one (h);
+    control_end (h);
+    if (err == 0)
+      err = e;
+  }
+  return err;
+}
+
+int
+shim_flush (void *handle, uint32_t flags)
+{
+  struct connection *c = handle;
+  struct flushed f;
+
+  (void) flags;                 /* there are none */
+  if (!c->handle.flushable)
+    return result (flush_own (c));
+  f = replicate_flush (&c->handle);
+  if (f.replicated)
+    nbdkit_debug ("mcshim: flush: replicas %u, phases %u, %.3f ms",
+                  f.replicas, f.phases, f.ns / 1e6);
+  return result (f.err);
+}
+
+/* API version 1: the plugin's callbacks as if they were of version 2. */
+
+static int
+pread_v1 (void *handle, void *buf, uint32_t count, uint64_t offset,
+          uint32_t flags)
+{
+  (void) flags;
+  return plugin._pread_v1 (handle, buf, count, offset);
+}
+
+static int
+pwrite_v1 (void *handle, const void *buf, uint32_t count, uint64_t offset,
+           uint32_t flags)
+{
+  (void) flags;
+  return plugin._pwrite_v1 (handle, buf, count, offset);
+}
+
+static int
+flush_v1 (void *handle, uint32_t flags)
+{
+  (void) flags;
+  return plugin._flush_v1 (handle);
+}
+
+static int
+trim_v1 (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  (void) flags;
+  return plugin._trim_v1 (handle, count, offset);
+}
+
+static int
+zero_v1 (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return plugin._zero_v1 (handle, count, offset,
+                          (flags & NBDKIT_FLAG_MAY_TRIM) != 0);
+}
+
+void
+adapt_version_1 (void)
+{
+#define ADAPT(callback)                                 \
+  if (plugin._##callback##_v1 && !plugin.callback)      \
+    plugin.callback = callback##_v1;
+  ADAPT (pread)
+  ADAPT (pwrite)
+  ADAPT (flush)
+  ADAPT (trim)
+  ADAPT (zero)
+#undef ADAPT
+}
+
+/* The server goes by this one when it answers can_fast_zero. */
+int
+shim__zero_v1 (void *handle, uint32_t count, uint64_t offset, int may_trim)
+{
+  return shim_zero (handle, count, offset,
+                    may_trim ? NBDKIT_FLAG_MAY_TRIM : 0);
+}
