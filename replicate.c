@@ -694,6 +694,26 @@ replicate_for_connection (struct handle *h)
   return err;
 }
 
+int
+handle_catches_up (struct handle *h)
+{
+  bool dirty = false;
+  struct handle *h2;
+  int err;
+
+  lock_groups ();
+  LIST_FOREACH (h2, &h->group->handles, in_group)
+    if (h2->connection == h->connection &&
+        ((atomic_load (&h2->state) & WRITE_DIRTY) || h2->flushing > 0))
+      dirty = true;
+  unlock_groups ();
+  err = dirty ? replicate_for_connection (h) : 0;
+  lock_groups ();
+  owe (h, h->group->written);
+  unlock_groups ();
+  return err;
+}
+
 void
 replicate_init (const struct policy *p, const struct replicate_ops *o)
 {

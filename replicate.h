@@ -185,6 +185,11 @@ extern struct flushed replicate_flush (struct handle *h);
  */
 extern int replicate_for_connection (struct handle *h);
 
+/* Have H see what has been done on all handles of its connection.  Returns 0 or
+ * the errno of a flush.
+ */
+extern int handle_catches_up (struct handle *h);
+
 /* Statistics of all handles, open and closed. */
 extern struct statistics replicate_statistics (void);
 

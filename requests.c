@@ -194,70 +194,19 @@ shim_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
   return serve (handle, NULL, count, offset, flags, CACHE, several_CACHE);
 }
 
-/* An answer may cover less than was asked: many pieces take too long. */
-#define EXTENTS_PIECES 64
-
-/* Add what the plugin says about one piece, and nothing beyond it: that is
- * for another handle to say.  Returns how much of the piece that covers.
- */
-static uint32_t
-add_extents (struct nbdkit_extents *extents,
-             const struct nbdkit_extents *piece, int *r)
-{
-  const size_t n = nbdkit_extents_count (piece);
-  uint32_t covered = 0;
-  struct extent e;
-  size_t i;
-
-  for (i = 0; i < n && *r != -1; i++) {
-    e = get_extent (piece, i);
-    *r = nbdkit_add_extent (extents, e.offset, e.length, e.type);
-    covered += e.length;
-  }
-  return covered;
-}
-
-/* nbdkit's split plugin (1.24 and 1.32 at least) crashes if the last of
- * several extents goes on beyond what it was asked about, which is seldom
- * unless requests are cut.
- */
-static bool
-tells_one_extent (void)
-{
-  return plugin.name && strcmp (plugin.name, "split") == 0;
-}
-
-/* Ask the handles that REQUEST goes to. */
+/* Ask one handle, which may tell about what others have served. */
 static int
-ask_for_extents (struct connection *c, const struct request *request)
+ask_one (struct connection *c, const struct request *r)
 {
-  const bool one = request->flags & NBDKIT_FLAG_REQ_ONE;
-  struct request piece = *request;
-  uint32_t left = request->count, covered;
-  unsigned pieces = 0;
-  int r, err;
+  struct handle *h = spread_enter (c->spread, r->offset);
+  int err, ret;
 
-  if (tells_one_extent ())
-    piece.flags |= NBDKIT_FLAG_REQ_ONE;
-  do {
-    piece.count = spread_length (c->spread, piece.offset, left);
-    piece.extents = nbdkit_extents_new (piece.offset,
-                                        piece.offset + piece.count);
-    if (piece.extents == NULL)  /* it has said why */
-      return result (ENOMEM);
-    nbdkit_set_error (0);
-    r = run_piece (c->spread, &piece);
-    covered = add_extents (request->extents, piece.extents, &r);
-    err = errno;
-    nbdkit_extents_free (piece.extents);
-    errno = err;
-    if (r == -1 && pieces > 0)  /* whoever asks about the rest is told */
-      return result (0);
-    left -= covered;
-    piece.offset += covered;
-  } while (r != -1 && covered > 0 && left > 0 && ++pieces < EXTENTS_PIECES &&
-           !(one && nbdkit_extents_count (request->extents) > 1));
-  return r;
+  if (h == NULL)
+    return result (errno);
+  err = handle_catches_up (h);
+  ret = err ? result (err) : run (h, r);
+  spread_leave (c->spread, h);
+  return ret;
 }
 
 int
@@ -269,7 +218,8 @@ shim_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
 
   if (c->spread == NULL)
     return run (&c->handle, &r);
-  return c->spread->any ? run_piece (c->spread, &r) : ask_for_extents (c, &r);
+  return c->spread->any || !c->handle.flushable ?
+    run_piece (c->spread, &r) : ask_one (c, &r);
 }
 
 int

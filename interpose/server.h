@@ -28,18 +28,6 @@ extern int64_t nbdkit_parse_size (const char *str) WEAK;
 extern void handle_single_connection (void) WEAK;
 extern const char *nbdkit_export_name (void) WEAK; /* since 1.16 */
 extern int nbdkit_nanosleep (unsigned sec, unsigned nsec) WEAK; /* since 1.14 */
-struct nbdkit_extents;
-/* Since 1.12; most are for filters. */
-extern int nbdkit_add_extent (struct nbdkit_extents *extents, uint64_t offset,
-                              uint64_t length, uint32_t type) WEAK;
-extern struct nbdkit_extents *nbdkit_extents_new (uint64_t start, uint64_t end)
-  WEAK;
-extern void nbdkit_extents_free (struct nbdkit_extents *extents) WEAK;
-extern size_t nbdkit_extents_count (const struct nbdkit_extents *extents) WEAK;
-/* By another name: plugins' headers may or may not have it, and its struct. */
-struct extent { uint64_t offset, length; uint32_t type; };
-extern struct extent get_extent (const struct nbdkit_extents *extents, size_t i)
-  __asm__ ("nbdkit_get_extent") WEAK;
 extern void *nbdkit_next_context_open (void *backend, int readonly,
                                        const char *exportname, int shared)
   WEAK;                                            /* since 1.26 */

@@ -283,7 +283,8 @@ EOT
 }
 
 @test "plugins that keep it alone are not accused" {
-  local SERVE_WITH=no_shim seed=100
+  local -x SERVE_WITH=no_shim
+  local seed=100
   truncate -s 4M image
   cached
   in_file "$PWD/image"
