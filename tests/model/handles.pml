@@ -2,7 +2,7 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* Two handles of the plugin behind one connection (spread.c, shim.c), for
+/* Two handles of the plugin behind one connection (spread.c, requests.c), for
  * spin, which tries every interleaving of a few requests.  replicate.pml proves
  * the details of a round; here it has the same two phases, and one thread runs
  * it.

@@ -2,7 +2,7 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* A plugin with a cache for each handle, and connections to it, as shim.c
+/* A plugin with a cache for each handle, and connections to it, as requests.c
  * would call them: see tests/plugins/wbcache.c for the real one.
  *
  * The disk has some cells.  Each connection writes its own, and reads all.
@@ -194,7 +194,7 @@ server_ends (void)
   return ends;
 }
 
-/* What shim.c does around them. */
+/* What requests.c does around them. */
 
 /* Returns the value of CELL, or an errno, negative. */
 static inline int
