@@ -82,23 +82,22 @@ open_further (struct connection *c, char *why, size_t size)
     return NULL;
   }
   handle_opens_beside (h, &c->handle);
+  snprintf (why, size, "another could not be opened");
   h->plugin = plugin.open (c->readonly);
-  if (h->plugin == NULL)
-    snprintf (why, size, "another could not be opened");
-  else if (answers_alike (h, why, size)) {
+  if (h->plugin != NULL && answers_alike (h, why, size)) {
     handle_joins (h);
     nbdkit_debug ("mcshim: the connection has opened another handle");
-    nbdkit_set_error (0);       /* open may have left one */
-    errno = 0;
-    return h;
   }
-  else if (plugin.close)
-    plugin.close (h->plugin);
-  handle_gives_up (h);
-  free (h);
+  else {
+    if (h->plugin != NULL && plugin.close)
+      plugin.close (h->plugin);
+    handle_gives_up (h);
+    free (h);
+    h = NULL;
+  }
   nbdkit_set_error (0);         /* no request has failed */
   errno = 0;
-  return NULL;
+  return h;
 }
 
 static void

@@ -211,23 +211,14 @@ handle_enter (struct handle *h)
 }
 
 int
-handle_enter_write (struct handle *h, uint64_t offset, uint64_t count)
+handle_enter_write (struct handle *h, uint64_t offset, uint64_t count,
+                    bool inside)
 {
   int err;
 
   lock_groups ();
-  err = enter (h, true, offset, count);
-  unlock_groups ();
-  return err;
-}
-
-int
-handle_meets_another (struct handle *h, uint64_t offset, uint64_t count)
-{
-  int err;
-
-  lock_groups ();
-  vacate (h, true);
+  if (inside)
+    vacate (h, true);
   err = enter (h, true, offset, count);
   unlock_groups ();
   return err;

@@ -7,9 +7,8 @@
 #ifndef MCSHIM_GROUP_H
 #define MCSHIM_GROUP_H
 
-#include <stdlib.h>
-
 #include "interpose/oldglibc.h"
+#include "must.h"
 #include "replicate.h"
 
 #define MARKS (WRITE_DIRTY | READ_MARKED | OWES)
@@ -64,16 +63,6 @@ extern struct shared {
   struct replicate_ops ops;
   enum thread_model thread_model;
 } shared;
-
-/* None of these can fail unless memory is corrupt, and then no promise can
- * be kept: nbdkit's own locks also abort.
- */
-static inline void
-must (int err)
-{
-  if (err != 0)
-    abort ();
-}
 
 static inline void
 lock_groups (void)

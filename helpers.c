@@ -10,6 +10,7 @@
 
 #include "helpers.h"
 #include "interpose/oldglibc.h"
+#include "must.h"
 
 #define IDLE_SECONDS 5
 
@@ -31,13 +32,6 @@ static bool ending;
 static pthread_cond_t call = PTHREAD_COND_INITIALIZER;
 static pthread_cond_t gone = PTHREAD_COND_INITIALIZER;
 
-static void
-must (int err)
-{
-  if (err != 0)
-    abort ();
-}
-
 /* Returns false if nobody has called within the time. */
 static bool
 wait_for_call (void)
@@ -45,8 +39,7 @@ wait_for_call (void)
   struct timespec until;
   int err = 0;
 
-  if (clock_gettime (CLOCK_REALTIME, &until) == -1)
-    abort ();
+  must (clock_gettime (CLOCK_REALTIME, &until));
   until.tv_sec += IDLE_SECONDS;
   idle++;
   while (called == 0 && !ending && err == 0)

@@ -20,16 +20,14 @@ unsigned nr_handles = 1;
 const char *
 thread_model_name (void)
 {
-  switch (thread_model) {
-  case NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS:
-    return "serialize_connections";
-  case NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS:
-    return "serialize_all_requests";
-  case NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS:
-    return "serialize_requests";
-  default:
-    return "parallel";
-  }
+  static const char *const names[] = {
+    [NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS] = "serialize_connections",
+    [NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS] = "serialize_all_requests",
+    [NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS] = "serialize_requests",
+  };
+
+  return (unsigned) thread_model < NBDKIT_THREAD_MODEL_PARALLEL ?
+    names[thread_model] : "parallel";
 }
 
 void
@@ -129,16 +127,22 @@ log_resolution (const struct resolution *r, const struct context *c)
          "flush that other connections wait for", plugin.name, function);
 }
 
-/* Resolve what every connection will settle on, if the options and the
- * plugin's struct decide it, whatever the plugin will answer.
+/* Every connection will settle on the same, if the options and the plugin's
+ * struct decide it, whatever the plugin will answer.
  */
-static bool
-foresee (struct resolution *r)
+void
+log_foreseen (void)
 {
   const int readonly = opens_read_only ();
   enum verdict first = NR_VERDICTS;
+  struct resolution r;
   unsigned answers;
+  bool same = true;
+  char words[64];
 
+  if (filter_loaded ("multi-conn"))
+    say ("mcshim: warning: the multi-conn filter is loaded too: what it does "
+         "is done twice, or wrong where requests overlap; leave it out");
   for (answers = 0; answers < 8; answers++) {
     struct traits t = struct_traits (readonly == 1);
 
@@ -148,25 +152,12 @@ foresee (struct resolution *r)
       t.can_flush = false;
     if ((readonly == -1 || plugin.can_write) && (answers & 4))
       t.readonly = true;
-    *r = policy_resolve (&policy, &t);
+    r = policy_resolve (&policy, &t);
     if (answers == 0)
-      first = r->verdict;
-    else if (r->verdict != first)
-      return false;
+      first = r.verdict;
+    same = same && r.verdict == first;
   }
-  return true;
-}
-
-void
-log_foreseen (void)
-{
-  struct resolution r;
-  char words[64];
-
-  if (filter_loaded ("multi-conn"))
-    say ("mcshim: warning: the multi-conn filter is loaded too: what it does "
-         "is done twice, or wrong where requests overlap; leave it out");
-  if (foresee (&r))
+  if (same)
     log_resolution (&r, NULL);
   else {
     snprintf (words, sizeof words, "%s, settled as clients connect",

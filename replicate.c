@@ -475,8 +475,7 @@ wait_for_others (struct group *g)
   bool ends;
   int err;
 
-  if (clock_gettime (CLOCK_REALTIME, &until) == -1)
-    abort ();
+  must (clock_gettime (CLOCK_REALTIME, &until));
   until.tv_sec += LOOK_SECONDS;
   err = pthread_cond_timedwait (&g->phase_over, &shared.lock, &until);
   if (err != ETIMEDOUT) {

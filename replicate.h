@@ -200,10 +200,8 @@ extern void control_end (struct handle *h);
 /* Slow paths of the two functions below; not for anyone else. */
 extern int handle_enter (struct handle *h);
 extern int handle_enter_write (struct handle *h, uint64_t offset,
-                               uint64_t count);
+                               uint64_t count, bool inside);
 extern bool handle_claims (struct handle *h, uint64_t offset, uint64_t count);
-extern int handle_meets_another (struct handle *h, uint64_t offset,
-                                 uint64_t count);
 extern void handle_wrote (struct handle *h);
 extern void handle_left (struct handle *h);
 
@@ -242,13 +240,14 @@ request_begin (struct handle *h, bool writes, uint64_t offset, uint64_t count)
   do
     if (__builtin_expect ((s & h->gate) != READ_MARKED ||
                           (writes && (s & HELD)), 0))
-      return writes ? handle_enter_write (h, offset, count) : handle_enter (h);
+      return writes ? handle_enter_write (h, offset, count, false) :
+        handle_enter (h);
   while (!atomic_compare_exchange_weak
          (&h->state, &s, s + ONE_INSIDE + (writes ? ONE_WRITER : 0)));
 
   if (writes && h->order != NULL &&
       __builtin_expect (!request_claims (h, offset, count), 0))
-    return handle_meets_another (h, offset, count);
+    return handle_enter_write (h, offset, count, true);
   return 0;
 }
 

@@ -25,10 +25,6 @@
 static plugin_init_fn plugin_init;
 static struct nbdkit_plugin wrapped; /* as the server gets it */
 
-/* New in nbdkit 1.26; also needs a build with a header that has it. */
-#define HAS_AFTER_FORK \
-  (NBDKIT_VERSION_MINOR >= 26 && nbdkit_next_context_open != NULL)
-
 static const struct replicate_ops ops = {
   .flush = flush_one,
   .helper_starts = server_error_thread,
@@ -84,7 +80,9 @@ shim_get_ready (void)
   }
   log_settings ();
   log_foreseen ();
-  if (!HAS_AFTER_FORK && stays_in_process ())
+  /* There is no after_fork before nbdkit 1.26, nor in a build for that. */
+  if ((NBDKIT_VERSION_MINOR < 26 || !nbdkit_next_context_open) &&
+      stays_in_process ())
     statsfile_write (plugin.name, thread_model_name ());
   return 0;
 }

@@ -7,14 +7,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "must.h"
 #include "spread.h"
-
-static void
-must (int err)
-{
-  if (err != 0)
-    abort ();
-}
 
 struct spread *
 spread_new (const struct spread_ops *ops, struct handle *first, unsigned most,

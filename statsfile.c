@@ -30,6 +30,7 @@
 
 #include "interpose/oldglibc.h"
 #include "interpose/server.h"
+#include "must.h"
 #include "statsfile.h"
 
 #define INTERVAL 1000           /* milliseconds */
@@ -374,8 +375,7 @@ keep (void *arg)
   } while (!(stop.revents & POLLIN));
 
   update (&last, false);
-  if (eventfd_write (stopped_fd, 1) == -1)
-    abort ();                   /* it can't overflow */
+  must (eventfd_write (stopped_fd, 1)); /* it can't overflow */
   return NULL;
 }
 
@@ -452,8 +452,7 @@ statsfile_end (void)
   if (stop_fd == -1)
     update (&last, false);
   else {
-    if (eventfd_write (stop_fd, 1) == -1)
-      abort ();                 /* it can't overflow */
+    must (eventfd_write (stop_fd, 1));
     do
       r = poll (&stopped, 1, PATIENCE);
     while (r == -1 && errno == EINTR);
@@ -465,8 +464,7 @@ statsfile_end (void)
                     "answer", shown);
       return;
     }
-    if (pthread_join (thread, NULL) != 0)
-      abort ();
+    must (pthread_join (thread, NULL));
     close (stop_fd);
     close (stopped_fd);
   }

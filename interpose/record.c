@@ -46,6 +46,7 @@
 #include <string.h>
 
 #include "loader.h"
+#include "must.h"
 #include "oldglibc.h"
 #include "record.h"
 #include "server.h"
@@ -80,20 +81,6 @@ static bool may_sleep, may_intern, may_ask;
  */
 static pthread_mutex_t intern_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static void
-lock (pthread_mutex_t *mutex)
-{
-  if (pthread_mutex_lock (mutex) != 0)
-    abort ();
-}
-
-static void
-unlock (pthread_mutex_t *mutex)
-{
-  if (pthread_mutex_unlock (mutex) != 0)
-    abort ();
-}
-
 static bool
 has_contexts (void)
 {
@@ -126,8 +113,7 @@ get_record (void)
 static void
 put_record (pthread_key_t key, const void *record)
 {
-  if (pthread_setspecific (key, record) != 0)
-    abort ();
+  must (pthread_setspecific (key, record));
 }
 
 static bool
@@ -182,7 +168,7 @@ server_error_init (void)
 
   if (atomic_load (&have_record) || error_goes_to_errno ())
     return;
-  lock (&probe_lock);
+  must (pthread_mutex_lock (&probe_lock));
   for (key = 0; !atomic_load (&have_record) && key < PTHREAD_KEYS_MAX; key++) {
     value = pthread_getspecific (key);
     if (value != NULL && is_record_key (key, value)) {
@@ -191,7 +177,7 @@ server_error_init (void)
       nbdkit_set_error (0);
     }
   }
-  unlock (&probe_lock);
+  must (pthread_mutex_unlock (&probe_lock));
 }
 
 /* A record that is all zero is what a new thread of the server starts with,
@@ -324,10 +310,10 @@ context_capture (struct context *c)
     return;
 
   if (!atomic_load (&whose_is_settled)) {
-    lock (&probe_lock);
+    must (pthread_mutex_lock (&probe_lock));
     if (!atomic_load (&whose_is_settled))
       find_whose (record);
-    unlock (&probe_lock);
+    must (pthread_mutex_unlock (&probe_lock));
   }
 
   offset = atomic_load (&whose_offset);
@@ -373,14 +359,14 @@ context_enter (const struct context *c, bool others, struct visit *v)
 
   v->locked = may_intern && !interns;
   if (v->locked)
-    lock (&intern_lock);
+    must (pthread_mutex_lock (&intern_lock));
 }
 
 void
 context_leave (const struct visit *v)
 {
   if (v->locked)
-    unlock (&intern_lock);
+    must (pthread_mutex_unlock (&intern_lock));
   if (v->hidden)
     put_record (record_key, v->record);
   if (v->record != NULL)
