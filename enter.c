@@ -174,6 +174,7 @@ static int
 enter (struct handle *h, bool writes, uint64_t offset, uint64_t count)
 {
   uint64_t owed = 0;
+  bool claims;
   int err;
 
   if (writes && h->order == NULL && (atomic_load (&h->state) & HELD)) {
@@ -181,9 +182,9 @@ enter (struct handle *h, bool writes, uint64_t offset, uint64_t count)
     if (err != 0)
       return err;
   }
-  writes = writes && h->order != NULL;
+  claims = writes && h->order != NULL;
   for (;;) {
-    err = writes ? write_back_others (h, offset, count, &owed) : 0;
+    err = claims ? write_back_others (h, offset, count, &owed) : 0;
     if (err != 0)
       return err;
     notice_empty (h);
@@ -193,7 +194,7 @@ enter (struct handle *h, bool writes, uint64_t offset, uint64_t count)
       return err;
     notice_empty (h);
     mark (h, READ_MARKED);
-    if (!writes || handle_claims (h, offset, count))
+    if (!claims || handle_claims (h, offset, count))
       return 0;
     vacate (h, true);
   }
