@@ -142,7 +142,7 @@ unit_obj := $(patsubst %,$(build)/unit/%.o,policy helpers order replicate enter 
 wrapped := pthread_mutex_lock pthread_mutex_unlock pthread_cond_init \
   pthread_cond_destroy pthread_cond_wait pthread_cond_timedwait \
   pthread_cond_signal pthread_cond_broadcast pthread_create pthread_join \
-  clock_gettime malloc calloc strdup free
+  clock_gettime malloc calloc strdup free mmap munmap
 $(build)/unit/helpers $(build)/unit/replicate $(build)/unit/spread: \
   wrap := $(wrapped:%=-Wl,--wrap=%)
 

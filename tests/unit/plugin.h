@@ -5,12 +5,12 @@
 /* A plugin with a cache for each handle, and connections to it, as requests.c
  * would call them: see tests/plugins/wbcache.c for the real one.
  *
- * The disk has some cells.  Each connection writes its own, and reads all.
- * A handle fetches all of them at its first request, also for a write, and
- * keeps its own cell's new value until it is flushed.  It is as bad as it
- * may be: what it has fetched goes into the cache at the end of the
- * request, and a flush drops the cache, or refreshes it, as it begins, and
- * writes as it ends.
+ * The disk has some cells, one for each connection, in blocks.  A handle
+ * fetches all of them at its first request, also for a write, and keeps what
+ * is written until it is flushed.  It is as bad as it may be: what it has
+ * fetched goes into the cache at the end of the request; a write takes all of
+ * its block with it, as the handle has it; and a flush drops the cache, or
+ * refreshes it, as it begins, and writes as it ends.
  */
 
 #ifndef MCSHIM_UNIT_PLUGIN_H
@@ -20,6 +20,7 @@
 #include "threads.h"
 
 #define CONNECTIONS 80
+#define LONG (((uint64_t) 1 << 32) - 1) /* the longest request */
 
 struct conn {
   struct handle h;
@@ -28,6 +29,7 @@ struct conn {
   struct gate requests, flushes, opens; /* each passes it inside the plugin */
   int flush_err;
   uint64_t flush_ns;
+  uint32_t block;               /* which it writes back, unless 0 */
 
   /* What a test looks at. */
   unsigned nr_requests, nr_flushes; /* that have entered */
@@ -37,13 +39,18 @@ struct conn {
   unsigned cell;
   bool open;
   unsigned inside;
-  bool cached, dirty;
+  bool cached;
   int cache[CONNECTIONS];
-  int newest;                   /* of its own cell */
+  unsigned writes;
+  struct own {
+    int value;
+    unsigned write, flushed;    /* the number of each; dirty if they differ */
+  } own[CONNECTIONS];           /* which it has written */
 };
 
 static enum thread_model model;
 static bool refreshes;          /* a flush, and an open takes a copy */
+static uint64_t spacing = 4096; /* from cell to cell */
 static int disk[CONNECTIONS];
 static struct conn conns[CONNECTIONS];
 static unsigned nr_conns;
@@ -74,15 +81,27 @@ leave (struct conn *c)
   world_unlock ();
 }
 
-/* A read returns the value of CELL. */
-static int
-plugin_read (struct conn *c, unsigned cell)
+static bool
+is_dirty (const struct own *own)
 {
-  int fetched[CONNECTIONS], value;
+  return own->write != own->flushed;
+}
+
+/* Returns the value of CELL.  If COUNT is not 0, so many bytes from there on
+ * are written: VALUE is the cells' new one.
+ */
+static int
+plugin_request (struct conn *c, unsigned cell, uint64_t count, int value)
+{
+  const uint64_t block = c->h.block / spacing;
+  int fetched[CONNECTIONS];
+  uint64_t i, last;
+  unsigned before;
   bool fetch;
 
   enter (c);
   c->nr_requests++;
+  before = c->writes;
   fetch = !c->cached;
   memcpy (fetched, fetch ? disk : c->cache, sizeof fetched);
   world_unlock ();
@@ -94,33 +113,36 @@ plugin_read (struct conn *c, unsigned cell)
     memcpy (c->cache, fetched, sizeof fetched);
     c->cached = true;
   }
-  value = cell == c->cell && c->dirty ? c->newest : fetched[cell];
+  if (count > 0) {
+    last = (cell * spacing + count - 1) / spacing;
+    c->writes++;
+    for (i = cell / block * block;
+         i < CONNECTIONS && i <= last / block * block + block - 1; i++) {
+      if (i >= cell && i <= last)
+        c->own[i].value = value;
+      else if (!is_dirty (&c->own[i]) && c->own[i].write <= before)
+        c->own[i].value = fetched[i];
+      c->own[i].write = c->writes;
+    }
+  }
+  value = is_dirty (&c->own[cell]) ? c->own[cell].value : fetched[cell];
   leave (c);
   return value;
-}
-
-static void
-plugin_write (struct conn *c, int value)
-{
-  plugin_read (c, c->cell);
-  world_lock ();
-  c->newest = value;
-  c->dirty = true;
-  world_unlock ();
 }
 
 static int
 plugin_flush (struct handle *h)
 {
   struct conn *c = (struct conn *) h;
-  bool dirty, cached;
-  int newest, err;
+  struct own own[CONNECTIONS];
+  unsigned i;
+  bool cached;
+  int err;
 
   enter (c);
   c->nr_flushes++;
   c->flush_began = ++tick;
-  dirty = c->dirty;
-  newest = c->newest;
+  memcpy (own, c->own, sizeof own);
   cached = c->cached;
   if (refreshes)
     memcpy (c->cache, disk, sizeof disk);
@@ -136,13 +158,15 @@ plugin_flush (struct handle *h)
   err = c->flush_err;
   if (err != 0)
     c->cached |= cached;
-  else if (dirty) {
-    if (disk[c->cell] < newest)
-      disk[c->cell] = newest;
-    if (refreshes)
-      c->cache[c->cell] = newest;
-    c->dirty = c->newest != newest;
-  }
+  else
+    for (i = 0; i < CONNECTIONS; i++)
+      /* Unless another flush of this handle has written a newer one. */
+      if (is_dirty (&own[i]) && own[i].write >= c->own[i].flushed) {
+        disk[i] = own[i].value;
+        if (refreshes)
+          c->cache[i] = own[i].value;
+        c->own[i].flushed = own[i].write;
+      }
   c->flush_ended = ++tick;
   leave (c);
   errno = EDOM;
@@ -196,39 +220,37 @@ server_ends (void)
 
 /* What requests.c does around them. */
 
-/* Returns the value of CELL, or an errno, negative. */
+/* As plugin_request.  Returns an errno, negative, where no request got in. */
 static inline int
-do_read (struct conn *c, unsigned cell)
+do_request (struct conn *c, unsigned cell, uint64_t count, int value)
 {
-  int r = request_begin (&c->h, false, c->cell * 4096, 512);
+  const bool writes = count > 0;
+  int r = request_begin (&c->h, writes, cell * spacing, writes ? count : 512);
 
   CHECK (nr_held == 0);
   if (r != 0)
     return -r;
-  r = plugin_read (c, cell);
-  c->h.reads++;
+  r = plugin_request (c, cell, count, value);
+  c->h.reads += !writes;
+  c->h.writes += writes;
   errno = E2BIG;
-  request_end (&c->h, false);
+  request_end (&c->h, writes);
   CHECK (errno == E2BIG, "request_end changes errno");
   CHECK (nr_held == 0);
-  return r;
+  return writes ? 0 : r;
 }
 
 static inline int
+do_read (struct conn *c, unsigned cell)
+{
+  return do_request (c, cell, 0, 0);
+}
+
+/* Of its own cell. */
+static inline int
 do_write (struct conn *c, int value)
 {
-  int r = request_begin (&c->h, true, c->cell * 4096, 512);
-
-  CHECK (nr_held == 0);
-  if (r != 0)
-    return -r;
-  plugin_write (c, value);
-  c->h.writes++;
-  errno = E2BIG;
-  request_end (&c->h, true);
-  CHECK (errno == E2BIG, "request_end changes errno");
-  CHECK (nr_held == 0);
-  return 0;
+  return do_request (c, c->cell, 512, value);
 }
 
 /* A callback that is neither data nor flush. */
@@ -286,6 +308,8 @@ joins (struct conn *c)
   c->h.resolution.replicate =
     handle_settles (&c->h, c->h.resolution.replicate);
   CHECK (nr_held == 0);
+  if (c->block > 0)
+    c->h.block = c->block;
   handle_joins (&c->h);
   CHECK (nr_held == 0);
 }
@@ -305,6 +329,7 @@ do_close (struct conn *c)
   int r = handle_leaves (&c->h);
 
   CHECK (nr_held == 0);
+  CHECK (WRITERS (c->h.state) == 0, "%x are inside", (unsigned) WRITERS (c->h.state));
   plugin_close (c);
   return r;
 }
@@ -313,13 +338,13 @@ do_close (struct conn *c)
 
 enum what { READ, WRITE, CONTROL, FLUSH, BETWEEN, OPEN, CLOSE };
 
-/* ARG is the cell, or the value. */
+/* ARG is the value. */
 static int
-call (enum what what, struct conn *c, int arg)
+call (enum what what, struct conn *c, unsigned cell, uint64_t count, int arg)
 {
   switch (what) {
-  case READ: return do_read (c, arg);
-  case WRITE: return do_write (c, arg);
+  case READ:
+  case WRITE: return do_request (c, cell, count, arg);
   case CONTROL: do_control (c); return 0;
   case FLUSH: return do_flush (c).err;
   case BETWEEN: return replicate_for_connection (&c->h);
@@ -333,6 +358,8 @@ struct actor {
   pthread_t thread;
   enum what what;
   struct conn *c;
+  unsigned cell;
+  uint64_t count;
   int arg, result;
   bool over, joined;            /* guarded by "world" */
 };
@@ -344,7 +371,7 @@ static void *
 act (void *arg)
 {
   struct actor *a = arg;
-  const int result = call (a->what, a->c, a->arg);
+  const int result = call (a->what, a->c, a->cell, a->count, a->arg);
 
   world_lock ();
   a->result = result;
@@ -355,15 +382,26 @@ act (void *arg)
 
 /* Let it go as far as it can. */
 static inline struct actor *
-start (enum what what, struct conn *c, int arg)
+start_request (enum what what, struct conn *c, unsigned cell, uint64_t count,
+               int arg)
 {
   struct actor *a = &actors[nr_actors++];
 
   CHECK (nr_actors <= sizeof actors / sizeof actors[0]);
-  *a = (struct actor) { .what = what, .c = c, .arg = arg };
+  *a = (struct actor) {
+    .what = what, .c = c, .cell = cell, .count = count, .arg = arg,
+  };
   start_thread (&a->thread, act, a);
   settle ();
   return a;
+}
+
+/* ARG is the cell, or the value. */
+static inline struct actor *
+start (enum what what, struct conn *c, int arg)
+{
+  return what == READ ? start_request (what, c, arg, 0, 0) :
+    start_request (what, c, c->cell, what == WRITE ? 512 : 0, arg);
 }
 
 static inline bool
@@ -491,6 +529,7 @@ end (void)
   CHECK (threads == 0, "%d threads are left", threads);
   CHECK (conds == 0, "%d condition variables are left", conds);
   CHECK (allocated == 0, "%d allocations are left", allocated);
+  CHECK (mapped == 0, "%d tables are left", mapped);
 }
 
 #endif /* MCSHIM_UNIT_PLUGIN_H */

@@ -6,15 +6,16 @@
  *
  * Most tests are scripts, in the table at the end.  A script is words.  The
  * letters a to h are handles, each of a connection of its own, and the cells
- * that they write:
+ * that belong to them, a block for each:
  *
  *   ab:      a and b open, in mode emulate
  *   a:plain  flushes are passed on; a:multi: and it has multi-conn
- *   a:stuck  it has no flush
+ *   a:stuck  it has no flush; a:16 its blocks are of 16 cells
  *   a:opens  all but the last of plugin.h's steps; a:joins is that
  *   a:/x     in the group of x; also a:plain/x
  *   ax       a closes
- *   arb aw1  a reads the cell of b; a writes 1
+ *   arb aw1  a reads the cell of b; a writes 1; awb1: to the cell of b;
+ *            awbc1: to those from b to c; aw*1: to all, 4 GiB - 1
  *   ac af    a callback that is neither data nor flush; a flush
  *   ai       a flush for which no client has asked
  *
@@ -25,10 +26,13 @@
  *   1? 1=0 1 it is not over; it is, with this result; with any
  *   a[r a]r  requests wait inside the plugin; they go on; a|r: one does
  *   a[f a]f  the same for flushes
+ *   a:f      flushes that come do not wait; those that are inside do
  *   a!EIO a! flushes fail; they no longer do
  *   a~       the plugin has its write to flush once more
  *
  *   .late    time passes; .ends: it does, as the server is ending
+ *   .nomem   there is no memory for a table, once; .full: there are no more
+ *            numbers in it
  *
  * What must be so:
  *
@@ -38,13 +42,14 @@
  *   a<b      the last flush of b began after that of a had ended
  *   .locked  the last request took a lock; .free: it did not
  *   .empty   nothing is allocated
+ *   .table   there is a table of who wrote what; .none: there is not
  *   $name=1  a counter of the statistics
  *
  * A word after S: is only for SERIALIZE_REQUESTS, one after P: for PARALLEL.
  *
  * What is not as usual comes first: the level, FAST or OFF; the mode, PLUGIN;
  * KEEP, no flush at close; ONE thread for flushes; REFRESH, what flushes of
- * the plugin do.
+ * the plugin do; NEAR, a block has eight cells.
  */
 
 #include <stddef.h>
@@ -57,6 +62,7 @@ static const struct name {
 } errnos[] = {
   { "EIO", EIO }, { "ESHUTDOWN", ESHUTDOWN },
   { "ENOSPC", ENOSPC }, { "ENXIO", ENXIO }, { "EPERM", EPERM },
+  { "ENOMEM", ENOMEM }, { "EMFILE", EMFILE },
   { NULL, 0 }
 }, counters[] = {
 #define COUNTER(name, field) { name, offsetof (struct statistics, field) }
@@ -68,6 +74,7 @@ static const struct name {
   COUNTER ("paid", owed_flushes),
   COUNTER ("closes", flushes_at_close),
   COUNTER ("failed", failed_flushes),
+  COUNTER ("conflicts", conflicts),
   { NULL, 0 }
 };
 
@@ -154,13 +161,15 @@ play_open (const char *p, bool on_thread)
     c->h.resolution.replicate = !plain && !multi;
     c->h.multi_conn = multi;
     c->h.flushable = strcmp (how, "stuck") != 0;
+    c->block = atoi (how) * spacing;
     if (on_thread)
       start (OPEN, c, 0);
     else if (strcmp (how, "opens") == 0) {
       CHECK (handle_opens (&c->h, name) == 0);
       plugin_open (c);
     }
-    else if (*how == '\0' || slash || plain || multi || !c->h.flushable)
+    else if (*how == '\0' || slash || plain || multi || !c->h.flushable ||
+             c->block > 0)
       do_open (c, name);
     else
       bad_word ();
@@ -190,19 +199,33 @@ play_request (struct conn *c, const char *p, bool on_thread)
     { READ, WRITE, CONTROL, FLUSH, BETWEEN, CLOSE };
   const char *op = strchr (ops, *p++);
   const unsigned before = locks_taken;
+  unsigned cell = c->cell;
+  uint64_t count = 0;
   int arg = 0, r;
 
   if (op == NULL)
     bad_word ();
   if (*op == 'r')
-    arg = letter (*p++)->cell;
-  if (*op == 'w')
+    cell = letter (*p++)->cell;
+  if (*op == 'w') {
+    count = 512;
+    if (*p == '*') {
+      p++;
+      cell = 0;
+      count = LONG;
+    }
+    else if (*p >= 'a') {
+      cell = letter (*p++)->cell;
+      if (*p >= 'a')
+        count += (letter (*p++)->cell - cell) * spacing;
+    }
     arg = number (&p);
+  }
   if (on_thread) {
-    start (whats[op - ops], c, arg);
+    start_request (whats[op - ops], c, cell, count, arg);
     return;
   }
-  r = call (whats[op - ops], c, arg);
+  r = call (whats[op - ops], c, cell, count, arg);
   locks = locks_taken - before;
   settle ();
   if (*p == '=') {
@@ -224,7 +247,12 @@ play_handle (const char *p, bool on_thread)
   case ']': gate_open (gate); break;
   case '|': gate_let_one (gate); break;
   case '!': c->flush_err = *p ? number (&p) : 0; break;
-  case '~': c->dirty = true; break;
+  case ':':                     /* the gate wakes nobody */
+    world_lock ();
+    c->flushes.shut = false;
+    world_unlock ();
+    break;
+  case '~': c->own[c->cell].flushed = 0; break;
   case '#': expect (c->nr_flushes, number (&p)); break;
   case '%': expect (c->nr_requests, number (&p)); break;
   case '*': expect (c->inside, number (&p)); break;
@@ -265,9 +293,15 @@ play_word (const char *p)
   }
   else if (strcmp (p, ".empty") == 0)
     expect (allocated, 0);
+  else if (strcmp (p, ".nomem") == 0)
+    fail_mapping = 1;
+  else if (strcmp (p, ".full") == 0)
+    letter ('a')->h.order->owners = OWNERS - 1;
+  else if (strcmp (p, ".table") == 0 || strcmp (p, ".none") == 0)
+    expect (mapped, p[1] == 't');
   else if (*p == '.')
     expect (locks > 0, strcmp (p, ".locked") == 0);
-  else if (strchr (p, ':'))
+  else if (strchr (p, ':') && strcmp (p + 1, ":f") != 0)
     play_open (p, on_thread);
   else
     play_handle (p, on_thread);
@@ -289,6 +323,8 @@ play_option (const char *p, enum level *level)
     policy.flush_threads = 1;
   else if (strcmp (p, "REFRESH") == 0)
     refreshes = true;
+  else if (strcmp (p, "NEAR") == 0)
+    spacing = 512;
   else
     return false;
   return true;
@@ -822,11 +858,13 @@ test_free (void)
 static unsigned
 at_once (struct conn **c, unsigned n, struct conn *flusher)
 {
+  static int value;
   unsigned i, inside = 0;
   struct actor *f;
 
+  value++;
   for (i = 0; i < n; i++) {
-    do_write (c[i], c[i]->newest + 1);
+    do_write (c[i], value);
     gate_shut (&c[i]->flushes);
   }
   f = start (FLUSH, flusher, 0);
@@ -835,7 +873,7 @@ at_once (struct conn **c, unsigned n, struct conn *flusher)
   gates_open (&c[0]->flushes, n, sizeof *c[0]);
   CHECK (result (f) == 0);
   for (i = 0; i < n; i++)
-    CHECK (disk[c[i]->cell] == c[i]->newest);
+    CHECK (disk[c[i]->cell] == value);
   return inside;
 }
 

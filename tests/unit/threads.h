@@ -24,6 +24,7 @@
 
 #include <pthread.h>
 #include <stdint.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "unit.h"
@@ -50,6 +51,9 @@ WRAP (void *, malloc, (size_t size));
 WRAP (void *, calloc, (size_t n, size_t size));
 WRAP (char *, strdup, (const char *s));
 WRAP (void, free, (void *p));
+WRAP (void *, mmap, (void *at, size_t size, int prot, int flags, int fd,
+                     off_t offset));
+WRAP (int, munmap, (void *p, size_t size));
 
 static bool free_running;
 
@@ -87,10 +91,11 @@ static uint64_t clock_ns = 1000000000;
 
 static atomic_int conds;        /* made, and not destroyed */
 static atomic_int threads;      /* the same, and not joined */
-static atomic_int allocated;
+static atomic_int allocated, mapped;
 static atomic_int threads_made; /* by the library */
 static atomic_int fail_threads; /* so many from now on */
 static atomic_int fail_allocation; /* the next one if 1, and so on */
+static atomic_int fail_mapping; /* so many from now on */
 
 /* Of this thread. */
 static _Thread_local const pthread_mutex_t *held[4];
@@ -494,6 +499,25 @@ __wrap_free (void *p)
 {
   allocated -= p != NULL;
   __real_free (p);
+}
+
+void *
+__wrap_mmap (void *at, size_t size, int prot, int flags, int fd, off_t offset)
+{
+  if (fail_mapping > 0) {
+    fail_mapping--;
+    errno = ENOMEM;
+    return MAP_FAILED;
+  }
+  mapped++;
+  return __real_mmap (at, size, prot, flags, fd, offset);
+}
+
+int
+__wrap_munmap (void *p, size_t size)
+{
+  mapped--;
+  return __real_munmap (p, size);
 }
 
 #endif /* MCSHIM_UNIT_THREADS_H */
