@@ -270,7 +270,7 @@ flush_handle (struct handle *h, unsigned mine, bool write_back)
     g->written++;
   }
   /* What another flush has taken may still be on its way. */
-  if (err == 0 && claim != 0 && ends && (write_back || h->flushing == 0))
+  if (err == 0 && claim != 0 && ends && h->flushing == 0)
     end_spell (h, claim);
 
   /* A round that counted this flush can't have ended. */
