@@ -32,7 +32,7 @@
  *
  *   .late    time passes; .ends: it does, as the server is ending
  *   .nomem   there is no memory for a table, once; .full: there are no more
- *            numbers in it
+ *            numbers in it; .old: what a has claimed looks new, as it is old
  *
  * What must be so:
  *
@@ -269,6 +269,14 @@ play_handle (const char *p, bool on_thread)
   }
 }
 
+/* So many flushes later. */
+static void
+age (struct handle *h)
+{
+  owner_of (h->order, h->claim)->flushed ^= SPELLS / 2;
+  h->claim ^= SPELLS / 2;
+}
+
 static void
 play_word (const char *p)
 {
@@ -297,6 +305,8 @@ play_word (const char *p)
     fail_mapping = 1;
   else if (strcmp (p, ".full") == 0)
     letter ('a')->h.order->owners = OWNERS - 1;
+  else if (strcmp (p, ".old") == 0)
+    age (&letter ('a')->h);
   else if (strcmp (p, ".table") == 0 || strcmp (p, ".none") == 0)
     expect (mapped, p[1] == 't');
   else if (*p == '.')
@@ -1078,6 +1088,11 @@ test_no_threads (void)
   "aw" n " bw" n " cw" n " df arb=" n " arc=" n " bra=" n " brc=" n     \
   " cra=" n " crb=" n " dra=" n " drb=" n " drc=" n " "
 
+/* All have old copies.  Parts of one block, in NEAR, and all of one. */
+#define LATER                                                           \
+  "abc: ara bra cra aw1 bwa2 bwb3 awb4 cwc5 cf a@2 b@4 c@5 "            \
+  "bwa6 awa7 cf ara=7 arb=4 arc=5 bra=7 brb=4 brc=5 cra=7 crb=4 crc=5"
+
 static const struct {
   const char *name;
   unsigned models;
@@ -1219,6 +1234,90 @@ static const struct {
     "FAST abc: aw1 bw1 b[f &bx a[f &cf a#1 b#1 b]f 1=0 a]f 2=0 b#1" },
   { "open and close beside a hung flush", TWO,
     "abc: aw1 bw0 cf aw2 a[f &cf &d: 2 bw1 &bx 3=0 b@1 1? a]f 1=0" },
+
+  /* Order. */
+
+  { "the later write wins", ANY, LATER },
+  { "the later write wins, level fast", ANY, "REFRESH FAST " LATER },
+  { "the later write wins, level off", ANY, "OFF " LATER },
+  { "parts of a block", ANY, "NEAR " LATER },
+  { "parts of a block, level fast", ANY, "NEAR REFRESH FAST " LATER },
+  { "parts of a block, level off", ANY, "NEAR OFF " LATER },
+  { "a write that meets nobody takes no lock", ANY,
+    "abcd: aw1 .locked bw1 .locked awc2 .free bwd3 .free bwb1 .free af ara "
+    "aw2 awbd5 .free $conflicts=0 a#1 b#1 bf b@5 d@5" },
+  { "one that does has one handle flushed", ANY,
+    "abcd: cra=0 dw1 aw1 bwa2 a#1 b#0 c#0 d#0 cra=0 $conflicts=1 cf a@2 d@1" },
+  { "a write waits for one that is inside", PARA,
+    "abc: aw1 a[r &aw2 &bwa3 2? &arb &awc4 3? 4? a*2 a]r 1=0 2=0 3 4=0 a@2 cf "
+    "a@3 c@4 $conflicts=1" },
+  { "two wait for one", PARA,
+    "abcd: aw1 a[r &aw2 &bwa3 &cwa3 &awd4 2? 3? 4? a]r 1=0 2=0 3=0 4=0 awa5 "
+    "aw6 .free df a@6 d@4" },
+  { "a write waits for the request that is inside", SERIAL,
+    "abc: aw1 a[r &arb &arb &bwa2 3? a#0 a|r 1 3=0 2? a#1 a]r cf a@2" },
+  { "a write waits for a flush of the other handle", TWO,
+    "abc: aw1 a[f &cf &bwa2 2? a]f 1=0 2=0 a@1 cf a@2" },
+  { "a flush beside a write covers no more than it", PARA,
+    "abc: aw1 a[r &aw2 cf a@1 a]r 1=0 bwa3 a@2 $conflicts=1 cf a@3" },
+  /* 4 is a replica, and 5 runs what is owed beside it, which is done first. */
+  { "a flush that is still on its way", PARA,
+    "abcde: a[r &aw1 &awd5 &arb bw1 bf a|r 1=0 a[f &cf 4? a]r 2=0 3 a:f &are 5 "
+    "a#2 &bwa2 6? a]f 4=0 6=0 bx a@2" },
+  { "the other's flush fails", ANY,
+    "abc: aw1 a!ENOSPC bwa2=-ENOSPC b%0 bra=0 cf=ENOSPC a! bwa2 a@1 cf a@2" },
+  { "the flush of a third one fails", TWO,
+    "abcdef: ew1 e[f &fwe2 aw1 dw1 d!EIO &bwa2 &cf e]f 1=0 2=0 3=EIO d! cf a@2" },
+  { "the other one closes", TWO,
+    "abc: aw1 a[f &ax &bwa2 2? a]f 1=0 2=0 a@1 a#1 cf a@2" },
+  { "the other one closes, and its flush fails", TWO,
+    "abc: aw1 a!EIO a[f &ax &bwa2 2? a]f 1=EIO 2=0 cf=EIO cf a@2" },
+  { "the other one closes as it is flushed", TWO,
+    "abc: aw1 a[f &bwa2 &ax 1? 2? a]f 1=0 2=0 a@1 a#1 cf a@2" },
+  { "the other one closes as it is flushed, which fails", TWO,
+    "abc: aw1 a!EIO a[f &bwa2 &ax a|f 1=-EIO a! a]f 2=0 a@1 a#2 bwa3 cf a@3" },
+  { "the other one has closed unflushed", ANY,
+    "NEAR KEEP abc: bra=0 aw1 ax a@=5 bw2 a@5 cf a@5 b@2" },
+  { "the other one closes unflushed", TWO,
+    "KEEP abc: aw1 a[f &bwa2 &ax a]f 1=0 2=0 a@1 cf a@2" },
+  { "a flush at close fails beside a round without a client", TWO,
+    "abcd: aw1 a!EIO a[f &ax &bi a]f 1=EIO 2=0 cf=EIO cf "
+    "bw1 dw1 b!EIO b[f &bx &cwd2 b]f 3=EIO 4=0 cf=EIO cf d@2" },
+  { "the number of one that has closed", ANY,
+    "NEAR abcd: dra=0 aw1 ax dw2 a@1 bf a@1 d@2" },
+  { "the number of one that has closed, another's write", ANY,
+    "abc: bw1 aw1 ax cw1 bwa2 $conflicts=0 b#1 cf a@2 b@1 c@1" },
+  /* B pays what it owes, and C takes the block, in the same moment. */
+  { "two want what is past", TWO,
+    "abcd: b[r &bra aw1 df cw1 b]r 1 b[f &bwa5 2? cwa6 .free b]f 2=0 a@6 "
+    "$conflicts=1 df a@5" },
+  { "one that has claimed a block, and waits for another", TWO,
+    "abcd: awd1 cw1 df ara crd bw1 b[f &cwab2 1? awa3 a%3 $conflicts=2 b]f 1=0 "
+    "a@3 df a@2 b@2" },
+  { "a write of one that waits", PARA,
+    "abcd: awd1 cw1 bw1 df ara crd brd b[r &bwb1 &cwab2 1? 2? cwa4 c%3 awa3 "
+    "a@4 2? b]r 1=0 2=0 df a@2 b@2" },
+  { "what is owed is only raised", TWO,
+    "REFRESH FAST abcd: b[r &bra aw1 df b]r 1 b[f &brd cw1 df &bwa5 3? b]f 2 "
+    "3=0 brc=1" },
+  { "old claims that look new", ANY,
+    "abc: aw1 af .old bwa2 $conflicts=1 a#1 cf a@2" },
+  { "old claims of one that has closed look new", ANY,
+    "abc: aw1 ax .old bwa2 $conflicts=0 bf a@2" },
+  { "no memory for the table", ANY,
+    "ab: .none .nomem aw1=-ENOMEM a%0 .none ara=0 aw1 .table bf a@1" },
+  { "too many that write", ANY,
+    "abc: aw1 .full bw1=-EMFILE b%0 brb=0 ax bw2 cw1=-EMFILE bf b@2" },
+  { "large blocks", ANY,
+    "abc:16 ara bra aw1 bw2 cw3 aw4 .locked aw5 .free cf a@5 b@2 c@3" },
+  { "larger blocks than the table's", ANY,
+    "a: bc:16 d: bra cra aw1 bw2 .locked bw3 .locked cw4 .locked dw5 aw6 cf a@6 "
+    "b@3 c@4 d@5" },
+  { "smaller blocks than the table's", ANY,
+    "ab:16 c: ara bra cra aw1 bw2 cw3 .locked cw4 .free bf a@1 b@2 c@4" },
+  { "4 GiB - 1", ANY, "abc: aw1 bw*2 .locked cw3 aw*4 bw*5 af a@5 b@5 c@5" },
+  { "no table where flushes are passed on", ANY,
+    "a:plain b: aw1 bwa2 .none aw3 .free" },
 
   /* Errors. */
 
