@@ -5,7 +5,6 @@
 /* Which handle has written which block: see order.h. */
 
 #include <errno.h>
-#include <stddef.h>
 #include <sys/mman.h>
 
 #include "order.h"
