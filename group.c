@@ -202,10 +202,9 @@ handle_joins (struct handle *h)
     /* A write-back that has not ended is left to its round's second phase. */
     mark (h, READ_MARKED);
     if (g->written > h->seen) {
-      owe (h, g->written);
-      /* If it fails it is still owed. */
-      if (occupy (h, 0))
-        run_owed (h);
+      h->owed = g->written;     /* if it fails it is still owed */
+      occupy (h, 0);            /* nothing is inside yet */
+      run_owed (h);
     }
   }
   unlock_groups ();

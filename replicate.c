@@ -352,9 +352,7 @@ admit (struct handle *h, uint64_t owed, bool writes)
   }
   if (--h->waiting == 0)
     atomic_fetch_and (&h->state, ~WAITING);
-  if (err != 0)
-    left (h);
-  else if (writes)
+  if (err == 0 && writes)
     atomic_fetch_add (&h->state, ONE_WRITER);
   return err;
 }
