@@ -21,7 +21,11 @@ $(call run,check-long,check,$(tests),tests/run --long)
 $(call run,check-documents,check,$(tests),tests/documents)
 $(call run,check-fresh,fresh,,tests/fresh $(SUITES))
 $(call run,check-compat,compat,$(tests),tests/compat/run $(SERVERS))
+ifdef SUITES
+$(call run,check-upstream,fresh,,CHECK=upstream tests/fresh $(SUITES))
+else
 $(call run,check-upstream,upstream,all,tests/upstream)
+endif
 $(call run,check-kernel,kernel,all $(plugin),tests/kernel-client)
 $(call run,model,model,,tests/model/run)
 $(call run,mutants,mutants,,tests/mutants policy.c helpers.c \
