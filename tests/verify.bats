@@ -38,7 +38,7 @@ kept () { told '[.results[] | .kept]'; }
 finding ()
 {
   jq -r --arg name "$1" '.results[] | select(.name == $name) |
-    .finding, .story[]' told | sed 's/ at [0-9]*//' | paste -sd,
+    .finding, .story[]' told | sed 's/ at [0-9]*//; s/ to [0-9]*//' | paste -sd,
 }
 
 @test "wbcache: kept with the shim, not alone" {
@@ -97,13 +97,20 @@ EOT
 }
 
 @test "whole blocks are written back" {
-  verify 3 nbdkit "$wbcache" together=8
+  verify 3 nbdkit "$wbcache" together=16
   assert_equal "$(kept)" "[false,false,false,false,false]"
   [[ $(finding connection) =~ ^neighbour,"connection 1 wrote A,\
 connection 2 wrote B,connection 1 flushed,connection 1 read " ]] ||
     fail "$(finding connection)"
   assert_equal "$(told .advice)" '"cannot help"'
-  [[ $(told .why) == '"it writes back more than was written'* ]]
+  [[ $(told .why) == '"it writes back more than was written'*--block* ]]
+}
+
+@test "whole blocks of a size that the user tells" {
+  verify 0 --block=8K nbdkit "$wbcache" together=16
+  assert_equal "$(kept)" "[false,true,true,true,true]"
+  concludes "use auto" "kept with replicated flushes; also *" \
+    "*mcshim --block=8K nbdkit $wbcache together=16"
 }
 
 @test "a flush that returns too early" {
@@ -349,7 +356,7 @@ EOT
 }
 
 @test "--verify: data at risk comes first" {
-  run -3 "$mcshim" --verify --yes --seconds=1 nbdkit "$wbcache" together=8 \
+  run -3 "$mcshim" --verify --yes --seconds=1 nbdkit "$wbcache" together=16 \
     multiconn=1
   assert_regex "$output" "^Overwriting .*seconds:\s+DATA AT RISK \(alone\): .*\
 DATA AT RISK \(connection; fast; off; 4 handles\): it writes back .*\

@@ -531,7 +531,8 @@ tell_story (const struct block *b, unsigned read_on, uint64_t word,
   const bool trim = !is_stamp (b, word) && b->trimmed > b->before;
   const unsigned older = is_stamp (b, word) ? (uint32_t) word :
     trim ? b->trimmed : word == 0 ? b->zeroed : 0;
-  const bool order = !own_order && older > b->before && older < b->published;
+  const bool order = !own_order && !check && older > b->before &&
+    older < b->published;
 
   if (order)
     printf ("step: connection %u %s at %" PRIu64 "\n",

@@ -458,15 +458,17 @@ examine (const struct sequence *q, struct cell *cells, struct finding *f)
   f->seen = is_seen (q, cells, f) ? seen : NOWHERE;
 }
 
-/* Go on to the next place, with a gap, so that a plugin of larger blocks has
- * no two in one.  At the end of the disk it starts again, once nothing of
- * earlier sequences can come later.  Returns false if that fails.
+/* Go on to the next place, where a longer block that holds cells begins, and
+ * leave a gap, so that it holds no other sequence's.  At the end of the disk
+ * it starts again, once nothing of earlier sequences can come later.  Returns
+ * false if that fails.
  */
 static bool
 find_room (const struct sequence *q)
 {
   const uint64_t need = 2 * CELLS * q->cell_size;
 
+  room += (need - room % need) % need;
   for (unsigned i = 0; room + need > size && i < CONNECTIONS; ++i)
     if (connections[i] && server->flush (connections[i], 0) == -1) {
       note_error ("flush", i);
@@ -608,24 +610,28 @@ make_sequence (struct sequence *q)
   }
 }
 
-/* The sequence of this number: those that are known, the same with large
- * cells, and random ones.
+/* The sequence of this number: those that are known, with cells of a block, of
+ * eight and of many; then random ones, most of them with cells of a block.
+ * Longer cells share the blocks of a plugin whose blocks are longer.
  */
 static void
 next_sequence (struct sequence *q, unsigned number)
 {
-  const uint64_t blocks = size / block_size / (16 * CELLS);
-  const uint64_t most = MAX_CELL / block_size;
-  const bool large = number < 2 * NR_KNOWN ? number >= NR_KNOWN :
-    pick (16) == 0;
+  const uint64_t most = size / (16 * CELLS) < MAX_CELL ?
+    size / (16 * CELLS) : MAX_CELL;
+  const unsigned round = number / NR_KNOWN, n = pick (16);
+  unsigned doubled = round == 1 ? 3 : round == 2 ? 16 : 0;
 
+  if (round > 2 && n < 4)
+    doubled = n == 0 ? 16 : 1 + pick (8);
   q->nr_steps = 0;
-  q->cell_size = block_size *
-    (large && blocks > 1 && most > 1 ? blocks < most ? blocks : most : 1);
-  if (number < 2 * NR_KNOWN)
-    take_known_sequence (q, known[number % NR_KNOWN]);
-  else
+  q->cell_size = block_size;
+  while (doubled-- > 0 && q->cell_size * 2 <= most)
+    q->cell_size *= 2;
+  if (round > 2)
     make_sequence (q);
+  else
+    take_known_sequence (q, known[number % NR_KNOWN]);
 }
 
 /* Making it shorter *****************************************************/
@@ -873,11 +879,17 @@ classify (struct sequence *q, struct finding *f)
   if (f->seen == EXTENTS)
     return "extents";
   changed = *q;
-  if (separate_writers (&changed, f->cell) && goes_away (&changed, tries))
+  if (f->seen != SEEN && separate_writers (&changed, f->cell) &&
+      goes_away (&changed, tries))
     return "order";
   changed = *q;
   if (replace_fua (&changed, f->cell) && goes_away (&changed, tries))
     return "fua";
+  changed = *q;
+  if ((f->own || f->seen == NOWHERE) &&
+      take_out_each (&changed, writes_elsewhere, f->cell) &&
+      goes_away (&changed, tries))
+    return "neighbour";
   /* What happens to one block in some is more likely in many. */
   changed = *q;
   changed.cell_size = block_size;
@@ -888,11 +900,6 @@ classify (struct sequence *q, struct finding *f)
     return has (q, PIECES) && goes_away (&changed, tries * blocks / 3) ?
       "many" : "long";
   }
-  changed = *q;
-  if ((f->own || f->seen == NOWHERE) &&
-      take_out_each (&changed, writes_elsewhere, f->cell) &&
-      goes_away (&changed, tries))
-    return "neighbour";
   changed = *q;
   if (f->seen == NOWHERE && take_out_each (&changed, is_close, 0) &&
       goes_away (&changed, tries))
