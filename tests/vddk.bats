@@ -179,7 +179,7 @@ limits ()
 {
   library limit=3 latency=1000
   start MCSHIM_HANDLES=8 -r
-  qemu-img bench -f raw -c 64 -d 16 -s 64k "nbd:unix:$sock" >/dev/null
+  qemu-img bench -f raw -c 1000 -d 16 -s 64k "nbd:unix:$sock" >/dev/null
   served 3
   assert_equal "$(grep -c '^too many$' "$log")" 1
   assert_equal "$(grep -c 'goes on with 3 of up to 8 handles' "$server_err")" 1
