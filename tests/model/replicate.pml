@@ -522,7 +522,11 @@ inline flush_ends (i)
   fi;
   conn[i].flushing--;
   if
-  :: !failed && ends && (is_write || conn[i].flushing == 0) -> end_spell (i)
+#ifdef ENDS_BESIDE
+  :: !failed && ends -> end_spell (i)
+#else
+  :: !failed && ends && conn[i].flushing == 0 -> end_spell (i)
+#endif
   :: else
   fi;
   claim = 0;
