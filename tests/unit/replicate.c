@@ -49,7 +49,7 @@
  *
  * What is not as usual comes first: the level, FAST or OFF; the mode, PLUGIN;
  * KEEP, no flush at close; ONE thread for flushes; REFRESH, what flushes of
- * the plugin do; NEAR, a block has eight cells.
+ * the plugin do; NEAR or PAIR, a block has eight or two cells.
  */
 
 #include <stddef.h>
@@ -335,6 +335,8 @@ play_option (const char *p, enum level *level)
     refreshes = true;
   else if (strcmp (p, "NEAR") == 0)
     spacing = 512;
+  else if (strcmp (p, "PAIR") == 0)
+    spacing = 2048;
   else
     return false;
   return true;
@@ -1179,6 +1181,8 @@ static const struct {
 
   /* Requests of one handle. */
 
+  { "a request that waits as another connection is flushed", SERIAL,
+    "ab: b[r &bc &bra aw1 af b]r 1 2=1 af b#0" },
   { "many requests on one handle", TWO,
     "a: a[r &ara &aw0 &ara &aw0 P:a%4 S:a%1 a|r S:a%2 a|r S:a%3 a|r S:a%4 "
     "a|r 1 2 3 4 a]r" },
@@ -1265,7 +1269,8 @@ static const struct {
     "abcde: a[r &aw1 &awd5 &arb bw1 bf a|r 1=0 a[f &cf 4? a]r 2=0 3 a:f &are 5 "
     "a#2 &bwa2 6? a]f 4=0 6=0 bx a@2" },
   { "the other's flush fails", ANY,
-    "abc: aw1 a!ENOSPC bwa2=-ENOSPC b%0 bra=0 cf=ENOSPC a! bwa2 a@1 cf a@2" },
+    "abc: aw1 a!ENOSPC bwa2=-ENOSPC b%0 bra=0 cf=ENOSPC a! bwa2 a@1 cf a@2 "
+    "aw3 bra a!EIO bwa4=-EIO a! bwa4 a@3 cf a@4" },
   { "the flush of a third one fails", TWO,
     "abcdef: ew1 e[f &fwe2 aw1 dw1 d!EIO &bwa2 &cf e]f 1=0 2=0 3=EIO d! cf a@2" },
   { "the other one closes", TWO,
@@ -1294,6 +1299,10 @@ static const struct {
   { "one that has claimed a block, and waits for another", TWO,
     "abcd: awd1 cw1 df ara crd bw1 b[f &cwab2 1? awa3 a%3 $conflicts=2 b]f 1=0 "
     "a@3 df a@2 b@2" },
+  /* What A has written, which is in the disk by then, is not undone by B. */
+  { "one that has claimed a past block, and waits for another", TWO,
+    "PAIR abcde: ew1 df bra aw1 ax ere cw1 c[f &ewbc2 1? bw5 $conflicts=2 c]f "
+    "1=0 df a@1 b@2 c@2" },
   { "a write of one that waits", PARA,
     "abcd: awd1 cw1 bw1 df ara crd brd b[r &bwb1 &cwab2 1? 2? cwa4 c%3 awa3 "
     "a@4 2? b]r 1=0 2=0 df a@2 b@2" },
@@ -1301,7 +1310,7 @@ static const struct {
     "REFRESH FAST abcd: b[r &bra aw1 df b]r 1 b[f &brd cw1 df &bwa5 3? b]f 2 "
     "3=0 brc=1" },
   { "old claims that look new", ANY,
-    "abc: aw1 af .old bwa2 $conflicts=1 a#1 cf a@2" },
+    "abc: aw1 af .old ara bwa2 $conflicts=1 a#1 ara .free cf a@2" },
   { "old claims of one that has closed look new", ANY,
     "abc: aw1 ax .old bwa2 $conflicts=0 bf a@2" },
   { "no memory for the table", ANY,
