@@ -490,6 +490,7 @@ opened_beside (struct conn *first)
   CHECK (nr_held == 0);
   CHECK (c->h.flushable == first->h.flushable);
   CHECK (c->h.multi_conn == first->h.multi_conn);
+  CHECK (c->h.block == first->h.block);
   CHECK (c->h.resolution.verdict == first->h.resolution.verdict);
   CHECK (c->h.resolution.replicate == first->h.resolution.replicate);
   plugin_open (c);

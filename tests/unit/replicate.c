@@ -752,7 +752,9 @@ test_beside (void)
   struct statistics s;
 
   begin (LEVEL_CONNECTION);
-  a = opened_as ("x");
+  a = another ();
+  a->block = 65536;
+  do_open (a, "x");
   b = opened_beside (a);
   c = opened_as ("x");
   CHECK (b->h.connection == a->h.connection);
