@@ -144,6 +144,7 @@ bad_booleans=(2 -1 maybe tru yess "true " oui)
 }
 
 @test "control characters: the error is one line of text" {
+  [ -z "$SHIM_TEST_ROOT$foreign" ] || skip "a shell starts this nbdkit, and drops such a name"
   run -1 --separate-stderr under_shim MCSHIM_MODE=$'a\nb\033c\177d e\303\251' \
     $'MCSHIM_\n=\t' nbdkit -U - "$wbcache" --run true
   assert_equal "${#stderr_lines[@]}" 2
