@@ -38,6 +38,7 @@ let_go (struct handle *h)
 static int
 become_owner (struct group *g, struct handle *h)
 {
+  struct owner *owner;
   uint32_t claim;
 
   if (g->order == NULL && (g->order = order_new (h->block)) == NULL)
@@ -50,7 +51,8 @@ become_owner (struct group *g, struct handle *h)
   h->claim = claim;
   let_go (h);
   /* Claims of the handle that had the number before look like its own. */
-  owe (h, owner_of (h->order, claim)->wrote);
+  owner = owner_of (h->order, claim);
+  owe (h, wrote_by (owner, owner->flushed, owner->flushed));
   return 0;
 }
 
@@ -143,7 +145,7 @@ write_back_others (struct handle *h, uint64_t offset, uint64_t count,
   const uint64_t last = last_block (h, offset, count);
   _Atomic uint32_t *slot;
   struct owner *owner;
-  uint64_t block;
+  uint64_t block, wrote;
   uint32_t claim;
   int err;
 
@@ -161,8 +163,9 @@ write_back_others (struct handle *h, uint64_t offset, uint64_t count,
       atomic_compare_exchange_strong (slot, &claim,
                                       (claim & ~(SPELLS - 1)) | owner->flushed);
     }
-    if (*owed < owner->wrote)
-      *owed = owner->wrote;
+    wrote = wrote_by (owner, claim, owner->flushed);
+    if (*owed < wrote)
+      *owed = wrote;
   }
   return 0;
 }

@@ -263,7 +263,7 @@ handle_leaves (struct handle *h)
   while (h->held > 0)
     must (pthread_cond_wait (&h->changed, &shared.lock));
   if (h->order != NULL) {
-    owner_of (h->order, h->claim)->wrote = g->written;
+    end_spell (h, h->claim);
     order_leave (h->order, h->claim);
   }
   LIST_REMOVE (h, in_group);

@@ -46,6 +46,17 @@ order_join (struct order *o, struct handle *h)
 }
 
 void
+order_flushed (struct order *o, uint32_t claim, uint64_t written)
+{
+  struct owner *owner = owner_of (o, claim);
+  uint32_t spell = owner->flushed;
+
+  while (is_later (claim, spell))
+    owner->wrote[++spell % KEPT] = written; /* first: see is_past */
+  owner->flushed = spell & (SPELLS - 1);
+}
+
+void
 order_leave (struct order *o, uint32_t claim)
 {
   struct owner *owner = owner_of (o, claim);

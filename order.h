@@ -26,18 +26,20 @@
 #define SPELL_BITS 18           /* of a slot; the others are the owner's number */
 #define SPELLS     ((uint32_t) 1 << SPELL_BITS)
 #define OWNERS     ((uint32_t) 1 << (32 - SPELL_BITS))
+#define KEPT       4            /* spells of an owner; divides SPELLS */
 
 struct handle;
 
 /* A record stays when its handle has gone, and another handle may get it. */
 struct owner {
-  _Atomic uint64_t wrote;       /* its last write-back's number in the group */
+  /* In which write-back of the group each of its last spells was. */
+  _Atomic uint64_t wrote[KEPT];
   _Atomic uint32_t flushed;     /* its last spell that was written back */
   uint32_t next;                /* of those that no handle has */
   struct handle *handle;        /* or NULL */
 };
 
-/* 4.4 MiB, of which memory is used where something is written. */
+/* 4.8 MiB, of which memory is used where something is written. */
 struct order {
   _Atomic uint32_t slot[(size_t) 1 << SLOT_BITS];
   struct owner owner[OWNERS];   /* from number 1 */
@@ -53,6 +55,11 @@ extern void order_free (struct order *o);
  * the table, unlike the slots, is guarded by the caller's lock.
  */
 extern uint32_t order_join (struct order *o, struct handle *h);
+
+/* All that was claimed up to CLAIM's spell has been written back, as of the
+ * group's write-back WRITTEN.
+ */
+extern void order_flushed (struct order *o, uint32_t claim, uint64_t written);
 
 /* H, whose claim is the last, has nothing left to write back. */
 extern void order_leave (struct order *o, uint32_t claim);
@@ -79,6 +86,18 @@ is_later (uint32_t claim, uint32_t spell)
   return ((claim - spell - 1) & (SPELLS - 1)) < SPELLS / 2;
 }
 
+/* By which write-back of the group everything was written back that OWNER's
+ * CLAIM, whose spell is not later than FLUSHED, stands for.  For a spell that is
+ * not kept this is the oldest that is.
+ */
+static inline uint64_t
+wrote_by (const struct owner *owner, uint32_t claim, uint32_t flushed)
+{
+  const bool kept = ((flushed - claim) & (SPELLS - 1)) < KEPT;
+
+  return atomic_load (&owner->wrote[(kept ? claim : flushed + 1) % KEPT]);
+}
+
 /* Has what CLAIM stands for been written back, and has a handle that has
  * seen write-back SEEN seen that too?
  */
@@ -86,11 +105,11 @@ static inline bool
 is_past (struct order *o, uint32_t claim, uint64_t seen)
 {
   const struct owner *owner = owner_of (o, claim);
+  const uint32_t flushed = atomic_load (&owner->flushed);
 
   /* "wrote" is stored first. */
   return claim == 0 ||
-    (!is_later (claim, atomic_load (&owner->flushed)) &&
-     atomic_load (&owner->wrote) <= seen);
+    (!is_later (claim, flushed) && wrote_by (owner, claim, flushed) <= seen);
 }
 
 static inline _Atomic uint32_t *

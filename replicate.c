@@ -204,11 +204,7 @@ call_help (struct group *g, unsigned mine)
 void
 end_spell (struct handle *h, uint32_t claim)
 {
-  struct owner *owner = owner_of (h->order, claim);
-
-  owner->wrote = h->group->written; /* first: see is_past */
-  if (is_later (claim, owner->flushed))
-    owner->flushed = claim & (SPELLS - 1);
+  order_flushed (h->order, claim, h->group->written);
 }
 
 /* Flush H.  MINE is 1 if the caller has the handle, and is counted inside

@@ -195,6 +195,36 @@ EOT
   stop_server
 }
 
+@test "what was written back before the last time has been seen" {
+  start
+  client <<'EOT'
+h = [conn() for i in range(3)]
+a, b, c = h
+for x in range(2):
+    a.pwrite(b"1" * 512, 8192 * x)
+b.flush()
+c.pread(512, 65536)
+a.pwrite(b"2" * 512, 0)
+# A has its turn, and B, which holds nothing, has not.
+b.pwrite(b"3" * 512, 0)
+before = len(flushes())
+# C may hold old copies of what A has just written, but not of the other.
+c.pwrite(b"4" * 512, 8192)
+expect(len(flushes()), before)
+b.flush()
+c.pread(512, 65536)
+b.pwrite(b"5" * 512, 0)
+a.pwrite(b"6" * 512, 0)
+before = len(flushes())
+c.pwrite(b"7" * 512, 0)
+# A, and then C itself.
+expect(len(flushes()), before + 2)
+b.flush()
+expect(bytes(b.pread(1, 0)), b"7")
+EOT
+  stop_server
+}
+
 @test "writes that meet nobody cause no flush" {
   start MCSHIM_STATS_FILE="$stats" size=4M
   client <<'EOT'

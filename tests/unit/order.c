@@ -92,12 +92,38 @@ test_take (void)
   CHECK (order_take (o, slot, next_spell (a), 0) && *slot == next_spell (a));
 
   /* Flushed, but not that far; then B has not seen it; then it has. */
-  owner_of (o, a)->wrote = 5;
-  owner_of (o, a)->flushed = a & (SPELLS - 1);
+  order_flushed (o, a, 5);
   CHECK (!order_take (o, slot, b, 5));
-  owner_of (o, a)->flushed = next_spell (a) & (SPELLS - 1);
+  order_flushed (o, next_spell (a), 5);
   CHECK (!order_take (o, slot, b, 4) && *slot == next_spell (a));
   CHECK (order_take (o, slot, b, 5) && *slot == b);
+  order_free (o);
+}
+
+/* Each of the last spells has a write-back of its own, and all older ones have
+ * the oldest of these.
+ */
+static void
+test_kept (void)
+{
+  struct order *o = table (4096);
+  const uint32_t a = join (o);
+  uint32_t i, spell;
+
+  for (i = 0; i < 3 * KEPT; i++) {
+    order_flushed (o, a + i, 10 * i + 10);
+    for (spell = 0; spell <= i; spell++) {
+      const uint32_t kept = i - spell < KEPT ? spell : i - (KEPT - 1);
+
+      CHECK (is_past (o, a + spell, 10 * kept + 10));
+      CHECK (!is_past (o, a + spell, 10 * kept + 9));
+    }
+  }
+  /* Two that end at once; and one that is past already. */
+  order_flushed (o, a + i + 1, 500);
+  CHECK (is_past (o, a + i, 500) && !is_past (o, a + i, 499));
+  order_flushed (o, a + i, 600);
+  CHECK (is_past (o, a + i + 1, 500));
   order_free (o);
 }
 
@@ -134,6 +160,7 @@ main (void)
     { "slots", test_slots },
     { "numbers", test_numbers },
     { "who takes a slot", test_take },
+    { "spells that are kept", test_kept },
     { "spells wrap", test_spells_wrap },
     { NULL, NULL }
   };
