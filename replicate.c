@@ -264,6 +264,12 @@ flush_handle (struct handle *h, unsigned mine, bool write_back)
     if (err == 0 && covers && h->seen == g->written)
       h->seen++;
     g->written++;
+    /* It may even have fetched what H has written over, and now it is not in
+     * the cache any more.  A client's round would find that H has not seen the
+     * write-back, but there is none if a write of another handle asks for it.
+     */
+    if (err == 0 && !covers && g->kind == REPLICATES)
+      owe (h, g->written);
   }
   /* What another flush has taken may still be on its way. */
   if (err == 0 && claim != 0 && ends && h->flushing == 0)

@@ -225,6 +225,24 @@ EOT
   stop_server
 }
 
+@test "one's own write stays, though a read beside its flush has missed it" {
+  start model=parallel together=8
+  client <<'EOT'
+h = [conn() for i in range(2)]
+control("block-fill 0")
+buf = nbd.Buffer(512)
+read = h[0].aio_pread(buf, 0)
+wait_log("0 fill")
+new = nbd.Buffer.from_bytearray(bytearray(b"a" * 512))
+finish(h[0], h[0].aio_pwrite(new, 0))
+h[1].pwrite(b"b" * 512, 512)
+control()
+finish(h[0], read)
+expect(bytes(h[0].pread(1, 0)), b"a")
+EOT
+  stop_server
+}
+
 @test "writes that meet nobody cause no flush" {
   start MCSHIM_STATS_FILE="$stats" size=4M
   client <<'EOT'

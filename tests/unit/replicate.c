@@ -26,7 +26,7 @@
  *   1? 1=0 1 it is not over; it is, with this result; with any
  *   a[r a]r  requests wait inside the plugin; they go on; a|r: one does
  *   a[f a]f  the same for flushes
- *   a:f      flushes that come do not wait; those that are inside do
+ *   a:f a:r  those that come do not wait; those that are inside do
  *   a!EIO a! flushes fail; they no longer do
  *   a~       the plugin has its write to flush once more
  *
@@ -249,7 +249,7 @@ play_handle (const char *p, bool on_thread)
   case '!': c->flush_err = *p ? number (&p) : 0; break;
   case ':':                     /* the gate wakes nobody */
     world_lock ();
-    c->flushes.shut = false;
+    gate->shut = false;
     world_unlock ();
     break;
   case '~': c->own[c->cell].flushed = 0; break;
@@ -311,7 +311,8 @@ play_word (const char *p)
     expect (mapped, p[1] == 't');
   else if (*p == '.')
     expect (locks > 0, strcmp (p, ".locked") == 0);
-  else if (strchr (p, ':') && strcmp (p + 1, ":f") != 0)
+  else if (strchr (p, ':') && strcmp (p + 1, ":f") != 0 &&
+           strcmp (p + 1, ":r") != 0)
     play_open (p, on_thread);
   else
     play_handle (p, on_thread);
@@ -1266,6 +1267,9 @@ static const struct {
     "abc: aw1 a[f &cf &bwa2 2? a]f 1=0 2=0 a@1 cf a@2" },
   { "a flush beside a write covers no more than it", PARA,
     "abc: aw1 a[r &aw2 cf a@1 a]r 1=0 bwa3 a@2 $conflicts=1 cf a@3" },
+  { "one's own write, which a read beside it has not seen", PARA,
+    "NEAR abc: a[r &ara a:r aw1 bw2 $conflicts=1 a#1 a]r 1=0 ara=1 a#2 ara=1 "
+    "a#2 cf a@1 b@2" },
   /* 4 is a replica, and 5 runs what is owed beside it, which is done first. */
   { "a flush that is still on its way", PARA,
     "abcde: a[r &aw1 &awd5 &arb bw1 bf a|r 1=0 a[f &cf 4? a]r 2=0 3 a:f &are 5 "
