@@ -28,7 +28,8 @@ notice_empty (struct handle *h)
 static void
 let_go (struct handle *h)
 {
-  if (h->held == 0 && h->block <= (uint32_t) 1 << h->shift)
+  if (LIST_FIRST (&h->holders) == NULL &&
+      h->block <= (uint32_t) 1 << h->shift)
     atomic_fetch_and (&h->state, ~HELD);
 }
 
@@ -72,30 +73,34 @@ is_quiet (struct handle *h)
 static int
 write_back (struct group *g, struct handle *h)
 {
+  struct holder me = { .handle = h };
   uint32_t claim;
   int err = 0;
 
   shared.statistics.conflicts++;
-  h->held++;
+  LIST_INSERT_HEAD (&h->holders, &me, of_handle);
   h->waiting++;
   atomic_fetch_or (&h->state, HELD | WAITING);
-  while (err == 0 && !is_quiet (h))
+  while (err == 0 && me.handle != NULL && !is_quiet (h))
     if (WRITERS (atomic_load (&h->state)) > 0 || h->flushing > 0 || h->closing)
       must (pthread_cond_wait (&h->changed, &shared.lock));
     else {
-      struct waiter me = { .handle = NULL };
+      struct waiter waiter = { .handle = NULL };
       const uint64_t before = g->round;
 
-      await_round (g, &me);
-      if (h->failed > before)
-        err = me.result.err;
+      await_round (g, &waiter);
+      if (me.handle != NULL && h->failed > before)
+        err = waiter.result.err;
     }
+  if (me.handle == NULL)        /* it has closed, and its claims are past */
+    return 0;
+
   if (err == 0) {               /* also if no flush was needed */
     claim = h->claim;
     h->claim = next_spell (claim);
     end_spell (h, claim);
   }
-  h->held--;
+  LIST_REMOVE (&me, of_handle);
   let_go (h);
   if (--h->waiting == 0)
     atomic_fetch_and (&h->state, ~WAITING);

@@ -239,6 +239,7 @@ int
 handle_leaves (struct handle *h)
 {
   struct group *g = h->group;
+  struct holder *holder;
   int err = 0;
 
   lock_groups ();
@@ -259,9 +260,11 @@ handle_leaves (struct handle *h)
   }
 
   unmark (h, MARKS);
+  while ((holder = LIST_FIRST (&h->holders)) != NULL) {
+    holder->handle = NULL;
+    LIST_REMOVE (holder, of_handle);
+  }
   must (pthread_cond_broadcast (&h->changed));
-  while (h->held > 0)
-    must (pthread_cond_wait (&h->changed, &shared.lock));
   if (h->order != NULL) {
     end_spell (h, h->claim);
     order_leave (h->order, h->claim);

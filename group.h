@@ -22,6 +22,14 @@ struct waiter {
   struct flushed result;
 };
 
+/* Keeps writes out of a handle while it is written back, for a write of another
+ * one.
+ */
+struct holder {
+  LIST_ENTRY (holder) of_handle;
+  struct handle *handle;        /* NULL once it has closed */
+};
+
 /* All fields are guarded by "lock". */
 struct group {
   LIST_ENTRY (group) in_bucket;

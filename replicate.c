@@ -334,7 +334,7 @@ admit (struct handle *h, uint64_t owed, bool writes)
   h->waiting++;
   atomic_fetch_or (&h->state, WAITING);
   for (;;) {
-    if (h->replica == REPLICA_PENDING || (writes && h->held > 0))
+    if (h->replica == REPLICA_PENDING || (writes && LIST_FIRST (&h->holders)))
       ;
     else if (h->seen < owed) {
       if (occupy (h, 0)) {
@@ -564,7 +564,7 @@ run_round (struct group *g)
   TAILQ_FOREACH (h, &g->marked, marked) {
     if (!(atomic_load (&h->state) & WRITE_DIRTY))
       break;
-    if (h->flushable && (flushed != NULL || h->held > 0))
+    if (h->flushable && (flushed != NULL || LIST_FIRST (&h->holders)))
       queue_replica (g, h);
   }
   /* Any flush covers what a closed handle has left in the plugin. */

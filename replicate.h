@@ -75,7 +75,7 @@ struct handle {
   bool closing;                 /* rounds leave it alone */
   enum replica replica;
   unsigned waiting;             /* for the handle to be free */
-  unsigned held;                /* by writes of other handles */
+  LIST_HEAD (, holder) holders; /* writes of other handles */
   unsigned flushing;            /* flushes inside the plugin */
   uint64_t owed;                /* a write-back's number, as "seen" is */
   _Atomic uint64_t seen;        /* changes under the lock */

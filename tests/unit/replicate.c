@@ -1287,6 +1287,8 @@ static const struct {
     "abc: aw1 a[f &bwa2 &ax 1? 2? a]f 1=0 2=0 a@1 a#1 cf a@2" },
   { "the other one closes as it is flushed, which fails", TWO,
     "abc: aw1 a!EIO a[f &bwa2 &ax a|f 1=-EIO a! a]f 2=0 a@1 a#2 bwa3 cf a@3" },
+  { "the other one closes, and waits for nobody", TWO,
+    "abcde: ew1 e[f &cf aw1 &bwa2 2? ax a@1 a#1 2? e]f 1=0 2=0 df a@2" },
   { "the other one has closed unflushed", ANY,
     "NEAR KEEP abc: bra=0 aw1 ax a@=5 bw2 a@5 cf a@5 b@2" },
   { "the other one closes unflushed", TWO,
