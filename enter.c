@@ -29,7 +29,7 @@ static void
 let_go (struct handle *h)
 {
   if (LIST_FIRST (&h->holders) == NULL &&
-      h->block <= (uint32_t) 1 << h->shift)
+      h->block <= (uint64_t) 1 << h->shift)
     atomic_fetch_and (&h->state, ~HELD);
 }
 
@@ -112,7 +112,7 @@ write_back (struct group *g, struct handle *h)
 static uint64_t
 first_block (const struct handle *h, uint64_t offset)
 {
-  return (offset & ~(uint64_t) (h->block - 1)) >> h->shift;
+  return (offset & ~(h->block - 1)) >> h->shift;
 }
 
 static uint64_t
@@ -233,8 +233,8 @@ handle_enter_write (struct handle *h, uint64_t offset, uint64_t count,
   return err;
 }
 
-void
-handle_wrote (struct handle *h)
+int
+handle_wrote (struct handle *h, int r)
 {
   int saved = errno;
 
@@ -242,10 +242,11 @@ handle_wrote (struct handle *h)
   mark (h, WRITE_DIRTY);
   unlock_groups ();
   errno = saved;
+  return r;
 }
 
-void
-handle_left (struct handle *h)
+int
+handle_left (struct handle *h, int r)
 {
   int saved = errno;
 
@@ -253,6 +254,7 @@ handle_left (struct handle *h)
   left (h);
   unlock_groups ();
   errno = saved;
+  return r;
 }
 
 void

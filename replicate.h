@@ -60,7 +60,7 @@ struct handle {
   struct order *order;          /* once it has written; constant from then on */
   _Atomic uint32_t claim;       /* of what it writes now */
   unsigned shift;               /* log2 of the table's block; constant, too */
-  uint32_t block;               /* a write may change all of one; constant */
+  uint64_t block;               /* a write may change all of one; constant */
 
   /* Constant once the handle has joined. */
   struct group *group;
@@ -202,57 +202,79 @@ extern int handle_enter (struct handle *h);
 extern int handle_enter_write (struct handle *h, uint64_t offset,
                                uint64_t count, bool inside);
 extern bool handle_claims (struct handle *h, uint64_t offset, uint64_t count);
-extern void handle_wrote (struct handle *h);
-extern void handle_left (struct handle *h);
+extern int handle_wrote (struct handle *h, int r);
+extern int handle_left (struct handle *h, int r);
 
-/* Claim the blocks that H, which is counted inside, will write.  Returns false
- * if another handle has one of them.  Mostly it is one block, and H has it, or
- * nobody.
+/* Claim the block that H, which is counted inside, will write.  Returns false if
+ * it is not so easy: there are several, or neither H nor nobody has it.
  */
 static inline bool
 request_claims (struct handle *h, uint64_t offset, uint64_t count)
 {
   const uint32_t own = atomic_load (&h->claim);
-  const unsigned shift = h->shift;
-  const uint64_t block = offset >> shift;
-  _Atomic uint32_t *slot = slot_of (h->order, block);
-  uint32_t claim = atomic_load (slot);
+  _Atomic uint32_t *slot;
+  uint32_t claim;
 
-  if (__builtin_expect ((offset + count - 1) >> shift == block &&
-                        (claim == own ||
-                         (claim == 0 &&
-                          atomic_compare_exchange_strong (slot, &claim, own))),
-                        1))
-    return true;
-  return handle_claims (h, offset, count);
+  if ((offset ^ (offset + count - 1)) >= h->block)
+    return false;
+  slot = slot_of (h->order, offset >> h->shift);
+  claim = atomic_load (slot);
+  return claim == own ||
+    (claim == 0 && atomic_compare_exchange_strong (slot, &claim, own));
+}
+
+/* Let a request in if that is easy.  Otherwise *INSIDE says whether it is
+ * counted: then it writes, and has not got its blocks.
+ */
+static inline __attribute__ ((always_inline)) bool
+request_enters (struct handle *h, bool writes, uint64_t offset, uint64_t count,
+                bool *inside)
+{
+  const uint64_t gate = h->gate | (writes ? HELD : 0);
+  uint64_t s = atomic_load_explicit (&h->state, memory_order_relaxed);
+
+  *inside = false;
+  do
+    if (__builtin_expect ((s & gate) != READ_MARKED, 0))
+      return false;
+  while (!atomic_compare_exchange_weak
+         (&h->state, &s, s + ONE_INSIDE + (writes ? ONE_WRITER : 0)));
+
+  *inside = true;
+  return !writes || h->order == NULL ||
+    __builtin_expect (request_claims (h, offset, count), 1);
+}
+
+/* Let it in where it was not.  Returns 0, or the errno of a flush that had to come
+ * first.
+ */
+static inline int
+request_waits (struct handle *h, bool writes, uint64_t offset, uint64_t count,
+               bool inside)
+{
+  if (!writes)
+    return handle_enter (h);
+  return inside && handle_claims (h, offset, count) ? 0 :
+    handle_enter_write (h, offset, count, inside);
 }
 
 /* Around every data callback of the plugin except flush.  WRITES is true for
  * a write, zero or trim, of COUNT bytes at OFFSET.  request_begin returns 0, or
  * the errno of a flush that had to come first; then neither the plugin nor
- * request_end must be called.  request_end leaves errno alone.
+ * request_end must be called.  request_end leaves errno alone, and returns R,
+ * which need not be saved meanwhile.
  */
 static inline __attribute__ ((always_inline)) int
 request_begin (struct handle *h, bool writes, uint64_t offset, uint64_t count)
 {
-  uint64_t s = atomic_load_explicit (&h->state, memory_order_relaxed);
+  bool inside;
 
-  do
-    if (__builtin_expect ((s & h->gate) != READ_MARKED ||
-                          (writes && (s & HELD)), 0))
-      return writes ? handle_enter_write (h, offset, count, false) :
-        handle_enter (h);
-  while (!atomic_compare_exchange_weak
-         (&h->state, &s, s + ONE_INSIDE + (writes ? ONE_WRITER : 0)));
-
-  if (writes && h->order != NULL &&
-      __builtin_expect (!request_claims (h, offset, count), 0))
-    return handle_enter_write (h, offset, count, true);
-  return 0;
+  return request_enters (h, writes, offset, count, &inside) ? 0 :
+    request_waits (h, writes, offset, count, inside);
 }
 
-static inline __attribute__ ((always_inline)) void
-request_end (struct handle *h, bool wrote)
+static inline __attribute__ ((always_inline)) int
+request_end (struct handle *h, bool wrote, int r)
 {
   const uint64_t one = ONE_INSIDE + (wrote ? ONE_WRITER : 0);
 
@@ -261,10 +283,9 @@ request_end (struct handle *h, bool wrote)
    */
   if (wrote && __builtin_expect (!(atomic_fetch_add (&h->state, 0) &
                                    WRITE_DIRTY), 0))
-    handle_wrote (h);
-  if (__builtin_expect (atomic_fetch_sub (&h->state, one) &
-                        (PENDING | WAITING), 0))
-    handle_left (h);
+    r = handle_wrote (h, r);
+  return __builtin_expect (atomic_fetch_sub (&h->state, one) &
+                           (PENDING | WAITING), 0) ? handle_left (h, r) : r;
 }
 
 #endif /* MCSHIM_REPLICATE_H */

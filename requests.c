@@ -54,22 +54,28 @@ call_plugin (void *handle, const struct request *r)
   }
 }
 
-/* The one place where a request, or a piece of one, enters the plugin, and
- * leaves it.  It is short because the kind is a constant where it matters.
+/* The one place where a request, or a piece of one, leaves the plugin.  It is
+ * short because the kind is a constant where it matters.
  */
+static ALWAYS_INLINE int
+run_inside (struct handle *h, const struct request *request)
+{
+  const bool writes = request->kind >= PWRITE;
+  const int r = call_plugin (h->plugin, request);
+
+  atomic_fetch_add_explicit (writes ? &h->writes : &h->reads, 1,
+                             memory_order_relaxed);
+  return request_end (h, writes, r);
+}
+
 static ALWAYS_INLINE int
 run (struct handle *h, const struct request *request)
 {
-  const bool writes = request->kind >= PWRITE;
-  int r = request_begin (h, writes, request->offset, request->count);
+  const int err = request_begin (h, request->kind >= PWRITE, request->offset,
+                                 request->count);
 
-  if (__builtin_expect (r != 0, 0))
-    return result (r);
-  r = call_plugin (h->plugin, request);
-  atomic_fetch_add_explicit (writes ? &h->writes : &h->reads, 1,
-                             memory_order_relaxed);
-  request_end (h, writes);
-  return r;
+  return __builtin_expect (err != 0, 0) ? result (err) :
+    run_inside (h, request);
 }
 
 /* Run PIECE, which one handle serves, on that.  Any thread may do so. */
@@ -126,12 +132,15 @@ serve_pieces (struct connection *c, void *buf, uint32_t count, uint64_t offset,
   return r;
 }
 
-/* Serve any request of a connection that may have several handles.  The
- * arguments are where a callback has got them.
+/* Requests that are not short: a connection may have several handles, or it is
+ * not easy to get in.  The arguments are where a callback has got them, so that
+ * nothing need be saved before.
  */
 typedef int several_fn (struct connection *c, void *buf, uint32_t count,
                         uint64_t offset, uint32_t flags);
-#define SEVERAL(kind)                                                   \
+typedef int slow_fn (struct connection *c, void *buf, uint32_t count,
+                     uint64_t offset, uint32_t flags, bool inside);
+#define SLOW(kind)                                                      \
   static __attribute__ ((noinline)) int                                 \
   several_##kind (struct connection *c, void *buf, uint32_t count,      \
                   uint64_t offset, uint32_t flags)                      \
@@ -141,57 +150,69 @@ typedef int several_fn (struct connection *c, void *buf, uint32_t count,
     return spread_length (c->spread, offset, count) < count ?           \
       serve_pieces (c, buf, count, offset, flags, kind) :               \
       run_piece (c->spread, &r);                                        \
+  }                                                                     \
+  static __attribute__ ((noinline)) int                                 \
+  slow_##kind (struct connection *c, void *buf, uint32_t count,         \
+               uint64_t offset, uint32_t flags, bool inside)            \
+  {                                                                     \
+    const struct request r = { kind, count, flags, offset, buf, NULL }; \
+    const int err = request_waits (&c->handle, kind >= PWRITE, offset,  \
+                                   count, inside);                      \
+                                                                        \
+    return err ? result (err) : run_inside (&c->handle, &r);            \
   }
-SEVERAL (PREAD)
-SEVERAL (PWRITE)
-SEVERAL (TRIM)
-SEVERAL (ZERO)
-SEVERAL (CACHE)
+SLOW (PREAD)
+SLOW (PWRITE)
+SLOW (TRIM)
+SLOW (ZERO)
+SLOW (CACHE)
 
 static ALWAYS_INLINE int
 serve (struct connection *c, void *buf, uint32_t count, uint64_t offset,
-       uint32_t flags, enum kind kind, several_fn *several)
+       uint32_t flags, enum kind kind, several_fn *several, slow_fn *slow)
 {
   const struct request r = { kind, count, flags, offset, buf, NULL };
   struct handle *h = &c->handle;
+  bool inside;
 
   if (c->spread != NULL)
     return several (c, buf, count, offset, flags);
   __asm__ ("" : "+r" (h));      /* nothing need be saved before the test */
-  return run (h, &r);
+  if (!request_enters (h, kind >= PWRITE, offset, count, &inside))
+    return slow (c, buf, count, offset, flags, inside);
+  return run_inside (h, &r);
 }
 
 int
 shim_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
             uint32_t flags)
 {
-  return serve (handle, buf, count, offset, flags, PREAD, several_PREAD);
+  return serve (handle, buf, count, offset, flags, PREAD, several_PREAD, slow_PREAD);
 }
 
 int
 shim_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset,
              uint32_t flags)
 {
-  return serve (handle, (void *) buf, count, offset, flags, PWRITE,
-                several_PWRITE);
+  return serve (handle, (void *) buf, count, offset, flags, PWRITE, several_PWRITE, slow_PWRITE);
 }
 
 int
 shim_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  return serve (handle, NULL, count, offset, flags, TRIM, several_TRIM);
+  return serve (handle, NULL, count, offset, flags, TRIM, several_TRIM, slow_TRIM);
 }
 
 int
 shim_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  return serve (handle, NULL, count, offset, flags, ZERO, several_ZERO);
+  return serve (handle, NULL, count, offset, flags, ZERO, several_ZERO, slow_ZERO);
 }
 
 int
 shim_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  return serve (handle, NULL, count, offset, flags, CACHE, several_CACHE);
+  return serve (handle, NULL, count, offset, flags, CACHE, several_CACHE, slow_CACHE);
 }
 
 /* Ask one handle, which may tell about what others have served. */

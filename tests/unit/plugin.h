@@ -234,7 +234,7 @@ do_request (struct conn *c, unsigned cell, uint64_t count, int value)
   c->h.reads += !writes;
   c->h.writes += writes;
   errno = E2BIG;
-  request_end (&c->h, writes);
+  request_end (&c->h, writes, 0);
   CHECK (errno == E2BIG, "request_end changes errno");
   CHECK (nr_held == 0);
   return writes ? 0 : r;

@@ -453,7 +453,7 @@ test_replica_of_one_that_goes (void)
   atomic_fetch_sub (&b->h.state, ONE_INSIDE);
   r = start (READ, b, 0);
   CHECK (!over (r) && b->nr_requests == 1);
-  handle_left (&b->h);
+  handle_left (&b->h, 0);
   settle ();
   CHECK (result (f) == 0);
   CHECK (result (r) == 0);
@@ -532,7 +532,7 @@ fail_after_owed (struct conn *a, struct conn *b, bool gone_before)
   world_unlock ();
   if (!gone_before)
     atomic_fetch_sub (&b->h.state, ONE_INSIDE);
-  handle_left (&b->h);
+  handle_left (&b->h, 0);
   settle ();
   b->flush_err = EIO;
   gate_open (&b->flushes);
