@@ -50,6 +50,9 @@
  *   Visible      a read that begins from then on returns no older value;
  *                checked for reads, and for every cache that a request
  *                could begin to use at that moment without a flush before
+ *   Own          with OWN: a read that enters while its handle is not being
+ *                flushed returns no older value than the last that was written
+ *                on its connection
  *   Order        nothing is written back over a newer value
  *   Overlap      at SERIALIZE_REQUESTS no two callbacks of a handle run
  *                at the same time
@@ -144,6 +147,9 @@ typedef handle {
   byte count;                   /* inside */
 
   bool joined;                  /* on its group's list */
+#ifdef OWN
+  byte own_write;               /* the last that has returned */
+#endif
   mtype replica = NO_REPLICA;
   bool closing;
   byte waiting;
@@ -206,7 +212,7 @@ bool unreported_close;          /* ... or one at a close since the last began */
 bool told_owed[CLIENTS];        /* either, when its flush was entered */
 
 /* Never true.  Spin reports the text of an assertion that fails. */
-hidden byte Durable, Visible, Order, Overlap, After_close, Errors, Prompt;
+hidden byte Durable, Visible, Order, Overlap, After_close, Errors, Prompt, Own;
 
 /* The plugin.  The client's "op" is what a request is. */
 
@@ -517,7 +523,13 @@ inline flush_ends (i)
      written++
 #endif
      ;
-     conn[i].wrote = written
+     conn[i].wrote = written;
+     if
+#ifndef NO_OWED_BESIDE
+     :: !failed && !covers -> conn[i].owed = written; conn[i].owes = true
+#endif
+     :: else
+     fi
   :: else
   fi;
   conn[i].flushing--;
@@ -894,8 +906,14 @@ inline request_returns (i)
   printf ("client %d: %e on connection %d returns, cell %d\n",
           me, op, i, (op == WRITE -> newest : seen));
   if
-  :: op == WRITE -> returned = newest; writing--
-  :: op == READ -> assert (Visible || seen >= floor)
+  :: op == WRITE ->
+     returned = newest;
+     writing--;
+#ifdef OWN
+     conn[i].own_write = newest
+#endif
+  :: op == READ -> assert (Own || seen >= own_floor);
+                   assert (Visible || seen >= floor)
   :: else
   fi;
   request_is_over (i)
@@ -906,6 +924,9 @@ inline request_is_over (i)
   conn[i].users--;
   seen = 0;
   floor = 0;
+#ifdef OWN
+  own_floor = 0;
+#endif
   op = 0;
   c = 0
 }
@@ -938,6 +959,9 @@ inline leaves (i)
   end_spell (i);
   claim = 0;
   broadcast_changed (i);
+#ifdef OWN
+  conn[i].own_write = 0;
+#endif
   conn[i].seen = 0;
   conn[i].owed = 0
 }
@@ -980,12 +1004,22 @@ inline count_in (i)
   conn[i].count++;
   conn[i].writers = conn[i].writers + (op != READ -> 1 : 0);
   own = (in_block -> conn[i].spell : 0)
+#ifdef OWN
+  ;
+  /* Beside a flush the plugin's own cache may have lost it. */
+  own_floor = (op == READ && conn[i].flushing == 0 -> conn[i].own_write : 0)
+#endif
 }
 
 active [CLIENTS] proctype client ()
 {
   byte self;                    /* what its flush came in on */
   byte c, seen, floor, snap, began, before, mine, target, as_of;
+#ifdef OWN
+  byte own_floor;
+#else
+#define own_floor 0
+#endif
   byte claim, own, other;
   mtype op;
   bool one, taken_write, taken_read, snapped, early, failed;
