@@ -957,6 +957,9 @@ inline leaves (i)
   conn[i].closing = false;
   next_spell (i);
   end_spell (i);
+#ifdef RECORD_DIES
+  conn[i].wrote = 0;
+#endif
   claim = 0;
   broadcast_changed (i);
 #ifdef OWN
