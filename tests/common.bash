@@ -311,6 +311,26 @@ stop_server ()
   }
 }
 
+# end_with_connections: stops the server while a client has three, one dirty.
+end_with_connections ()
+{
+  client <<'EOT' &
+h = [conn() for i in range(3)]
+h[1].pwrite(b"lost", 0)
+with open("ready", "w") as f:
+    f.write(str(os.getpid()) + "\n")
+signal.pause()
+EOT
+  local client=$!
+  wait_until grep -qs . ready
+  kill -TERM "$server_pid"
+  # It waits for its clients to go, but no longer calls close.
+  wait_until grep -q '^ShdPnd:.*0$' "/proc/$server_pid/status"
+  kill -KILL "$(<ready)"
+  wait "$client" || true
+  stop_server
+}
+
 # all_see FLAG: each connection has that flag, and all see what one writes and
 # another flushes.
 all_see ()

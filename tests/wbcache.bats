@@ -96,23 +96,7 @@ EOT
 
 @test "a server that ends with connections open ends their threads" {
   start readahead=100
-  client <<'EOT' &
-h = [conn() for i in range(4)]
-h[0].pwrite(b"x", 0)
-with open("ready", "w") as f:
-    f.write(str(os.getpid()) + "\n")
-signal.pause()
-EOT
-  local client=$! pid
-  wait_until grep -qs . ready
-  pid=$(<"$server/pid")
-  kill -TERM "$pid"
-  # It waits for its clients to go, but no longer calls close.
-  wait_until grep -q '^ShdPnd:.*0$' "/proc/$pid/status"
-  kill -KILL "$(<ready)"
-  wait_until test -s "$server/status"
-  wait "$client" || true
-  assert_equal "$(<"$server/status")" 0
+  end_with_connections
   lacks close "$log"
 }
 

@@ -1342,10 +1342,12 @@ static const struct {
     "ONE abc: aw1 bw1 cw1 a!EIO b!ENOSPC c!ENXIO cf=ENXIO a#1 b#1 c#1 "
     "$failed=3 a! b! af=ENXIO a@1 b@1 c@0 c! af c@1 $failed=4" },
   { "a failed flush leaves its marks", ANY,
-    "abc: bra cra aw1 a!EIO bf=EIO bf=EIO a#2 a! c!EIO cra bf=EIO a@1 bra=1 "
-    "a#3 c! bf cra=1 a#3" },
+    "abc: bra cra aw1 a!EIO bf=EIO b#1 bra=0 bf=EIO a#2 a! c!EIO cra bf=EIO a@1 "
+    "bra=1 a#3 c! bf cra=1 a#3" },
   { "what has failed is not tried twice in a round", ANY,
     "FAST ab: aw1 bw1 a!EIO bf=EIO a#1 bf=EIO a#2 a! bf bra=1 arb=1" },
+  { "the same at level off", ANY,
+    "OFF ab: aw1 bw1 a!EIO af=EIO a#1 bf=EIO a#2 a! bf bra=1 arb=1" },
   { "an error beside a write", TWO,
     "ab: aw1 a!EIO a[f &bf &aw2 a]f 1=EIO 2=0 a! bf a@2 a#2 bf a#2" },
   /* Whatever has entered meanwhile, it is as old as it was. */
@@ -1406,6 +1408,8 @@ static const struct {
   { "passed on: errors", ANY,
     "PLUGIN ab:multi aw1 b!EIO bf=EIO bf=EIO b#2 b! bf bf b#3 $failed=2 aw2 "
     "a!EIO af=EIO ax bf b#4" },
+  { "passed on: another's error", ANY,
+    "PLUGIN ab:plain aw1 bw1 a!EIO bf b@1 af=EIO a! af a@1" },
   { "passed on: a flush waits for its handle", TWO,
     "a:plain aw1 a[r &ara &af P:2 S:2? a]r 1 2=0 aw2 a[f &af &ara P:4 S:4? "
     "a]f 3=0 4" },
