@@ -22,7 +22,8 @@ consistent ()
   shift
   : > "$control"
   serve "${vars[@]}" "$wbcache" summary="$summary" size=2M flushdelay=200 \
-    readdelay=50 filldelay=100 writedelay=50 fua=native "${parameters[@]}"
+    readdelay=50 filldelay=100 writedelay=50 closedelay=100 fua=native \
+    "${parameters[@]}"
   run -0 "${beside[@]}" "$checker" --seconds=1 "$@" "$uri"
   stop_server
   none overlaps after_close foreign_thread
