@@ -44,55 +44,33 @@ expect(bytes(h[0].pread(12, 0)), b"$2")
 EOT
 }
 
-@test "plugin: each connection's cache is its own" {
-  start MCSHIM_MODE=plugin
-  flag_off_script
-}
-
-@test "disable: each connection's cache is its own" {
-  start MCSHIM_MODE=disable
-  flag_off_script
-}
-
-@test "disable: also where the plugin advertises multi-conn" {
-  start MCSHIM_MODE=disable multiconn=1 fua=native
-  client <<'EOT'
-h = conn()
-expect(h.can_multi_conn(), False)
-EOT
-}
-
-@test "emulate: a flush on any connection is a flush on all, FUA emulated" {
-  start MCSHIM_MODE=emulate fua=emulate
-  flag_on_script "Hello l cont" "Hello world."
-}
-
-@test "emulate: the same where the plugin's FUA is native, for the request" {
-  start MCSHIM_MODE=emulate fua=native
-  flag_on_script "Hello l cont" "Hello world."
-}
-
-@test "emulate: the same where the plugin's FUA is native, and flushes" {
-  start MCSHIM_MODE=emulate fua=native fuaflush=1
-  flag_on_script "Hello l cont" "Hello world."
-}
-
-@test "auto: as emulate" {
-  start MCSHIM_MODE=auto fua=emulate
-  flag_on_script "Hello l cont" "Hello world."
-}
-
-@test "no knob set: as emulate" {
-  start MCSHIM_MODE= fua=emulate
-  flag_on_script "Hello l cont" "Hello world."
-}
-
-@test "fast and off: what a client reads is the same" {
-  for level in fast off; do
-    start MCSHIM_TRACK_DIRTY=$level fua=emulate
-    flag_on_script "Hello l cont" "Hello world."
+@test "plugin, disable: each connection's cache is its own" {
+  local mode
+  for mode in plugin disable; do
+    start MCSHIM_MODE=$mode
+    flag_off_script
     stop_server
   done
+  start MCSHIM_MODE=disable multiconn=1 fua=native
+  client <<<'expect(conn().can_multi_conn(), False)'
+}
+
+# Whatever the plugin's FUA, as the server emulates it.
+@test "emulate, auto: a flush on any connection is a flush on all" {
+  local parameters
+  while read -ra parameters; do
+    start "${parameters[@]}"
+    flag_on_script "Hello l cont" "Hello world."
+    stop_server
+  done <<'END'
+MCSHIM_MODE=emulate fua=emulate
+MCSHIM_MODE=emulate fua=native
+MCSHIM_MODE=emulate fua=native fuaflush=1
+MCSHIM_MODE=auto fua=emulate
+MCSHIM_MODE= fua=emulate
+MCSHIM_TRACK_DIRTY=fast fua=emulate
+MCSHIM_TRACK_DIRTY=off fua=emulate
+END
 }
 
 @test "unsafe: the flag is on and nothing is replicated" {

@@ -6,56 +6,27 @@
 
 load common
 
-# start VALUE: h0 and h1 write on exports a and b; prints the handles that
-# were flushed by a flush on b.
-start_and_flush ()
-{
-  serve MCSHIM_EXPORTNAME="$1" MCSHIM_TRACK_DIRTY="${2:-connection}" \
-    "$wbcache" log="$log" || return
-  client <<'EOT'
+# The columns: MCSHIM_EXPORTNAME, the level, the handles that a flush goes to.
+@test "a flush on b, after writes on a and b" {
+  while IFS='|' read -r exportname level wanted; do
+    : > "$log"
+    serve MCSHIM_EXPORTNAME="$exportname" MCSHIM_TRACK_DIRTY="$level" \
+      "$wbcache" log="$log"
+    client <<EOT
 h = [conn("a"), conn("b"), conn("a"), conn("b")]
 h[0].pwrite(b"a", 0)
 h[1].pwrite(b"b", 512)
 h[3].flush()
-print(" ".join(sorted(flushes())))
+expect(" ".join(sorted(flushes())), "$wanted")
 EOT
-}
-
-@test "false: one group whatever the export" {
-  run start_and_flush false
-  assert_output "0 1"
-}
-
-@test "not set: one group whatever the export" {
-  run start_and_flush ""
-  assert_output "0 1"
-}
-
-@test "true: a flush stays in the group of its export" {
-  run start_and_flush true
-  assert_output "1"
-}
-
-@test "true: fast stays in the group" {
-  run start_and_flush true fast
-  assert_output "1 3"
-}
-
-@test "true: off stays in the group" {
-  run start_and_flush true off
-  assert_output "1 3"
-}
-
-@test "true: dirt in one group is not dirt in another" {
-  serve MCSHIM_EXPORTNAME=true MCSHIM_TRACK_DIRTY=fast "$wbcache" log="$log"
-  client <<'EOT'
-h = [conn("a"), conn("b")]
-h[0].pwrite(b"a", 0)
-h[1].flush()
-expect(flushes(), [])
-h[0].flush()
-expect(flushes(), ["0"])
-EOT
+    stop_server
+  done <<'END'
+false|connection|0 1
+|connection|0 1
+true|connection|1
+true|fast|1 3
+true|off|1 3
+END
 }
 
 # By name also without the knob.
@@ -112,16 +83,4 @@ for i in range(3):
     close(b, i * 2 + 1)
 EOT
   stop_server
-}
-
-@test "true: two connections to the same export are one group" {
-  serve MCSHIM_EXPORTNAME=true "$wbcache" log="$log"
-  client <<'EOT'
-h = [conn("x"), conn("x"), conn("")]
-h[0].pread(4, 0)
-h[1].pwrite(b"next", 0)
-h[0].flush()
-expect(sorted(flushes()), ["0", "1"])
-expect(bytes(h[0].pread(4, 0)), b"next")
-EOT
 }

@@ -82,31 +82,14 @@ EOT
   none dirty_dropped_at_close after_close
 }
 
-# multi_conn_counts WANTED PARAMETER...: how many plugin flushes a script with 3
-# flushes makes; 4 if they are replicated once.
-multi_conn_counts ()
-{
+# Without the shim the filter that tracks nothing would make 16.
+@test "multi-conn: nothing is replicated twice" {
   has_filter multi-conn
-  serve --filter=multi-conn "$wbcache" log="$log" "${@:2}"
-  client <<EOT
-h = [conn() for i in range(4)]
-expect(h[0].can_multi_conn(), True)
-h[0].pread(512, 0)
-h[1].zero(512, 0)
-h[3].flush()
-h[2].zero(512, 0)
-h[0].pread(512, 0)
-h[3].flush()
-h[3].flush()
-expect(len(flushes()), $1)
-EOT
-}
-
-@test "multi-conn in auto: nothing is replicated twice" {
-  multi_conn_counts 4
-}
-
-@test "multi-conn that tracks nothing: the shim does" {
-  # Without the shim it would make 12.
-  multi_conn_counts 4 multi-conn-track-dirty=off
+  local parameter
+  for parameter in multi-conn-track-dirty={conn,off}; do
+    : > "$log"
+    serve --filter=multi-conn "$wbcache" log="$log" $parameter
+    client <<<'expect(count_flushes(), 4)'
+    stop_server
+  done
 }

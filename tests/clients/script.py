@@ -178,6 +178,21 @@ def flushes():
         return [l.split()[0] for l in f if l.endswith(" flush\n")]
 
 
+def count_flushes():
+    """How many of those a client's four flushes are; the first one finds
+    nothing to write back."""
+    h = [conn() for i in range(4)]
+    h[3].flush()
+    h[0].pread(512, 0)
+    h[1].zero(512, 0)
+    h[3].flush()
+    h[2].zero(512, 0)
+    h[0].pread(512, 0)
+    h[3].flush()
+    h[3].flush()
+    return len(flushes())
+
+
 def control(*lines):
     """Replace the plugin's control file."""
     path = os.environ["control"]

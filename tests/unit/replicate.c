@@ -1272,13 +1272,14 @@ static const struct {
     "a#2 cf a@1 b@2" },
   /* 4 is a replica, and 5 runs what is owed beside it, which is done first. */
   { "a flush that is still on its way", PARA,
-    "abcde: a[r &aw1 &awd5 &arb bw1 bf a|r 1=0 a[f &cf 4? a]r 2=0 3 a:f &are 5 "
-    "a#2 &bwa2 6? a]f 4=0 6=0 bx a@2" },
+    "abcde: a[r &aw1 &awd5 &arb bw1 bf a|r 1=0 a[f &cf 4? a]r 2=0 3 a:f &are "
+    "5 a#2 &bwa2 6? a]f 4=0 6=0 bx a@2" },
   { "the other's flush fails", ANY,
     "abc: aw1 a!ENOSPC bwa2=-ENOSPC b%0 bra=0 cf=ENOSPC a! bwa2 a@1 cf a@2 "
     "aw3 bra a!EIO bwa4=-EIO a! bwa4 a@3 cf a@4" },
   { "the flush of a third one fails", TWO,
-    "abcdef: ew1 e[f &fwe2 aw1 dw1 d!EIO &bwa2 &cf e]f 1=0 2=0 3=EIO d! cf a@2" },
+    "abcdef: ew1 e[f &fwe2 aw1 dw1 d!EIO &bwa2 &cf e]f 1=0 2=0 3=EIO d! cf "
+    "a@2" },
   { "the other one closes", TWO,
     "abc: aw1 a[f &ax &bwa2 2? a]f 1=0 2=0 a@1 a#1 cf a@2" },
   { "the other one closes, and its flush fails", TWO,
@@ -1305,8 +1306,8 @@ static const struct {
     "abcd: b[r &bra aw1 df cw1 b]r 1 b[f &bwa5 2? cwa6 .free b]f 2=0 a@6 "
     "$conflicts=1 df a@5" },
   { "one that has claimed a block, and waits for another", TWO,
-    "abcd: awd1 cw1 df ara crd bw1 b[f &cwab2 1? awa3 a%3 $conflicts=2 b]f 1=0 "
-    "a@3 df a@2 b@2" },
+    "abcd: awd1 cw1 df ara crd bw1 b[f &cwab2 1? awa3 a%3 $conflicts=2 b]f "
+    "1=0 a@3 df a@2 b@2" },
   /* What A has written, which is in the disk by then, is not undone by B. */
   { "one that has claimed a past block, and waits for another", TWO,
     "PAIR abcde: ew1 df bra aw1 ax ere cw1 c[f &ewbc2 1? bw5 $conflicts=2 c]f "
@@ -1328,8 +1329,8 @@ static const struct {
   { "large blocks", ANY,
     "abc:16 ara bra aw1 bw2 cw3 aw4 .locked aw5 .free cf a@5 b@2 c@3" },
   { "larger blocks than the table's", ANY,
-    "a: bc:16 d: bra cra aw1 bw2 .locked bw3 .locked cw4 .locked dw5 aw6 cf a@6 "
-    "b@3 c@4 d@5" },
+    "a: bc:16 d: bra cra aw1 bw2 .locked bw3 .locked cw4 .locked dw5 aw6 cf "
+    "a@6 b@3 c@4 d@5" },
   { "smaller blocks than the table's", ANY,
     "ab:16 c: ara bra cra aw1 bw2 cw3 .locked cw4 .free bf a@1 b@2 c@4" },
   { "4 GiB - 1", ANY, "abc: aw1 bw*2 .locked cw3 aw*4 bw*5 af a@5 b@5 c@5" },
@@ -1342,8 +1343,8 @@ static const struct {
     "ONE abc: aw1 bw1 cw1 a!EIO b!ENOSPC c!ENXIO cf=ENXIO a#1 b#1 c#1 "
     "$failed=3 a! b! af=ENXIO a@1 b@1 c@0 c! af c@1 $failed=4" },
   { "a failed flush leaves its marks", ANY,
-    "abc: bra cra aw1 a!EIO bf=EIO b#1 bra=0 bf=EIO a#2 a! c!EIO cra bf=EIO a@1 "
-    "bra=1 a#3 c! bf cra=1 a#3" },
+    "abc: bra cra aw1 a!EIO bf=EIO b#1 bra=0 bf=EIO a#2 a! c!EIO cra bf=EIO "
+    "a@1 bra=1 a#3 c! bf cra=1 a#3" },
   { "what has failed is not tried twice in a round", ANY,
     "FAST ab: aw1 bw1 a!EIO bf=EIO a#1 bf=EIO a#2 a! bf bra=1 arb=1" },
   { "the same at level off", ANY,
@@ -1445,8 +1446,8 @@ static const struct {
   /* Groups of names. */
 
   { "groups of names", TWO,
-    "FAST ab:/x c:/y aw1 cw1 bf a#1 b#1 c#0 c[f &cf aw2 bf 1? c]f 1=0 a#2 "
-    "c#1" },
+    "FAST ab:/x c:/y aw1 cf c#0 cw1 bf a#1 b#1 c#0 c[f &cf aw2 bf 1? c]f 1=0 "
+    "a#2 c#1" },
   /* It is in the same bucket. */
   { "no name is not the empty name", ANY,
     "a:/ b: aw1 bf a@0 c: cw1 bf c@1" },
