@@ -7,73 +7,44 @@
 load common
 
 # flag VALUE: what every connection is told.
-flag ()
-{
-  client <<EOT
-expect([conn().can_multi_conn() for i in range(2)], [$1] * 2)
-EOT
-}
+flag () { client <<<"expect([conn().can_multi_conn() for i in range(2)], [$1] * 2)"; }
 
-# flags MODE NOT-ADVERTISED ADVERTISED
-flags ()
-{
-  serve MCSHIM_MODE="$1" "$wbcache" multiconn=0
-  flag "$2"
-  stop_server
-  serve MCSHIM_MODE="$1" "$wbcache" multiconn=1
-  flag "$3"
-}
-
-# refused WORDS...: connecting fails and the server says why.
+# refused WORD: connecting fails and the server says why.
 refused ()
 {
-  client <<'EOT'
-try:
-    conn()
-except nbd.Error:
-    pass
-else:
-    sys.exit("the connection was not refused")
-EOT
-  run grep -i 'mcshim.*flush' "$server_err"
-  assert_success
-  local word
-  for word; do
-    assert_output --partial "$word"
-  done
+  client <<<'refused()'
+  run -0 grep -i 'mcshim.*flush' "$server_err"
+  assert_output --partial "$1"
 }
 
-@test "auto" { flags auto True True; }
-@test "emulate" { flags emulate True True; }
-@test "plugin" { flags plugin False True; }
-@test "disable" { flags disable False False; }
-@test "unsafe" { flags unsafe True True; }
+@test "the flag, by mode" {
+  while read -r mode without with; do
+    serve MCSHIM_MODE="$mode" "$wbcache" multiconn=0
+    flag "$without"
+    stop_server
+    serve MCSHIM_MODE="$mode" "$wbcache" multiconn=1
+    flag "$with"
+    stop_server
+  done <<'END'
+auto    True  True
+emulate True  True
+plugin  False True
+disable False False
+unsafe  True  True
+END
+}
 
-@test "a plugin that serializes connections never has the flag" {
+@test "no flag where connections are serialized, by the plugin or a filter" {
   for mode in auto emulate plugin disable unsafe; do
-    for advertises in 0 1; do
-      serve MCSHIM_MODE=$mode "$wbcache" model=connections \
-        multiconn=$advertises
-      client <<'EOT'
-expect(conn().can_multi_conn(), False)
-EOT
+    for multiconn in 0 1; do
+      serve MCSHIM_MODE=$mode "$wbcache" model=connections multiconn=$multiconn
+      flag False
       stop_server
     done
-  done
-}
-
-@test "a filter that serializes connections takes the flag away" {
-  for mode in auto emulate unsafe; do
-    serve MCSHIM_MODE=$mode --filter=noparallel "$wbcache" \
-      serialize=connections
-    client <<'EOT'
-expect(conn().can_multi_conn(), False)
-EOT
+    serve MCSHIM_MODE=$mode --filter=noparallel "$wbcache" serialize=connections
+    flag False
     stop_server
   done
-}
-
-@test "the other thread models have the flag" {
   for model in all requests parallel; do
     serve MCSHIM_MODE=emulate "$wbcache" model=$model
     flag True
@@ -93,9 +64,7 @@ EOT
   # Otherwise it would be told that there is no flush.
   disk "${no_flush[@]}" thread_model='echo serialize_connections'
   serve MCSHIM_MODE=auto eval "${disk[@]}"
-  client <<'EOT'
-expect(conn().can_multi_conn(), False)
-EOT
+  flag False
   said 1 "disable: it serializes connections"
 }
 
@@ -193,7 +162,6 @@ EOT
 @test "only auto says it" {
   local mode
   for mode in plugin disable; do
-    : > "$server_err"
     ODD=noflush serve MCSHIM_MODE=$mode "$plugins/odd.so" log="$log"
     no_flag
     stop_server
@@ -290,62 +258,45 @@ apart ()
   nbdcopy --connections=4 --threads=4 "$uri" null:
 }
 
-@test "emulate: no flush: refused, with a mode that would connect" {
+@test "emulate: no flush: refused, with a mode that does connect" {
   ODD=noflush serve MCSHIM_MODE=emulate "$plugins/odd.so" log="$log"
   refused "MCSHIM_MODE="
   wait_log close
   assert_equal "$(grep -c close "$log")" 1
-}
-
-@test "the mode that the refusal names does connect" {
-  ODD=noflush serve MCSHIM_MODE=emulate "$plugins/odd.so"
-  refused
+  stop_server
   local mode
   mode=$(sed -n 's/.*MCSHIM_MODE=\([a-z]*\).*/\1/p' "$server_err" | head -1)
-  stop_server
   ODD=noflush serve MCSHIM_MODE="$mode" "$plugins/odd.so"
-  client <<'EOT'
-conn().pwrite(b"next", 0)
-EOT
-}
-
-@test "a flush that can_flush denies counts as none" {
-  disk can_flush='exit 3'
-  serve MCSHIM_MODE=emulate eval "${disk[@]}"
-  refused "MCSHIM_MODE="
+  client <<<'conn().pwrite(b"next", 0)'
 }
 
 @test "plugin, disable and unsafe do without a flush" {
   for mode in plugin disable unsafe; do
     ODD=noflush serve MCSHIM_MODE=$mode "$plugins/odd.so"
-    client <<'EOT'
-h = conn()
-h.pwrite(b"next", 0)
-expect(bytes(h.pread(4, 0)), b"next")
-EOT
+    client <<<'h = conn(); h.pwrite(b"next", 0); expect(bytes(h.pread(4, 0)), b"next")'
     stop_server
   done
 }
 
-@test "auto: read-only and no flush: the flag, and no replication" {
+@test "auto: nobody can write, and no flush: the flag, and no replication" {
   ODD=noflush serve MCSHIM_MODE=auto -r "$plugins/odd.so"
   flag True
+  local can_write
+  for can_write in "" "exit 3"; do
+    disk "${no_write[@]}" can_write="$can_write" pwrite="${can_write:+cat >/dev/null}"
+    serve MCSHIM_MODE=auto eval "${disk[@]}"
+    flag True
+    stop_server
+  done
 }
 
-@test "auto: a plugin that can't write and has no flush: the flag" {
-  disk "${no_write[@]}"
-  serve MCSHIM_MODE=auto eval "${disk[@]}"
-  flag True
-}
-
-@test "auto: can_write false and no flush: the flag" {
-  disk "${no_flush[@]}" can_write='exit 3'
-  serve MCSHIM_MODE=auto eval "${disk[@]}"
-  flag True
-}
-
-@test "emulate: read-only and no flush: refused all the same" {
+@test "emulate: read-only and no flush, or can_flush denies it: refused" {
   ODD=noflush serve MCSHIM_MODE=emulate -r "$plugins/odd.so"
+  refused "MCSHIM_MODE="
+  stop_server
+  : > "$server_err"
+  disk can_flush='exit 3'
+  serve MCSHIM_MODE=emulate eval "${disk[@]}"
   refused "MCSHIM_MODE="
 }
 

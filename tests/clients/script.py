@@ -40,6 +40,15 @@ def conn(export=None):
     return h
 
 
+def refused(export=None):
+    """The server does not let a client connect."""
+    try:
+        conn(export)
+    except nbd.Error:
+        return
+    raise Unexpected("the connection was not refused")
+
+
 def close(h, number):
     """Disconnect, and wait until the plugin's handle is closed."""
     h.shutdown()
