@@ -22,50 +22,30 @@ setup ()
   b=$plugins/dlsymmer.so
 }
 
-@test "--run: nothing but the shim" {
-  run -0 --separate-stderr child "$shim_so"
-  assert_output unset
-}
-
-@test "--run: entries before and after, by colons" {
-  run -0 --separate-stderr child "$a:$shim_so"
-  assert_output "$a"
-  run -0 --separate-stderr child "$shim_so:$a"
-  assert_output "$a"
-  run -0 --separate-stderr child "$a:$shim_so:$b"
-  assert_output "$a:$b"
-}
-
-@test "--run: entries before and after, by spaces" {
-  run -0 --separate-stderr child "$a $shim_so"
-  assert_output "$a"
-  run -0 --separate-stderr child "$shim_so $a"
-  assert_output "$a"
-  run -0 --separate-stderr child "$a $shim_so $b"
-  assert_output "$a $b"
-}
-
-@test "--run: more than one separator, and none of the others lost" {
+# The columns: LD_PRELOAD, and what a child sees.
+@test "--run: LD_PRELOAD without the shim" {
+  ln -s "$shim_so" other.so
+  mkdir like
+  cp "$a" like/libmcshim.so
+  local preload wanted
+  while IFS='|' read -r preload wanted; do
+    run -0 --separate-stderr child "$preload"
+    assert_output "$wanted"
+  done <<END
+$shim_so|unset
+$a:$shim_so|$a
+$shim_so:$a|$a
+$a:$shim_so:$b|$a:$b
+$a $shim_so|$a
+$shim_so $a|$a
+$a $shim_so $b|$a $b
+$shim_so:$PWD/like/libmcshim.so|$PWD/like/libmcshim.so
+$PWD/other.so:$a|$a
+./other.so:$a|$a
+END
+  # More than one separator, and none of the others lost.
   run -0 --separate-stderr child ":$a  $shim_so::$b:"
   assert_equal "$(tr -s ': ' '\n' <<<"$output" | grep . | paste -sd,)" "$a,$b"
-}
-
-@test "--run: an entry that only looks like the shim stays" {
-  cp "$a" ./libmcshim.so
-  run -0 --separate-stderr child "$shim_so:$BATS_TEST_TMPDIR/libmcshim.so"
-  assert_output "$BATS_TEST_TMPDIR/libmcshim.so"
-}
-
-@test "--run: the shim under another name, by a symbolic link" {
-  ln -s "$shim_so" other.so
-  run -0 --separate-stderr child "$BATS_TEST_TMPDIR/other.so:$a"
-  assert_output "$a"
-}
-
-@test "--run: the shim by a relative path" {
-  ln -s "$shim_so" other.so
-  run -0 --separate-stderr child "./other.so:$a"
-  assert_output "$a"
 }
 
 @test "--run: the shim by its name, found on LD_LIBRARY_PATH" {

@@ -44,8 +44,11 @@ memcheck ()
     serve MCSHIM_STATS_FILE="$stats" "$@"
 }
 
-script ()
+# checked KNOB PLUGIN PARAMETER...: all that a client may do.
+checked ()
 {
+  : > "$control"
+  memcheck "$@" fua=native log="$log" control="$control"
   client <<'EOT'
 h = [conn("a"), conn("b"), conn("a"), conn("a")]
 for i in range(3):
@@ -68,74 +71,46 @@ h[0].flush()
 # The server ends with this connection open and dirty.
 h[1].pwrite(b"z" * 512, 1024)
 EOT
+  stop_server
+  check_memory
 }
 
 @test "parallel" {
-  : > "$control"
-  memcheck MCSHIM_EXPORTNAME=false \
-    "$wbcache" fua=native log="$log" control="$control"
-  script
-  stop_server
-  check_memory
+  checked MCSHIM_EXPORTNAME=false "$wbcache"
   counted connections_opened_total 5
 }
 
 @test "requests serialized, groups by export name" {
-  : > "$control"
-  memcheck MCSHIM_EXPORTNAME=true \
-    "$wbcache" model=requests fua=native log="$log" control="$control"
-  script
-  stop_server
-  check_memory
+  checked MCSHIM_EXPORTNAME=true "$wbcache" model=requests
 }
 
-@test "one at a time" {
-  : > "$control"
-  memcheck MCSHIM_TRACK_DIRTY=off \
-    "$wbcache" model=all fua=native log="$log" control="$control"
-  script
-  stop_server
-  check_memory
-}
+@test "one at a time" { checked MCSHIM_TRACK_DIRTY=off "$wbcache" model=all; }
 
-@test "outside emulate" {
-  memcheck MCSHIM_MODE=plugin "$wbcache" fua=native log="$log"
+# brief KNOB PLUGIN: writes, a flush on another connection, and a close.
+brief ()
+{
+  memcheck "$@"
   client <<'EOT'
 h = [conn() for i in range(3)]
 h[1].pwrite(b"x" * 512, 0)
 h[0].flush()
 h[1].flush()
-close(h[1], 1)
+h[1].pwrite(b"x" * 512, 0)
+h[1].shutdown()
 EOT
   stop_server
   check_memory
+  rm "$stats"
 }
 
-@test "a plugin of API version 1" {
-  memcheck MCSHIM_MODE=auto "$plugins/api1.so" log="$log"
-  client <<'EOT'
-h = [conn() for i in range(3)]
-h[1].pwrite(b"x" * 512, 0)
-h[0].flush()
-h[1].pwrite(b"x" * 512, 0)
-close(h[1], 1)
-EOT
-  stop_server
-  check_memory
-}
+@test "outside emulate" { brief MCSHIM_MODE=plugin "$wbcache" fua=native; }
+
+@test "a plugin of API version 1" { brief MCSHIM_MODE=auto "$plugins/api1.so"; }
 
 @test "odd structs: nothing past their end is read" {
   for ODD in ancient short long notneeded noclose; do
     export ODD
-    memcheck MCSHIM_MODE=auto "$plugins/odd.so"
-    client <<'EOT'
-h = [conn() for i in range(2)]
-h[1].pwrite(b"x" * 512, 0)
-h[0].flush()
-EOT
-    stop_server
-    check_memory
-    rm "$stats"
+    brief MCSHIM_MODE=auto "$plugins/odd.so"
   done
 }
 
@@ -216,10 +191,5 @@ expect(held(), before)
 EOT
 }
 
-@test "nothing is kept of connections that have gone" {
-  kept MCSHIM_MODE=emulate
-}
-
-@test "nothing is kept of connections that have gone, outside emulate" {
-  kept MCSHIM_MODE=plugin
-}
+@test "nothing is kept of those that have gone" { kept MCSHIM_MODE=emulate; }
+@test "nothing is kept, outside emulate" { kept MCSHIM_MODE=plugin; }

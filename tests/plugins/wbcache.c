@@ -93,15 +93,16 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef NBDKIT_API_VERSION      /* See api1.c. */
 #define NBDKIT_API_VERSION 2
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+#endif
 #include <nbdkit-plugin.h>
 
 #include "oldglibc.h"
 
 OLD (pthread_create);
 OLD (pthread_join);
-
-#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
 /* New in 1.12, with extents. */
 #pragma weak nbdkit_add_extent
@@ -150,7 +151,7 @@ struct late {
 /* Parameters. */
 static int64_t size = 1024 * 1024;
 static char *initial;
-static int model = NBDKIT_THREAD_MODEL_PARALLEL;
+static int model = THREAD_MODEL;
 static int multiconn;
 static int fua = NBDKIT_FUA_NONE;
 static int fuaflush, earlydrop, mapcache, refresh, opencopy, ownorder,
@@ -774,9 +775,8 @@ wbcache_open (int readonly)
 
   (void) readonly;
   has_opened = true;
-  if (!model_asked && model != NBDKIT_THREAD_MODEL_PARALLEL) {
-    nbdkit_error ("this nbdkit asks for no thread model: "
-                  "model must be parallel");
+  if (!model_asked && model != THREAD_MODEL) {
+    nbdkit_error ("this nbdkit asks for no thread model");
     free (h);
     return NULL;
   }
@@ -1260,6 +1260,7 @@ wbcache_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
 }
 #endif
 
+#if NBDKIT_API_VERSION > 1
 static struct nbdkit_plugin plugin = {
   .name              = "wbcache",
   .version           = "1.0",
@@ -1294,3 +1295,4 @@ static struct nbdkit_plugin plugin = {
 };
 
 NBDKIT_REGISTER_PLUGIN (plugin)
+#endif
