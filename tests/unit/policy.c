@@ -31,114 +31,83 @@ load (struct policy *p, const char *one, const char *two)
   return policy_load (p, env, complain);
 }
 
-static void
-test_defaults (void)
-{
-  static const char *const empty[] = {
-    NULL, "MCSHIM_MODE=", "MCSHIM_TRACK_DIRTY=", "MCSHIM_EXPORTNAME=",
-    "MCSHIM_FLUSH_ON_CLOSE=", "MCSHIM_FLUSH_THREADS=", "MCSHIM_HANDLES=",
-    "MCSHIM_STRIPE=", "MCSHIM_BLOCK=", "MCSHIM_STATS_FILE=", "MCSHIM=x", "XMCSHIM_MODE=x", "mcshim_mode=x",
-  };
+/* The knobs that are numbers, in a row. */
+enum { MODE, LEVEL, EXPORTNAME, CLOSE, THREADS, HANDLES, STRIPE, BLOCK, NR };
 
-  for (size_t i = 0; i < sizeof empty / sizeof empty[0]; i++) {
-    const char *name = empty[i] ? empty[i] : "nothing";
-    struct policy p;
-
-    CHECK (load (&p, empty[i], NULL) == 0, "%s", name);
-    CHECK (nr_complaints == 0, "%s", name);
-    CHECK (p.mode == MODE_AUTO, "%s", name);
-    CHECK (p.level == LEVEL_CONNECTION, "%s", name);
-    CHECK (!p.exportname, "%s", name);
-    CHECK (p.flush_on_close, "%s", name);
-    CHECK (p.flush_threads == 0, "%s", name);
-    CHECK (p.handles == 1, "%s", name);
-    CHECK (p.stripe == 256 * 1024, "%s", name);
-    CHECK (p.stats_file == NULL, "%s", name);
-    policy_free (&p);
-  }
-}
-
+/* Each entry leaves all knobs but one as they are by default, and that one
+ * too where it counts for nothing.
+ */
 static void
 test_good_values (void)
 {
+  static const uint64_t defaults[NR] = {
+    [MODE] = MODE_AUTO, [LEVEL] = LEVEL_CONNECTION, [CLOSE] = true,
+    [HANDLES] = 1, [STRIPE] = 256 << 10,
+  };
+#define BOTH(word, b)                                                   \
+  { "MCSHIM_EXPORTNAME=" word, EXPORTNAME, b },                         \
+  { "MCSHIM_FLUSH_ON_CLOSE=" word, CLOSE, b }
   static const struct {
     const char *env;
-    enum mode mode;
-    enum level level;
-    bool exportname, flush_on_close;
-    unsigned threads;
+    int knob;
+    uint64_t value;
   } table[] = {
-#define MODE(word, mode)                                                \
-    { "MCSHIM_MODE=" word, mode, LEVEL_CONNECTION, false, true, 0 }
-    MODE ("auto", MODE_AUTO), MODE ("emulate", MODE_EMULATE),
-    MODE ("plugin", MODE_PLUGIN), MODE ("disable", MODE_DISABLE),
-    MODE ("unsafe", MODE_UNSAFE),
-#define LEVEL(word, level)                                              \
-    { "MCSHIM_TRACK_DIRTY=" word, MODE_AUTO, level, false, true, 0 }
-    LEVEL ("connection", LEVEL_CONNECTION), LEVEL ("conn", LEVEL_CONNECTION),
-    LEVEL ("fast", LEVEL_FAST), LEVEL ("off", LEVEL_OFF),
-#define THREADS(word, n)                                                \
-    { "MCSHIM_FLUSH_THREADS=" word, MODE_AUTO, LEVEL_CONNECTION,        \
-      false, true, n }
-    THREADS ("auto", 0), THREADS ("1", 1), THREADS ("64", 64),
-#define BOOL(word, b)                                                   \
-    { "MCSHIM_EXPORTNAME=" word, MODE_AUTO, LEVEL_CONNECTION,           \
-      b, true, 0 },                                                     \
-    { "MCSHIM_FLUSH_ON_CLOSE=" word, MODE_AUTO, LEVEL_CONNECTION,       \
-      false, b, 0 }
-    BOOL ("1", true), BOOL ("true", true), BOOL ("t", true),
-    BOOL ("yes", true), BOOL ("y", true), BOOL ("on", true),
-    BOOL ("TRUE", true), BOOL ("Yes", true), BOOL ("oN", true),
-    BOOL ("0", false), BOOL ("false", false), BOOL ("f", false),
-    BOOL ("no", false), BOOL ("n", false), BOOL ("off", false),
-    BOOL ("FALSE", false), BOOL ("No", false), BOOL ("oFF", false),
+    { NULL, HANDLES, 1 }, { "MCSHIM=x", HANDLES, 1 },
+    { "XMCSHIM_MODE=x", MODE, MODE_AUTO },
+    { "mcshim_mode=x", MODE, MODE_AUTO }, { "MCSHIM_MODE=", MODE, MODE_AUTO },
+    { "MCSHIM_MODE=auto", MODE, MODE_AUTO },
+    { "MCSHIM_MODE=emulate", MODE, MODE_EMULATE },
+    { "MCSHIM_MODE=plugin", MODE, MODE_PLUGIN },
+    { "MCSHIM_MODE=disable", MODE, MODE_DISABLE },
+    { "MCSHIM_MODE=unsafe", MODE, MODE_UNSAFE },
+    { "MCSHIM_TRACK_DIRTY=", LEVEL, LEVEL_CONNECTION },
+    { "MCSHIM_TRACK_DIRTY=connection", LEVEL, LEVEL_CONNECTION },
+    { "MCSHIM_TRACK_DIRTY=conn", LEVEL, LEVEL_CONNECTION },
+    { "MCSHIM_TRACK_DIRTY=fast", LEVEL, LEVEL_FAST },
+    { "MCSHIM_TRACK_DIRTY=off", LEVEL, LEVEL_OFF },
+    { "MCSHIM_EXPORTNAME=", EXPORTNAME, false },
+    { "MCSHIM_FLUSH_ON_CLOSE=", CLOSE, true },
+    BOTH ("1", true), BOTH ("true", true), BOTH ("t", true),
+    BOTH ("yes", true), BOTH ("y", true), BOTH ("on", true),
+    BOTH ("TRUE", true), BOTH ("Yes", true), BOTH ("oN", true),
+    BOTH ("0", false), BOTH ("false", false), BOTH ("f", false),
+    BOTH ("no", false), BOTH ("n", false), BOTH ("off", false),
+    BOTH ("FALSE", false), BOTH ("No", false), BOTH ("oFF", false),
+    { "MCSHIM_FLUSH_THREADS=", THREADS, 0 },
+    { "MCSHIM_FLUSH_THREADS=auto", THREADS, 0 },
+    { "MCSHIM_FLUSH_THREADS=1", THREADS, 1 },
+    { "MCSHIM_FLUSH_THREADS=64", THREADS, 64 },
+    { "MCSHIM_HANDLES=", HANDLES, 1 }, { "MCSHIM_HANDLES=1", HANDLES, 1 },
+    { "MCSHIM_HANDLES=64", HANDLES, 64 },
+    { "MCSHIM_STRIPE=", STRIPE, 256 << 10 },
+    { "MCSHIM_STRIPE=8s", STRIPE, 4096 }, { "MCSHIM_STRIPE=4096", STRIPE, 4096 },
+    { "MCSHIM_STRIPE=4096b", STRIPE, 4096 },
+    { "MCSHIM_STRIPE=4k", STRIPE, 4096 }, { "MCSHIM_STRIPE=4K", STRIPE, 4096 },
+    { "MCSHIM_STRIPE=1024K", STRIPE, 1 << 20 },
+    { "MCSHIM_STRIPE=1M", STRIPE, 1 << 20 },
+    { "MCSHIM_STRIPE=1G", STRIPE, 1 << 30 },
+    { "MCSHIM_STRIPE=1024m", STRIPE, 1 << 30 },
+    { "MCSHIM_STRIPE=1073741824", STRIPE, 1 << 30 },
+    { "MCSHIM_BLOCK=", BLOCK, 0 }, { "MCSHIM_BLOCK=512", BLOCK, 512 },
+    { "MCSHIM_BLOCK=64K", BLOCK, 65536 }, { "MCSHIM_STATS_FILE=", HANDLES, 1 },
   };
 
   for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
-    const char *env = table[i].env;
+    const char *env = table[i].env ? table[i].env : "nothing";
     struct policy p;
 
-    CHECK (load (&p, env, NULL) == 0, "%s: %s", env, complaints);
-    CHECK (p.mode == table[i].mode, "%s", env);
-    CHECK (p.level == table[i].level, "%s", env);
-    CHECK (p.exportname == table[i].exportname, "%s", env);
-    CHECK (p.flush_on_close == table[i].flush_on_close, "%s", env);
-    CHECK (p.flush_threads == table[i].threads, "%s", env);
+    CHECK (load (&p, table[i].env, NULL) == 0, "%s: %s", env, complaints);
+    const uint64_t got[NR] = {
+      p.mode, p.level, p.exportname, p.flush_on_close, p.flush_threads,
+      p.handles, p.stripe, p.block,
+    };
+
+    for (int knob = 0; knob < NR; knob++)
+      CHECK (got[knob] == (knob == table[i].knob ? table[i].value :
+                           defaults[knob]), "%s: %d", env, knob);
+    CHECK (p.stats_file == NULL && nr_complaints == 0, "%s", env);
     policy_free (&p);
   }
-}
-
-static void
-test_handles (void)
-{
-  static const struct {
-    const char *env;
-    unsigned handles;
-    uint32_t stripe;
-  } table[] = {
-#define STRIPE(word, n) { "MCSHIM_STRIPE=" word, 1, n }
-    { "MCSHIM_HANDLES=1", 1, 256 << 10 }, { "MCSHIM_HANDLES=64", 64, 256 << 10 },
-    STRIPE ("4096", 4096), STRIPE ("4096b", 4096), STRIPE ("8s", 4096),
-    STRIPE ("4k", 4096), STRIPE ("4K", 4096), STRIPE ("1024K", 1 << 20),
-    STRIPE ("1M", 1 << 20), STRIPE ("1G", 1 << 30),
-    STRIPE ("1024m", 1 << 30), STRIPE ("1073741824", 1 << 30),
-  };
-
-  for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
-    const char *env = table[i].env;
-    struct policy p;
-
-    CHECK (load (&p, env, NULL) == 0, "%s: %s", env, complaints);
-    CHECK (p.handles == table[i].handles, "%s: %u", env, p.handles);
-    CHECK (p.stripe == table[i].stripe, "%s: %u", env, p.stripe);
-    policy_free (&p);
-  }
-
-  struct policy p;
-
-  CHECK (load (&p, "MCSHIM_BLOCK=512", NULL) == 0 && p.block == 512);
-  CHECK (load (&p, "MCSHIM_BLOCK=64K", NULL) == 0 && p.block == 65536);
-  CHECK (load (&p, "MCSHIM_MODE=auto", NULL) == 0 && p.block == 0);
 }
 
 static void
@@ -187,7 +156,8 @@ test_last_one_counts (void)
 {
   struct policy p;
 
-  CHECK (load (&p, "MCSHIM_FLUSH_THREADS=4", "MCSHIM_FLUSH_THREADS=auto") == 0);
+  CHECK (load (&p, "MCSHIM_FLUSH_THREADS=4",
+               "MCSHIM_FLUSH_THREADS=auto") == 0);
   CHECK (p.flush_threads == 0);
   policy_free (&p);
   CHECK (load (&p, "MCSHIM_EXPORTNAME=1", "MCSHIM_EXPORTNAME=0") == 0);
@@ -204,101 +174,90 @@ test_last_one_counts (void)
 static void
 test_bad_values (void)
 {
-  static const struct {
-    const char *env, *name, *value, *says;
-  } table[] = {
-    { "MCSHIM_MODE=bogus", "MCSHIM_MODE", "bogus",
-      "auto, emulate, plugin, disable" },
-    { "MCSHIM_MODE=AUTO", "MCSHIM_MODE", "AUTO", "auto" },
-    { "MCSHIM_MODE= auto", "MCSHIM_MODE", " auto", "auto" },
-    { "MCSHIM_TRACK_DIRTY=none", "MCSHIM_TRACK_DIRTY", "none",
-      "connection" },
-    { "MCSHIM_TRACK_DIRTY=connections", "MCSHIM_TRACK_DIRTY",
-      "connections", "fast" },
-    { "MCSHIM_EXPORTNAME=2", "MCSHIM_EXPORTNAME", "2", "true" },
-    { "MCSHIM_EXPORTNAME=tru", "MCSHIM_EXPORTNAME", "tru", "false" },
-    { "MCSHIM_FLUSH_ON_CLOSE=-1", "MCSHIM_FLUSH_ON_CLOSE", "-1", "true" },
-    { "MCSHIM_FLUSH_THREADS=0", "MCSHIM_FLUSH_THREADS", "'0'", "64" },
-    { "MCSHIM_FLUSH_THREADS=65", "MCSHIM_FLUSH_THREADS", "65", "auto" },
-    { "MCSHIM_FLUSH_THREADS=-1", "MCSHIM_FLUSH_THREADS", "-1", "64" },
-    { "MCSHIM_FLUSH_THREADS=+1", "MCSHIM_FLUSH_THREADS", "+1", "64" },
-    { "MCSHIM_FLUSH_THREADS= 1", "MCSHIM_FLUSH_THREADS", " 1", "64" },
-    { "MCSHIM_FLUSH_THREADS=1x", "MCSHIM_FLUSH_THREADS", "1x", "64" },
-    { "MCSHIM_FLUSH_THREADS=18446744073709551617", "MCSHIM_FLUSH_THREADS",
-      "18446744073709551617", "64" },
-    { "MCSHIM_HANDLES=0", "MCSHIM_HANDLES", "'0'", "1 to 64" },
-    { "MCSHIM_HANDLES=65", "MCSHIM_HANDLES", "65", "1 to 64" },
-    { "MCSHIM_HANDLES=4294967297", "MCSHIM_HANDLES", "4294967297", "64" },
-    { "MCSHIM_HANDLES=auto", "MCSHIM_HANDLES", "auto", "1 to 64" },
-    { "MCSHIM_HANDLES=2K", "MCSHIM_HANDLES", "2K", "1 to 64" },
-    { "MCSHIM_STRIPE=0", "MCSHIM_STRIPE", "'0'", "a power of two" },
-    { "MCSHIM_BLOCK=256", "MCSHIM_BLOCK", "'256'", "from 512 to 1G" },
-    { "MCSHIM_STRIPE=2K", "MCSHIM_STRIPE", "2K", "4K to 1G" },
-    { "MCSHIM_STRIPE=2G", "MCSHIM_STRIPE", "2G", "4K to 1G" },
-    { "MCSHIM_STRIPE=1T", "MCSHIM_STRIPE", "1T", "4K to 1G" },
-    { "MCSHIM_STRIPE=12K", "MCSHIM_STRIPE", "12K", "a power of two" },
-    { "MCSHIM_STRIPE=4097", "MCSHIM_STRIPE", "4097", "a power of two" },
-    { "MCSHIM_STRIPE=K", "MCSHIM_STRIPE", "'K'", "4K to 1G" },
-    { "MCSHIM_STRIPE=4KB", "MCSHIM_STRIPE", "4KB", "4K to 1G" },
-    { "MCSHIM_STRIPE=4 K", "MCSHIM_STRIPE", "4 K", "4K to 1G" },
-    { "MCSHIM_STRIPE=-4K", "MCSHIM_STRIPE", "-4K", "4K to 1G" },
-    { "MCSHIM_STRIPE=18014398509481985K", "MCSHIM_STRIPE",
-      "18014398509481985K", "4K to 1G" },
-    { "MCSHIM_MODES=x", "MCSHIM_MODES", "x", "MCSHIM_MODE?" },
-    { "MCSHIM_MODES=", "MCSHIM_MODES", "", "MCSHIM_MODE?" },
-    { "MCSHIM_mode=x", "MCSHIM_mode", "x", "MCSHIM_" },
-    { "MCSHIM_=x", "MCSHIM_:", "x", "MCSHIM_" },
-    { "MCSHIM_TRACKDIRTY=x", "MCSHIM_TRACKDIRTY", "x",
-      "MCSHIM_TRACK_DIRTY" },
-    { "MCSHIM_EXPORT_NAME=x", "MCSHIM_EXPORT_NAME", "x",
-      "MCSHIM_EXPORTNAME" },
-    { "MCSHIM_FLUSH_CLOSE=x", "MCSHIM_FLUSH_CLOSE", "x",
-      "MCSHIM_FLUSH_ON_CLOSE" },
-    { "MCSHIM_FLUSH_THREAD=x", "MCSHIM_FLUSH_THREAD", "x",
-      "MCSHIM_FLUSH_THREADS" },
-    { "MCSHIM_STATSFILE=x", "MCSHIM_STATSFILE", "x", "MCSHIM_STATS_FILE" },
+  static const struct { const char *env, *says; } table[] = {
+    { "MCSHIM_MODE=bogus", "auto, emulate, plugin, disable" },
+    { "MCSHIM_MODE=AUTO", "auto" },
+    { "MCSHIM_MODE= auto", "auto" },
+    { "MCSHIM_TRACK_DIRTY=none", "connection" },
+    { "MCSHIM_TRACK_DIRTY=connections", "fast" },
+    { "MCSHIM_EXPORTNAME=2", "true" },
+    { "MCSHIM_EXPORTNAME=tru", "false" },
+    { "MCSHIM_FLUSH_ON_CLOSE=-1", "true" },
+    { "MCSHIM_FLUSH_THREADS=0", "64" },
+    { "MCSHIM_FLUSH_THREADS=65", "auto" },
+    { "MCSHIM_FLUSH_THREADS=-1", "64" },
+    { "MCSHIM_FLUSH_THREADS=+1", "64" },
+    { "MCSHIM_FLUSH_THREADS= 1", "64" },
+    { "MCSHIM_FLUSH_THREADS=1x", "64" },
+    { "MCSHIM_FLUSH_THREADS=18446744073709551617", "64" },
+    { "MCSHIM_HANDLES=0", "1 to 64" },
+    { "MCSHIM_HANDLES=65", "1 to 64" },
+    { "MCSHIM_HANDLES=4294967297", "64" },
+    { "MCSHIM_HANDLES=auto", "1 to 64" },
+    { "MCSHIM_HANDLES=2K", "1 to 64" },
+    { "MCSHIM_STRIPE=0", "a power of two" },
+    { "MCSHIM_BLOCK=256", "from 512 to 1G" },
+    { "MCSHIM_STRIPE=2K", "4K to 1G" },
+    { "MCSHIM_STRIPE=2G", "4K to 1G" },
+    { "MCSHIM_STRIPE=1T", "4K to 1G" },
+    { "MCSHIM_STRIPE=12K", "a power of two" },
+    { "MCSHIM_STRIPE=4097", "a power of two" },
+    { "MCSHIM_STRIPE=K", "4K to 1G" },
+    { "MCSHIM_STRIPE=4KB", "4K to 1G" },
+    { "MCSHIM_STRIPE=4 K", "4K to 1G" },
+    { "MCSHIM_STRIPE=-4K", "4K to 1G" },
+    { "MCSHIM_STRIPE=18014398509481985K", "4K to 1G" },
+    { "MCSHIM_MODES=x", "MCSHIM_MODE?" },
+    { "MCSHIM_MODES=", "MCSHIM_MODE?" },
+    { "MCSHIM_mode=x", "MCSHIM_" },
+    { "MCSHIM_=x", "MCSHIM_" },
+    { "MCSHIM_TRACKDIRTY=x", "MCSHIM_TRACK_DIRTY" },
+    { "MCSHIM_EXPORT_NAME=x", "MCSHIM_EXPORTNAME" },
+    { "MCSHIM_FLUSH_CLOSE=x", "MCSHIM_FLUSH_ON_CLOSE" },
+    { "MCSHIM_FLUSH_THREAD=x", "MCSHIM_FLUSH_THREADS" },
+    { "MCSHIM_STATSFILE=x", "MCSHIM_STATS_FILE" },
   };
 
   for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
-    const char *env = table[i].env;
+    const char *env = table[i].env, *value = strchr (env, '=') + 1;
+    char name[64], quoted[64];
     struct policy p;
 
+    snprintf (name, sizeof name, "%.*s: ", (int) (value - 1 - env), env);
+    snprintf (quoted, sizeof quoted, "value '%s'", value);
     CHECK (load (&p, env, NULL) == -1, "%s", env);
     CHECK (nr_complaints == 1, "%s: %u lines", env, nr_complaints);
-    CHECK (strstr (complaints, table[i].name), "%s: %s", env, complaints);
-    CHECK (strstr (complaints, table[i].value), "%s: %s", env, complaints);
+    CHECK (strstr (complaints, name), "%s: %s", env, complaints);
+    CHECK (strstr (complaints, quoted), "%s: %s", env, complaints);
     CHECK (strstr (complaints, table[i].says), "%s: %s", env, complaints);
     policy_free (&p);
   }
 }
 
 static void
+check_refused (const char *one, const char *two, unsigned lines)
+{
+  struct policy p;
+
+  CHECK (load (&p, one, two) == -1, "%.80s", one);
+  CHECK (nr_complaints == lines, "%.80s: %u", one, nr_complaints);
+  policy_free (&p);
+}
+
+static void
 test_two_bad_values (void)
 {
   char huge[8192] = "MCSHIM_MODE=";
-  struct policy p;
 
-  CHECK (load (&p, "MCSHIM_MODE=x", "MCSHIM_TRACK_DIRTY=y") == -1, "two");
-  CHECK (nr_complaints == 2, "%u", nr_complaints);
-  policy_free (&p);
-  CHECK (load (&p, "MCSHIM_NO=x", "MCSHIM_FLUSH_THREADS=y") == -1, "two");
-  CHECK (nr_complaints == 2, "%u", nr_complaints);
-  policy_free (&p);
-  CHECK (load (&p, "MCSHIM_MODE=unsafe", "MCSHIM_TRACK_DIRTY=y") == -1,
-         "one of two");
-  CHECK (nr_complaints == 1, "%u", nr_complaints);
-  policy_free (&p);
-
-  /* However long the user's input is. */
+  check_refused ("MCSHIM_MODE=x", "MCSHIM_TRACK_DIRTY=y", 2);
+  check_refused ("MCSHIM_NO=x", "MCSHIM_FLUSH_THREADS=y", 2);
+  check_refused ("MCSHIM_MODE=unsafe", "MCSHIM_TRACK_DIRTY=y", 1);
+  /* However long the user's input is: a value, and a name. */
   memset (huge + strlen (huge), 'x', sizeof huge - strlen (huge) - 1);
-  CHECK (load (&p, huge, NULL) == -1, "a long value");
-  CHECK (nr_complaints == 1, "%u", nr_complaints);
-  policy_free (&p);
+  check_refused (huge, NULL, 1);
   memset (huge + strlen ("MCSHIM_"), 'X', 4096);
   huge[4096] = '=';
-  CHECK (load (&p, huge, NULL) == -1, "a long name");
-  CHECK (nr_complaints == 1, "%u", nr_complaints);
-  policy_free (&p);
+  check_refused (huge, NULL, 1);
 }
 
 /* Each knob has a line; their names are wanted below. */
@@ -428,6 +387,24 @@ test_suggestions (void)
         }
 }
 
+/* What each combination of answers is like, by number. */
+static struct traits
+plugin_like (unsigned i)
+{
+  return (struct traits) {
+    .plugin = "file", .connections_serialized = i & 1, .multi_conn = i & 2,
+    .can_flush = i & 4, .readonly = i & 8, .handles = 1,
+  };
+}
+
+static bool
+same (struct resolution a, struct resolution b)
+{
+  return a.verdict == b.verdict && a.advertise == b.advertise &&
+    a.replicate == b.replicate && a.refusal == b.refusal &&
+    a.notice == b.notice;
+}
+
 /* The result for every mode and every kind of plugin, written from the table
  * of modes, not from the code.
  */
@@ -435,16 +412,8 @@ static void
 test_resolve (void)
 {
   for (int i = 0; i < 5 * 16; i++) {
-    const enum mode modes[] =
-      { MODE_AUTO, MODE_EMULATE, MODE_PLUGIN, MODE_DISABLE, MODE_UNSAFE };
-    const struct policy p = { .mode = modes[i / 16] };
-    const struct traits t = {
-      .plugin = "file",
-      .connections_serialized = i & 1,
-      .multi_conn = i & 2,
-      .can_flush = i & 4,
-      .readonly = i & 8,
-    };
+    const struct policy p = { .mode = (enum mode) (i / 16) };
+    const struct traits t = plugin_like (i % 16);
     const struct resolution r = policy_resolve (&p, &t);
     bool emulates = p.mode == MODE_EMULATE, flag = false, refused;
     char what[128];
@@ -519,16 +488,10 @@ test_resolve (void)
 static void
 test_fast (void)
 {
-  static const enum level levels[] =
-    { LEVEL_CONNECTION, LEVEL_FAST, LEVEL_OFF };
-
   for (int i = 0; i < 3 * 5 * 8; i++) {
     const struct policy p =
-      { .mode = (enum mode) (i / 8 % 5), .level = levels[i / 40] };
-    const struct traits t = {
-      .plugin = "file", .connections_serialized = i & 1, .multi_conn = i & 2,
-      .can_flush = i & 4,
-    };
+      { .mode = (enum mode) (i / 8 % 5), .level = (enum level) (i / 40) };
+    const struct traits t = plugin_like (i % 8);
     const struct resolution r = policy_resolve (&p, &t);
     const bool told = r.notice && strstr (r.notice, "=fast: ");
 
@@ -577,9 +540,7 @@ test_apart (void)
         CHECK (!r.replicate && !r.refusal && !r.notice, "%s", what);
       }
       else
-        CHECK (r.verdict == file.verdict && r.advertise == file.advertise &&
-               r.replicate == file.replicate && r.refusal == file.refusal &&
-               r.notice == file.notice, "%s", what);
+        CHECK (same (r, file), "%s", what);
     }
 }
 
@@ -623,10 +584,7 @@ test_wants (void)
   /* A trait that is not asked for must not matter. */
   for (int i = 0; i < 5 * 16; i++) {
     const struct policy p = { .mode = (enum mode) (i / 16) };
-    struct traits t = {
-      .plugin = "file", .connections_serialized = i & 1, .multi_conn = i & 2,
-      .can_flush = i & 4, .readonly = i & 8,
-    };
+    struct traits t = plugin_like (i % 16);
     const struct resolution a = policy_resolve (&p, &t);
 
     if (!policy_wants_multi_conn (&p))
@@ -635,10 +593,7 @@ test_wants (void)
       t.can_flush = !t.can_flush;
     const struct resolution b = policy_resolve (&p, &t);
 
-    CHECK (a.verdict == b.verdict && a.advertise == b.advertise &&
-           a.replicate == b.replicate && a.refusal == b.refusal &&
-           a.notice == b.notice,
-           "%s, %d", mode_name (p.mode), i % 16);
+    CHECK (same (a, b), "%s, %d", mode_name (p.mode), i % 16);
   }
 }
 
@@ -652,10 +607,7 @@ test_several (void)
     const struct policy p = {
       .mode = (enum mode) (i / 16 % 5), .level = (enum level) (i / 80),
     };
-    struct traits t = {
-      .plugin = "file", .connections_serialized = i & 1, .multi_conn = i & 2,
-      .can_flush = i & 4, .readonly = i & 8, .handles = 1,
-    };
+    struct traits t = plugin_like (i % 16);
     const struct resolution one = policy_resolve (&p, &t);
 
     t.handles = 2;
@@ -681,10 +633,9 @@ test_other_kind (void)
     const struct policy p = {
       .mode = (enum mode) (i / 32 % 5), .level = (enum level) (i / 160),
     };
-    struct traits t = {
-      .plugin = "file", .connections_serialized = i & 1, .multi_conn = i & 2,
-      .can_flush = i & 4, .readonly = i & 8, .handles = i & 16 ? 2 : 1,
-    };
+    struct traits t = plugin_like (i % 16);
+
+    t.handles = i & 16 ? 2 : 1;
     const struct resolution alone = policy_resolve (&p, &t);
     enum verdict verdict = alone.verdict;
 
@@ -772,9 +723,7 @@ int
 main (void)
 {
   static const struct unit_test tests[] = {
-    { "defaults, and what does not count", test_defaults },
-    { "values that are taken", test_good_values },
-    { "how many handles, and the stripe", test_handles },
+    { "values that are taken, and what does not count", test_good_values },
     { "the path of the statistics", test_stats_file },
     { "no path of the statistics where there is none",
       test_stats_file_nowhere },
