@@ -140,3 +140,10 @@ return_to_environment (void)
   others = left ? strdup (left) : NULL;
   setenv (variable, original, 1);
 }
+
+static void __attribute__ ((destructor))
+forget (void)
+{
+  free (original);
+  free (others);
+}
