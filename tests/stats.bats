@@ -162,41 +162,28 @@ EOT
 }
 
 @test "an existing file is replaced, in one step, and keeps its mode" {
+  mkdir d
+  stats=$PWD/d/stats
   echo old > "$stats"
   chmod 640 "$stats"
   ln "$stats" keep
-  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
+  serve MCSHIM_STATS_FILE=d/stats "$wbcache"
   wait_until counts running 1
-  assert_equal "$(stat -c %a "$stats")" 640
+  alone
   stop_server
-  assert_equal "$(<keep)" old
-  run ls
-  refute_line --regexp '^(\.|)stats.+'
-}
-
-@test "a new file can be read by all: nbdkit sets the umask itself" {
-  (umask 077; serve MCSHIM_STATS_FILE="$stats" "$wbcache")
-  wait_until counts running 1
-  assert_equal "$(stat -c %a "$stats")" 644
-}
-
-@test "a symbolic link is replaced, not followed" {
-  echo old > elsewhere
-  ln -s elsewhere "$stats"
-  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
+  alone
+  assert_equal "$(stat -c %a "$stats") $(<keep)" "640 old"
+  # A symbolic link is replaced, not followed.
+  ln -sf ../keep "$stats"
+  serve MCSHIM_STATS_FILE=d/stats "$wbcache"
   wait_until eval '! test -L "$stats"'
   stop_server
-  assert_equal "$(<elsewhere)" old
-  counted running 0
-}
-
-@test "nothing is left of the check at start" {
-  mkdir d
-  serve MCSHIM_STATS_FILE=d/stats "$wbcache"
-  wait_until test -s d/stats
-  stats=d/stats alone
-  stop_server
-  stats=d/stats alone
+  assert_equal "$(<keep)" old
+  # A new file can be read by all: nbdkit sets the umask itself.
+  rm "$stats"
+  (umask 077; serve MCSHIM_STATS_FILE=d/stats "$wbcache")
+  wait_until counts running 1
+  assert_equal "$(stat -c %a "$stats")" 644
 }
 
 @test "a server that fails to start for other reasons leaves no file behind" {
@@ -204,16 +191,6 @@ EOT
   run -1 under_shim MCSHIM_STATS_FILE=d/stats nbdkit -U - "$wbcache" \
     size=bogus --run true
   assert_equal "$(find d -type f ! -name stats)" ""
-}
-
-@test "a directory that has gone by the end is an error, not a crash" {
-  not_under_tsan
-  mkdir d
-  serve MCSHIM_STATS_FILE=d/stats "$wbcache"
-  wait_until test -s d/stats
-  rm -r d
-  stop_server
-  has 'MCSHIM_STATS_FILE.*d/stats' "$server_err"
 }
 
 # File sizes are limited to 1 KiB, less than the file has.

@@ -35,6 +35,8 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "memory.h"
+
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
 /* Older servers lack some, and older headers lack the last. */
@@ -116,36 +118,6 @@ context_close (void *handle)
 
   log_line ("%u close\n", *h);
   free (h);
-}
-
-static int64_t
-context_get_size (void *handle)
-{
-  (void) handle;
-  return 1024 * 1024;
-}
-
-static int
-context_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
-               uint32_t flags)
-{
-  (void) handle;
-  (void) offset;
-  (void) flags;
-  memset (buf, 0, count);
-  return 0;
-}
-
-static int
-context_pwrite (void *handle, const void *buf, uint32_t count,
-                uint64_t offset, uint32_t flags)
-{
-  (void) handle;
-  (void) buf;
-  (void) count;
-  (void) offset;
-  (void) flags;
-  return 0;
 }
 
 /* Returns the handle that is to disconnect, or -1. */
@@ -260,9 +232,9 @@ static struct nbdkit_plugin plugin = {
   .thread_model      = context_thread_model,
   .open              = context_open,
   .close             = context_close,
-  .get_size          = context_get_size,
-  .pread             = context_pread,
-  .pwrite            = context_pwrite,
+  .get_size          = memory_get_size,
+  .pread             = memory_pread,
+  .pwrite            = memory_pwrite,
   .flush             = context_flush,
 };
 

@@ -32,9 +32,10 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "memory.h"
+
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS
 
-#define SIZE 32768
 #define MAGIC 0x6f6464u
 
 struct handle {
@@ -47,7 +48,6 @@ struct longer {
 };
 
 static const char *kind;
-static uint8_t disk[SIZE];
 static FILE *log_file;
 
 struct nbdkit_plugin *plugin_init (void);
@@ -122,7 +122,7 @@ static int64_t
 odd_get_size (void *handle)
 {
   check (handle, "get_size");
-  return SIZE;
+  return memory_get_size (handle);
 }
 
 static int
@@ -136,20 +136,16 @@ static int
 odd_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
            uint32_t flags)
 {
-  (void) flags;
   check (handle, "read");
-  memcpy (buf, disk + offset, count);
-  return 0;
+  return memory_pread (handle, buf, count, offset, flags);
 }
 
 static int
 odd_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset,
             uint32_t flags)
 {
-  (void) flags;
   check (handle, "write");
-  memcpy (disk + offset, buf, count);
-  return 0;
+  return memory_pwrite (handle, buf, count, offset, flags);
 }
 
 static int

@@ -11,10 +11,10 @@
 #include <nbdkit-plugin.h>
 
 #include "again.h"
+#include "memory.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS
 
-static char disk[1 << 20];
 static const char *when = "";
 static int again;
 
@@ -63,33 +63,6 @@ open_disk (int readonly)
   return malloc (1);
 }
 
-static int64_t
-get_size (void *handle)
-{
-  (void) handle;
-  return sizeof disk;
-}
-
-static int
-read_disk (void *handle, void *buf, uint32_t count, uint64_t offset,
-           uint32_t flags)
-{
-  (void) handle;
-  (void) flags;
-  memcpy (buf, disk + offset, count);
-  return 0;
-}
-
-static int
-write_disk (void *handle, const void *buf, uint32_t count, uint64_t offset,
-            uint32_t flags)
-{
-  (void) handle;
-  (void) flags;
-  memcpy (disk + offset, buf, count);
-  return 0;
-}
-
 static int
 flush (void *handle, uint32_t flags)
 {
@@ -106,9 +79,9 @@ static struct nbdkit_plugin plugin = {
   .dump_plugin = dump_plugin,
   .open = open_disk,
   .close = free,
-  .get_size = get_size,
-  .pread = read_disk,
-  .pwrite = write_disk,
+  .get_size = memory_get_size,
+  .pread = memory_pread,
+  .pwrite = memory_pwrite,
   .flush = flush,
 };
 

@@ -45,6 +45,10 @@
  *                   old: without a shim, a connection that flushes while it
  *                   reads needs this to see its own writes
  *
+ * flushdelay, writebackdelay (where there is something to write), readdelay,
+ * filldelay, writedelay, opendelay and closedelay are in microseconds.
+ * fuaflush=1: with fua=native, one flushes what was written before.
+ *
  * strayerror=1: callbacks that succeed leave an error set, and those that fail
  * only set errno.
  *
@@ -473,18 +477,6 @@ wbcache_config (const char *key, const char *value)
   return -1;
 }
 
-#define wbcache_config_help                                             \
-  "size=SIZE initial=TEXT model=parallel|requests|all|connections\n"    \
-  "multiconn=BOOL fua=none|emulate|native fuaflush=BOOL\n"              \
-  "earlydrop=BOOL (flush drops clean blocks when it begins)\n"          \
-  "mapcache=BOOL failflush=OF-1000 seed=NUMBER smaller=HANDLE\n"        \
-  "differs=HANDLE (in multi-conn)\n"                                     \
-  "refresh=BOOL opencopy=BOOL readahead=US ownorder=BOOL\n"             \
-  "together=BLOCKS prefers=BYTES lateflush=US strayerror=BOOL\n"        \
-  "flushdelay=US writebackdelay=US (if there is something to write)\n"  \
-  "readdelay=US filldelay=US writedelay=US opendelay=US closedelay=US\n" \
-  "log=FILE summary=FILE control=FILE"
-
 static int
 wbcache_config_complete (void)
 {
@@ -522,6 +514,16 @@ wbcache_thread_model (void)
 }
 
 static void
+free_cache (struct handle *h)
+{
+  free (h->data);
+  free (h->state);
+  free (h->map);
+  free (h->writes);
+  h->data = h->state = h->map = h->writes = NULL;
+}
+
+static void
 stop_reading_ahead (struct handle *h)
 {
   atomic_store (&h->closed, true);
@@ -556,10 +558,7 @@ wbcache_unload (void)
     stop_reading_ahead (h);     /* The server may have left it open. */
     pthread_mutex_destroy (&h->flush_lock);
     pthread_mutex_destroy (&h->lock);
-    free (h->data);
-    free (h->state);
-    free (h->map);
-    free (h->writes);
+    free_cache (h);
     free (h);
   }
   while ((late = first_late) != NULL) {
@@ -758,11 +757,7 @@ wbcache_close (void *handle)
   for (uint64_t b = 0; h->state && h->cached && b < nr_blocks; ++b)
     dropped += (h->state[b] & DIRTY) != 0;
   atomic_fetch_add (&dirty_dropped, dropped);
-  free (h->data);
-  free (h->state);
-  free (h->map);
-  free (h->writes);
-  h->data = h->state = h->map = h->writes = NULL;
+  free_cache (h);
   h->cached = 0;
   unlock (&h->lock);
   leave (h, 0);
@@ -792,10 +787,7 @@ wbcache_open (int readonly)
       pthread_mutex_init (&h->flush_lock, NULL) != 0 ||
       pthread_mutex_init (&h->lock, NULL) != 0) {
     nbdkit_error ("cannot allocate the handle: %m");
-    free (h->data);
-    free (h->state);
-    free (h->map);
-    free (h->writes);
+    free_cache (h);
     free (h);
     return NULL;
   }
@@ -1136,21 +1128,25 @@ wbcache_flush (void *handle, uint32_t flags)
 }
 
 static int
-wbcache_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+clear (void *handle, const char *name, uint32_t count, uint64_t offset,
+       uint32_t flags)
 {
-  if (enter_logged (handle, "trim", offset) == -1)
+  if (enter_logged (handle, name, offset) == -1)
     return leave (handle, -1);
   atomic_fetch_add (&writes, 1);
   return leave (handle, write_range (handle, NULL, count, offset, flags));
 }
 
 static int
+wbcache_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return clear (handle, "trim", count, offset, flags);
+}
+
+static int
 wbcache_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  if (enter_logged (handle, "zero", offset) == -1)
-    return leave (handle, -1);
-  atomic_fetch_add (&writes, 1);
-  return leave (handle, write_range (handle, NULL, count, offset, flags));
+  return clear (handle, "zero", count, offset, flags);
 }
 
 /* Bring the blocks of a range into the handle's map, and set HOLES for each
@@ -1268,7 +1264,7 @@ static struct nbdkit_plugin plugin = {
   .unload            = wbcache_unload,
   .config            = wbcache_config,
   .config_complete   = wbcache_config_complete,
-  .config_help       = wbcache_config_help,
+  .config_help       = "size=SIZE initial=TEXT; wbcache.c has the others",
   .thread_model      = wbcache_thread_model,
   .open              = wbcache_open,
   .close             = wbcache_close,

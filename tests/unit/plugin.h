@@ -464,18 +464,6 @@ opened_as (const char *name)
   return c;
 }
 
-/* One whose flushes are passed on, if its group's are. */
-static inline struct conn *
-opened_plain (const char *name, bool multi_conn)
-{
-  struct conn *c = another ();
-
-  c->h.resolution = (struct resolution) { .verdict = PLUGIN_HAS_FLAG };
-  c->h.multi_conn = multi_conn;
-  do_open (c, name);
-  return c;
-}
-
 /* A further handle. */
 static inline struct conn *
 opened_beside (struct conn *first)
