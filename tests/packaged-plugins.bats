@@ -7,28 +7,37 @@
 
 load common
 
-@test "memory" {
-  serve memory 1M
-  all_see True
-}
-
-@test "data" {
-  serve data data='@0x1000 "text"' size=1M
-  all_see True
-}
-
-@test "file" {
-  truncate -s 1M disk
-  serve file disk
-  all_see True
-}
-
-@test "file, in emulate" {
-  truncate -s 1M disk
-  serve MCSHIM_MODE=emulate file disk
+served ()
+{
+  serve "$@"
   all_see True
   stop_server
+}
+
+@test "memory, data and file" {
+  truncate -s 1M disk
+  served memory 1M
+  served data data='@0x1000 "text"' size=1M
+  served file disk
+  served MCSHIM_MODE=emulate file disk
   assert_equal "$(stat -c %s disk)" 1048576
+}
+
+@test "sh and eval" {
+  truncate -s 64K image
+  in_file "$PWD/image"
+  disk "${in_file[@]}"
+  served sh ./script
+  served eval "${disk[@]}"
+}
+
+@test "nbd, to a server that has the flag, and one that has not" {
+  has_plugin nbd
+  local plugin
+  for plugin in memory "$wbcache"; do
+    sock=$PWD/backend SERVE_WITH=no_shim serve "$plugin" size=1M
+    served nbd socket="$PWD/backend"
+  done
 }
 
 @test "split, which has no flush: no flag, unless it is read-only" {
@@ -98,48 +107,4 @@ copies_out ()
   gzip --keep image
   several -r gzip image.gz
   copies_out
-}
-
-@test "sh" {
-  truncate -s 64K image
-  in_file "$PWD/image"
-  disk "${in_file[@]}"
-  serve sh ./script
-  all_see True
-}
-
-@test "sh: what nbdinfo says, with the shim and without" {
-  disk
-  run -0 --separate-stderr under_shim nbdkit -U - sh script --run "$flag"
-  assert_output true
-  run -0 no_shim nbdkit -U - sh script --run "$flag"
-  assert_output false
-}
-
-@test "sh: a read-only script of two methods" {
-  disk "${no_write[@]}"
-  run -0 --separate-stderr under_shim nbdkit -U - sh script --run "$flag"
-  assert_output true
-}
-
-@test "eval" {
-  truncate -s 64K image
-  in_file "$PWD/image"
-  disk "${in_file[@]}"
-  serve eval "${disk[@]}"
-  all_see True
-}
-
-@test "nbd, to a server that has the flag" {
-  has_plugin nbd
-  sock=$PWD/backend SERVE_WITH=no_shim serve memory 1M
-  serve nbd socket="$PWD/backend"
-  all_see True
-}
-
-@test "nbd, to a server that has not, with caches of its own" {
-  has_plugin nbd
-  sock=$PWD/backend SERVE_WITH=no_shim serve "$wbcache"
-  serve nbd socket="$PWD/backend"
-  all_see True
 }

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# The ways to reach a server.  around.bats has those in which another program
+# The ways to reach a server, besides a Unix socket.  around.bats has those in which another program
 # starts it.
 
 load common
@@ -26,11 +26,6 @@ free_port ()
 import socket
 s = socket.create_server(("127.0.0.1", 0))
 print(s.getsockname()[1])'
-}
-
-@test "a Unix socket" {
-  serve "$wbcache"
-  replicates "$uri"
 }
 
 @test "a TCP port" {
