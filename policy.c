@@ -89,8 +89,8 @@ verdict_words (enum verdict verdict)
     [PLUGIN_READ_ONLY] = "plugin: read-only, nothing to flush",
     [DISABLE_APART] = "disable: its connections do not share their data",
     [DISABLE_AS_OTHERS] = "disable: it has no multi-conn, the first one has",
-    [DISABLE_OPENS_ONCE] = ("disable: VMware lets a disk be opened for writing "
-                            "once, start with -r"),
+    [DISABLE_OPENS_ONCE] = ("disable: VMware lets a disk be opened for "
+                            "writing once, start with -r"),
     [DISABLE_NO_FLUSH] = "disable: no flush, start with -r",
     [DISABLE_SERIALIZED] = "disable: it serializes connections",
     [DISABLE_SET] = "disable: as set",
@@ -530,8 +530,8 @@ policy_resolve (const struct policy *p, const struct traits *t)
         !t->connections_serialized)
       r.notice =
         "warning: MCSHIM_TRACK_DIRTY=fast: flushes are not replicated here, "
-        "and the plugin has no multi-conn: after one connection's flush, those "
-        "that others need are skipped: set MCSHIM_TRACK_DIRTY=connection";
+        "and the plugin has no multi-conn: after one connection's flush, "
+        "those that others need are skipped: set MCSHIM_TRACK_DIRTY=connection";
   }
   return r;
 }

@@ -128,7 +128,7 @@ leave_environment (void)
     setenv (variable, others, 1);
 }
 
-/* Without memory a server that is executed again is one without the library. */
+/* Without memory a server that is executed again runs without the library. */
 void
 return_to_environment (void)
 {

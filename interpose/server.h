@@ -27,7 +27,7 @@ extern int64_t nbdkit_parse_size (const char *str) WEAK;
 /* Not meant for plugins, but servers before 1.10 export all they have. */
 extern void handle_single_connection (void) WEAK;
 extern const char *nbdkit_export_name (void) WEAK; /* since 1.16 */
-extern int nbdkit_nanosleep (unsigned sec, unsigned nsec) WEAK; /* since 1.14 */
+extern int nbdkit_nanosleep (unsigned s, unsigned ns) WEAK; /* since 1.14 */
 extern void *nbdkit_next_context_open (void *backend, int readonly,
                                        const char *exportname, int shared)
   WEAK;                                            /* since 1.26 */

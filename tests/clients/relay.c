@@ -27,7 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define CHUNK (96 * 1024)       /* bytes read at once, at most; malloc maps more */
+#define CHUNK (96 * 1024)       /* most bytes read at once; malloc maps more */
 #define FLOWS 1024
 
 struct chunk {

@@ -141,8 +141,8 @@ vddk_open (int readonly)
   pthread_mutex_lock (&open_lock);
   if (check (ConnectEx (NULL, readonly, NULL, NULL, &h->connection),
              "ConnectEx") == 0) {
-    r = check (Open (h->connection, file, readonly ? OPEN_READ_ONLY : 0, &h->disk),
-               "Open");
+    r = check (Open (h->connection, file, readonly ? OPEN_READ_ONLY : 0,
+                     &h->disk), "Open");
     if (r == -1)
       Disconnect (h->connection);
   }
@@ -238,7 +238,8 @@ vddk_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
 {
   struct handle *h = handle;
   const uint64_t chunk = (uint64_t) CHUNK * SECTOR;
-  const uint64_t first = offset / chunk, end = (offset + count - 1) / chunk + 1;
+  const uint64_t first = offset / chunk;
+  const uint64_t end = (offset + count - 1) / chunk + 1;
   uint64_t position = first * chunk;
   struct blocks *list;
   int r = 0;

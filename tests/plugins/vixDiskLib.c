@@ -14,9 +14,9 @@
  *   open=US
  *   depth=N       so many asynchronous calls of one disk are on their way at
  *                 once (4)
- *   cache=1       each disk has a write-back cache: a flush writes back what is
- *                 dirty and drops the rest; a close drops both
- *   lock=1        a disk can be opened for writing once, and not read beside it
+ *   cache=1       each disk has a write-back cache: a flush writes back what
+ *                 is dirty and drops the rest; a close drops both
+ *   lock=1        a disk can be opened for writing once, and not read beside
  *   limit=N       so many connections can be open
  *   fail=N        N reads, writes and flushes of 1000 fail, chosen by seed=N
  *   log=FILE      gets a line for each call: the disk's number, in order of

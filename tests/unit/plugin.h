@@ -329,7 +329,7 @@ do_close (struct conn *c)
   int r = handle_leaves (&c->h);
 
   CHECK (nr_held == 0);
-  CHECK (WRITERS (c->h.state) == 0, "%x are inside", (unsigned) WRITERS (c->h.state));
+  CHECK (WRITERS (c->h.state) == 0);
   plugin_close (c);
   return r;
 }

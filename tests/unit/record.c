@@ -441,8 +441,8 @@ no_record (void)
   open_handle (&a);
   pthread_setspecific (key, NULL);
   if (server->size)
-    check_flush (&(struct client) { .name = "-", .captured = a.captured }, NULL,
-                 true);
+    check_flush (&(struct client) { .name = "-", .captured = a.captured },
+                 NULL, true);
   disconnect_client (&a);
 }
 

@@ -325,7 +325,7 @@ __wrap_pthread_cond_init (pthread_cond_t *c, const pthread_condattr_t *attr)
 int
 __wrap_pthread_cond_destroy (pthread_cond_t *c)
 {
-  CHECK (waiting_at (c) == 0, "a condition variable with waiters is destroyed");
+  CHECK (waiting_at (c) == 0, "a condition variable has waiters");
   conds--;
   return __real_pthread_cond_destroy (c);
 }
