@@ -11,7 +11,7 @@ load common
 
 start ()
 {
-  : > "$log" > "$control"
+  : | tee "$log" "$control"
   serve "$@" log="$log" control="$control" summary="$summary"
 }
 

@@ -88,7 +88,7 @@ EOT
   local parameter
   for parameter in multi-conn-track-dirty={conn,off}; do
     : > "$log"
-    serve --filter=multi-conn "$wbcache" log="$log" $parameter
+    serve --filter=multi-conn "$wbcache" log="$log" "$parameter"
     client <<<'expect(count_flushes(), 4)'
     stop_server
   done

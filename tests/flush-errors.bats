@@ -10,7 +10,7 @@ load common
 
 start ()
 {
-  : > "$log" > "$control"
+  : | tee "$log" "$control"
   serve MCSHIM_BLOCK=512 "$@" "$wbcache" log="$log" control="$control" fua=native
 }
 

@@ -119,20 +119,20 @@ EOT
 }
 
 @test "The flag does not show" {
-  run -0 flag -- "$wbcache"
-  assert_output 0
-  run -0 flag --mode=disable -- "$wbcache"
-  assert_output 2
-  run -0 flag --mode=plugin -- "$wbcache"
-  assert_output 2
-  run -0 flag -- "$wbcache" model=connections
-  assert_output 2
+  local wanted arguments
+  while IFS='|' read -r wanted arguments; do
+    eval "run -0 flag $arguments"
+    assert_output "$wanted"
+  done <<'END'
+0|-- "$wbcache"
+2|--mode=disable -- "$wbcache"
+2|--mode=plugin -- "$wbcache"
+2|-- "$wbcache" model=connections
+2|-- --filter=noparallel "$wbcache" serialize=connections
+2|-- --filter=multi-conn "$wbcache" multi-conn-mode=disable
+END
   run -0 nbdkit --dump-plugin "$plugins/odd.so"
   assert_line --regexp '^max_thread_model=|^thread_model='
-  run -0 flag -- --filter=noparallel "$wbcache" serialize=connections
-  assert_output 2
-  run -0 flag -- --filter=multi-conn "$wbcache" multi-conn-mode=disable
-  assert_output 2
 }
 
 @test "The flag is set, and there is still one connection" {
@@ -170,27 +170,23 @@ EOT
 
 @test "Slower than before" {
   # Two connections; three times, a write on each and a flush.
-  script=$(cat <<'EOT'
+  local flags parameters client plugin
+  while read -r flags parameters client plugin; do
+    serve MCSHIM_STATS_FILE="$stats" "$wbcache" fua=native "$parameters"
+    client <<EOT
 h = [conn() for i in range(2)]
 for i in range(3):
     for c in h:
-        c.pwrite(b"x", 0, FLAGS)
+        c.pwrite(b"x", 0, $flags)
     h[0].flush()
 EOT
-  )
-  serve MCSHIM_STATS_FILE="$stats" "$wbcache" fua=native
-  client <<<"FLAGS = 0; $script"
-  stop_server
-  counted client_flush_seconds_count 3 plugin_flush_seconds_count 6
-  serve MCSHIM_STATS_FILE="$stats" "$wbcache" fua=native
-  client <<<"FLAGS = nbd.CMD_FLAG_FUA; $script"
-  stop_server
-  counted client_flush_seconds_count 9
-  # A plugin that itself has multi-conn keeps its FUA.
-  serve MCSHIM_STATS_FILE="$stats" "$wbcache" fua=native multiconn=1
-  client <<<"FLAGS = nbd.CMD_FLAG_FUA; $script"
-  stop_server
-  counted client_flush_seconds_count 3
+    stop_server
+    counted client_flush_seconds_count "$client" plugin_flush_seconds_count "$plugin"
+  done <<'END'
+0 multiconn=0 3 6
+nbd.CMD_FLAG_FUA multiconn=0 9 6
+nbd.CMD_FLAG_FUA multiconn=1 3 3
+END
 }
 
 @test "A flush fails, and no write had failed" {
