@@ -9,11 +9,9 @@
  *
  * $VIXDISKLIB has words:
  *
- *   latency=US    each call takes so long, but connect and open have their own
- *   connect=US    words
- *   open=US
- *   depth=N       so many asynchronous calls of one disk are on their way at
- *                 once (4)
+ *   latency=US    each call takes so long; four asynchronous ones of a disk are
+ *                 on their way at once
+ *   open=US       that of an open
  *   cache=1       each disk has a write-back cache: a flush writes back what
  *                 is dirty and drops the rest; a close drops both
  *   lock=1        a disk can be opened for writing once, and not read beside
@@ -43,7 +41,7 @@
 OLD (pthread_create);
 OLD (pthread_join);
 
-#define MAX_DEPTH 64
+#define DEPTH 4                 /* of asynchronous calls */
 
 enum { NOT_CACHED, CLEAN, DIRTY }; /* A sector in the cache. */
 
@@ -69,13 +67,13 @@ struct disk {
   struct job *first, **last;
   unsigned waiting;             /* How many jobs. */
   bool closing;
-  struct timespec due[MAX_DEPTH]; /* Of the last jobs. */
+  struct timespec due[DEPTH]; /* Of the last jobs. */
   uint64_t jobs;
   uint8_t *data, *state;        /* The cache. */
 };
 
-static unsigned latency, connect_latency, open_latency, depth = 4, cache, lock,
-  limit = UINT_MAX, fail, seed;
+static unsigned latency, open_latency, cache, lock, limit = UINT_MAX, fail,
+  seed;
 static int log_fd = -1;
 static atomic_bool initialized, opening;
 static atomic_uint connections, disks;
@@ -255,7 +253,7 @@ submit (struct disk *d, bool is_write, uint64_t start, uint64_t n, void *buf,
   clock_gettime (CLOCK_MONOTONIC, &now);
   pthread_mutex_lock (&d->lock);
   /* It begins when the one that is so many before it has ended. */
-  slot = &d->due[d->jobs++ % depth];
+  slot = &d->due[d->jobs++ % DEPTH];
   if (slot->tv_sec > now.tv_sec ||
       (slot->tv_sec == now.tv_sec && slot->tv_nsec > now.tv_nsec))
     now = *slot;
@@ -294,8 +292,7 @@ VixDiskLib_InitEx (uint32_t major, uint32_t minor, void *log, void *warn,
                    void *panic, const char *dir, const char *config)
 {
   const struct { const char *name; unsigned *number; } words[] = {
-    { "latency", &latency }, { "connect", &connect_latency },
-    { "open", &open_latency }, { "depth", &depth }, { "cache", &cache },
+    { "latency", &latency }, { "open", &open_latency }, { "cache", &cache },
     { "lock", &lock }, { "limit", &limit }, { "fail", &fail },
     { "seed", &seed },
   };
@@ -319,7 +316,6 @@ VixDiskLib_InitEx (uint32_t major, uint32_t minor, void *log, void *warn,
     forbid (!known, "VIXDISKLIB: unknown word");
   }
   free (text);
-  forbid (depth < 1 || depth > MAX_DEPTH, "VIXDISKLIB: depth");
   say (NULL, "init");
   forbid (atomic_exchange (&initialized, true), "initialized twice");
   return OK;
@@ -361,7 +357,6 @@ VixDiskLib_ConnectEx (void *params, char read_only, const char *snapshot,
                       const char *transports, void **connection)
 {
   enter_alone ();
-  take (connect_latency);
   if (atomic_fetch_add (&connections, 1) >= limit) {
     atomic_fetch_sub (&connections, 1);
     say (NULL, "too many");
