@@ -6,12 +6,6 @@
 
 load common
 
-@test "started by Python's subprocess" {
-  run -0 --separate-stderr under_shim python3 -c 'import subprocess, sys
-subprocess.run(sys.argv[1:], check=True)' nbdkit -U - "$wbcache" --run "$flag"
-  assert_output true
-}
-
 @test "started with an empty environment and the preload set again" {
   local emptied=(env -i PATH="$PATH" SHIM_TEST_ROOT="${SHIM_TEST_ROOT-}")
   run -0 --separate-stderr under_shim "${emptied[@]}" LD_PRELOAD="$shim_so" \

@@ -45,17 +45,11 @@ teardown ()
 }
 
 @test "a relative MCSHIM_STATS_FILE is relative to where it was started" {
-  background MCSHIM_STATS_FILE=stats "$wbcache"
-  client <<<'conn(); conn()'
-  stop_background
-  stats=d/stats counted connections_opened_total 2
-}
-
-@test "a relative path with directories in it" {
   mkdir elsewhere
   background MCSHIM_STATS_FILE=../elsewhere/stats "$wbcache"
+  client <<<'conn(); conn()'
   stop_background
-  [ -s elsewhere/stats ]
+  stats=elsewhere/stats counted connections_opened_total 2
 }
 
 @test "flushes are replicated after the fork, on several threads" {

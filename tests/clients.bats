@@ -10,15 +10,20 @@ load common
 setup ()
 {
   common_setup
+  start parallel
+}
+
+start ()
+{
   head -c 8M /dev/urandom > image
   serve MCSHIM_STATS_FILE="$stats" "$wbcache" size=8M summary="$summary" \
-    fua=native
+    fua=native model="$1"
 }
 
 nothing_lost ()
 {
   stop_server
-  none overlaps after_close dirty_dropped_at_close
+  none overlaps after_close foreign_thread dirty_dropped_at_close
 }
 
 # copies_in COMMAND...: it writes the image; connections that were there before
@@ -67,11 +72,15 @@ EOT
 }
 
 @test "nbdcopy" {
-  copies_in nbdcopy --connections=4 --threads=4 --flush image "$uri"
-  copies_out nbdcopy --connections=4 --threads=4 "$uri" copy
-  nothing_lost
-  # nbdcopy's connections, and four that were there.
-  counted connections_most_at_once 8
+  local model
+  for model in parallel requests all; do
+    [ $model = parallel ] || start $model
+    copies_in nbdcopy --connections=4 --threads=4 --flush image "$uri"
+    copies_out nbdcopy --connections=4 --threads=4 "$uri" copy
+    nothing_lost
+    # nbdcopy's connections, and four that were there.
+    counted connections_most_at_once 8
+  done
 }
 
 @test "qemu-img convert" {

@@ -3,7 +3,7 @@
 # Copyright (C) 2026 mcshim authors
 
 # Requests that overlap, on a real server; tests/unit/replicate.c has each case,
-# consistency.bats the load.  The plugin holds requests at known points, by its
+# consistency.bats the load, and requests that hang.  The plugin holds requests at known points, by its
 # control file, so that nothing here depends on speed; a test ends only if
 # nothing waits for them.
 
@@ -63,33 +63,6 @@ expect(bytes(h[3].pread(4, 0)), b"next")
 EOT
     ends_well
   done
-}
-
-# One of two connections writes and the other one flushes.
-@test "hung reads on eight others" {
-  start "$wbcache" model=requests
-  client <<'EOT'
-h = [conn() for i in range(10)]
-control(*["block-fill %d" % i for i in range(2, 10)])
-reads = [Call(h[i].pread, 3, 0) for i in range(2, 10)]
-for i in range(2, 10):
-    wait_log("%d fill" % i)
-for new in (b"one", b"two", b"six"):
-    h[0].pwrite(new, 0)
-    h[1].flush()
-    expect(bytes(h[1].pread(3, 0)), new)
-# No flush has gone to a handle with a read inside.
-expect(set(flushes()) <= {"0", "1"}, True)
-control()
-for read in reads:
-    read.join()
-# What was owed is paid by the next request, and not before.
-for i in range(2, 10):
-    expect(logged("%d flush" % i), 0)
-    expect(bytes(h[i].pread(3, 0)), b"six")
-    expect(logged("%d flush" % i), 1)
-EOT
-  ends_well
 }
 
 @test "a write and flush beside an open that takes a copy" {

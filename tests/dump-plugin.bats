@@ -45,11 +45,6 @@ same_dump ()
   refute_line has_can_fua=1
 }
 
-@test "the lines of the plugin's own dump_plugin" {
-  run -0 under_shim nbdkit --dump-plugin file
-  assert_line --regexp '^file_'
-}
-
 @test "with a parameter" {
   # Here the plugin's shell still has the library preloaded.
   ! on_musl || skip "the shell has another C library than nbdkit"

@@ -159,17 +159,6 @@ EOT
   said 1 "$no_flush_said"
 }
 
-@test "only auto says it" {
-  local mode
-  for mode in plugin disable; do
-    ODD=noflush serve MCSHIM_MODE=$mode "$plugins/odd.so" log="$log"
-    no_flag
-    stop_server
-    normal "$server_err"
-    lacks "$no_flush_said" "$server_err"
-  done
-}
-
 # One kind of group: what joins while a flush of another is passed on could not
 # be flushed with it.
 @test "auto: without multi-conn after one that has it: no flag" {

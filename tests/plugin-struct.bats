@@ -112,19 +112,6 @@ EOT
   done
 }
 
-@test "thread_model is asked as often as without the shim" {
-  SERVE_WITH=no_shim serve "$wbcache" model=requests log="$log"
-  client <<<'conn()'
-  stop_server
-  local plain
-  plain=$(grep -c "thread_model" "$log")
-  : > "$log"
-  serve "$wbcache" model=requests log="$log"
-  client <<<'conn()'
-  stop_server
-  assert_equal "$(grep -c "thread_model" "$log")" "$plain"
-}
-
 @test "the rest of the struct goes through" {
   not_under_tsan
   local method methods=()
