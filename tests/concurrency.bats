@@ -3,9 +3,9 @@
 # Copyright (C) 2026 mcshim authors
 
 # Requests that overlap, on a real server; tests/unit/replicate.c has each case,
-# consistency.bats the load, and requests that hang.  The plugin holds requests at known points, by its
-# control file, so that nothing here depends on speed; a test ends only if
-# nothing waits for them.
+# consistency.bats the load, and requests that hang.  The plugin holds requests at
+# known points, by its control file, so that nothing here depends on speed; a
+# test ends only if nothing waits for them.
 
 load common
 
