@@ -53,18 +53,6 @@ EOT
   counted running 0
 }
 
-@test "promtool finds nothing, before there is a client and later" {
-  needs promtool
-  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
-  wait_until test -s "$stats"
-  run -0 promtool check metrics < "$stats"
-  assert_output ""
-  client <<<'h = conn(); h.pwrite(b"a", 0); h.flush()'
-  wait_until counts client_flush_seconds_count 1
-  run -0 promtool check metrics < "$stats"
-  assert_output ""
-}
-
 @test "each name has one HELP and one TYPE, before its samples" {
   serve MCSHIM_STATS_FILE="$stats" "$wbcache"
   stop_server

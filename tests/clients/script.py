@@ -284,24 +284,16 @@ class Script:
             sys.exit(1)
 
     def place(self, n):
-        """The name of the file that line N stands in, and its number there.
-        The shell may have altered or joined what it took from the file, or
-        name another line: take where the lines around this one are."""
+        """The name of the file that line N stands in, and its number there:
+        the nearest to where the shell says that the script is.  The shell
+        may have altered it, or taken it from elsewhere."""
         with open(self.file) as f:
-            lines = f.read().split("\n")
-        ours = range(max(n - 8, 0), min(n + 7, len(self.lines)))
-
-        def alike(before):
-            return sum(1 for i in ours
-                       if 0 <= before + i < len(lines) and
-                       self.lines[i].strip() and
-                       self.lines[i].strip() in lines[before + i])
-
-        before = max(range(-n, len(lines)),
-                     key=lambda m: (alike(m), -abs(m - self.line)))
-        if alike(before) == 0:
+            numbers = [m for m, l in enumerate(f, 1)
+                       if l.strip() == self.lines[n - 1].strip()]
+        if not numbers:
             return "script", n
-        return os.path.relpath(self.file, os.environ["BATS_CWD"]), before + n
+        return (os.path.relpath(self.file, os.environ["BATS_CWD"]),
+                min(numbers, key=lambda m: abs(m - self.line - n)))
 
     def print_lines(self, numbers):
         for n in numbers:
