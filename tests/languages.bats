@@ -40,23 +40,27 @@ for c in h:
 EOT
 }
 
-# python MODEL NBDKIT-ARGUMENT...: $log gets a line for each flush: whether its
+# python MODEL NBDKIT-ARGUMENT...: docs/disk.py.  $log gets a line for each flush: whether its
 # thread has opened a connection (with -t 1 the server has no other threads),
 # and how many flushes run.  With wait=1 they wait until two run.
 python ()
 {
   has_plugin python
-  cat > plugin.py <<'EOT'
-import nbdkit, errno, os, threading
+  cat "$BATS_TEST_DIRNAME/../docs/disk.py" - > plugin.py <<'EOT'
 
-API_VERSION = 2
-SIZE, BLOCK = 1 << 20, 512
-disk = bytearray(SIZE)
+import errno, os, threading
+
 settings = {}
 lock = threading.Lock()
 servers = set()
 inside = 0
 two_inside, failed = threading.Event(), threading.Event()
+log = os.open(os.environ["log"], os.O_WRONLY | os.O_APPEND)
+one_at_a_time = {"open": open, "pread": pread, "pwrite": pwrite, "flush": flush}
+
+def locked(callback, *args):
+    with lock:
+        return one_at_a_time[callback](*args)
 
 def config(key, value):
     settings[key] = value
@@ -66,32 +70,13 @@ def thread_model():
 
 def open(readonly):
     servers.add(threading.get_ident())
-    return {"cache": {}, "dirty": set()}
+    return locked("open", readonly)
 
-def get_size(h):
-    return SIZE
+def pread(*args):
+    locked("pread", *args)
 
-def blocks(count, offset):
-    return range(offset // BLOCK, (offset + count + BLOCK - 1) // BLOCK)
-
-def fetch(h, count, offset):
-    for n in blocks(count, offset):
-        if n not in h["cache"]:
-            h["cache"][n] = disk[n * BLOCK:(n + 1) * BLOCK]
-    return bytearray().join(h["cache"][n] for n in blocks(count, offset))
-
-def pread(h, buf, offset, flags):
-    with lock:
-        data = fetch(h, len(buf), offset)
-        buf[:] = data[offset % BLOCK:offset % BLOCK + len(buf)]
-
-def pwrite(h, buf, offset, flags):
-    with lock:
-        data = fetch(h, len(buf), offset)
-        data[offset % BLOCK:offset % BLOCK + len(buf)] = buf
-        for i, n in enumerate(blocks(len(buf), offset)):
-            h["cache"][n] = data[i * BLOCK:(i + 1) * BLOCK]
-            h["dirty"].add(n)
+def pwrite(*args):
+    locked("pwrite", *args)
 
 def flush(h, flags):
     global inside
@@ -111,16 +96,10 @@ def flush(h, flags):
                 nbdkit.set_error(errno.ENOSPC)
                 raise RuntimeError("no space")
             failed.wait(30)
-        with lock:
-            for n in h["dirty"]:
-                disk[n * BLOCK:(n + 1) * BLOCK] = h["cache"][n]
-            h["dirty"].clear()
-            h["cache"].clear()
+        locked("flush", h, flags)
     finally:
         with lock:
             inside -= 1
-
-log = os.open(os.environ["log"], os.O_WRONLY | os.O_APPEND)
 EOT
   local model=$1
   shift
