@@ -37,6 +37,9 @@ export SHIM_SO=$shim_so SHIM_TEST_PRELOAD=$test_preload
 export SHIM_TEST_WRAPPER=$test_wrapper
 export SHIM_TEST_ROOT=${MCSHIM_TEST_ROOT:-${SHIM_TEST_ROOT:-}}
 
+source=${BATS_TEST_DIRNAME%/*}
+launcher=$source/scripts/mcshim
+checker=$source/mcshim-checker
 plugins=$BATS_TEST_DIRNAME/plugins
 # A library of another architecture has its own plugins beside it, and is
 # preloaded only into the server, by compat/nbdkit.
@@ -382,7 +385,7 @@ in_file ()
 # must leave no files behind.  The answer is in the file "told".
 ask_setup ()
 {
-  mcshim=$BATS_TEST_DIRNAME/../scripts/mcshim
+  mcshim=$launcher
   common_setup
   mkdir asked
   export TMPDIR=$BATS_TEST_TMPDIR/asked

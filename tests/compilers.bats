@@ -29,7 +29,7 @@ passes_on ()
     command -v $cc || continue
     for flags in -O0 "-Og --coverage" "-O1 -fstack-protector-all" -O2; do
       rm -rf built
-      CI=1 make -s -C "$BATS_TEST_DIRNAME/.." CC=$cc CFLAGS="$flags" \
+      CI=1 make -s -C "$source" CC=$cc CFLAGS="$flags" \
         build="$PWD/built" lib="$PWD/built/libmcshim.so" \
         "$PWD/built/libmcshim.so"
       passes_on "$PWD/built/libmcshim.so"

@@ -6,12 +6,7 @@
 
 load common
 
-setup ()
-{
-  common_setup
-  source=$BATS_TEST_DIRNAME/..
-  export PATH=$source/scripts:$PATH
-}
+export PATH=$source/scripts:$PATH
 
 # completes WORD... = COMPLETION...: what bash offers for the last WORD; the
 # words as bash splits them, where "=" stands alone as "+".

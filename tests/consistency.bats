@@ -7,8 +7,6 @@
 
 load common
 
-checker=$BATS_TEST_DIRNAME/../mcshim-checker
-
 # consistent [MCSHIM_X=VALUE...] "PLUGIN-PARAMETER..." CLIENT-OPTION...
 # "beside" has what the checker runs beside.
 consistent ()

@@ -15,16 +15,16 @@ setup ()
   mkdir -p "$box"/usr/local/{bin,lib} "$box"/{etc/systemd/system,run,srv}
   unshare -rm mount --bind "$box/srv" /srv ||
     skip "this user may not make a mount namespace"
-  cp "$BATS_TEST_DIRNAME/../scripts/mcshim" "$box/usr/local/bin"
+  cp "$source/scripts/mcshim" "$box/usr/local/bin"
   cp "$shim_so" "$box/usr/local/lib/libmcshim.so"
-  cp "$BATS_TEST_DIRNAME/../docs/disk.py" "$box/srv"
+  cp "$source/docs/disk.py" "$box/srv"
 }
 
 # recipe HEADING: a block that begins with the path of a file becomes that file,
 # as if pasted; the path may come after #!.  The other blocks go to "block".
 recipe ()
 {
-  sed -n "/^## $1\$/,/^## /p" "$BATS_TEST_DIRNAME/../docs/deployment.md" |
+  sed -n "/^## $1\$/,/^## /p" "$source/docs/deployment.md" |
     awk -v box="$box" '
       /^```/ { inside = !inside; file = "block"; first = 1; next }
       !inside { next }

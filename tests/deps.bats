@@ -9,7 +9,7 @@ load common
 setup ()
 {
   common_setup
-  deps=$BATS_TEST_DIRNAME/../scripts/deps
+  deps=$source/scripts/deps
   # A machine of stand-ins: what is installed, what is available, what was
   # done.  There are no lists of packages before an update.
   mkdir bin

@@ -7,8 +7,8 @@
 load common
 
 @test "it works where it is unpacked" {
-  tar -xf "$(env -u MAKEFLAGS make -sC "$BATS_TEST_DIRNAME/.." dist |
-    sed "s|^|$BATS_TEST_DIRNAME/../|")"
+  tar -xf "$(env -u MAKEFLAGS make -sC "$source" dist |
+    sed "s|^|$source/|")"
   mv mcshim-* elsewhere
   for file in README.md LICENSE; do [ -s elsewhere/$file ]; done
   # In the shell of a server, which may be that of another root.

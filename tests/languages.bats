@@ -46,7 +46,7 @@ EOT
 python ()
 {
   has_plugin python
-  cat "$BATS_TEST_DIRNAME/../docs/disk.py" - > plugin.py <<'EOT'
+  cat "$source/docs/disk.py" - > plugin.py <<'EOT'
 
 import errno, os, threading
 
@@ -155,7 +155,7 @@ EOT
   local model
   for model in PARALLEL SERIALIZE_REQUESTS SERIALIZE_ALL_REQUESTS; do
     python $model
-    "$BATS_TEST_DIRNAME/../mcshim-checker" --seconds=2 --churn "$uri"
+    "$source/mcshim-checker" --seconds=2 --churn "$uri"
     stop_server
   done
 }

@@ -6,22 +6,19 @@
 
 load common
 
-source=$BATS_TEST_DIRNAME/..
-mcshim=$source/scripts/mcshim
-
 # complains MESSAGE ARGUMENT...: MESSAGE is the first line, the exit status is 2,
 # and nothing is started.
 complains ()
 {
-  run -2 "$mcshim" "${@:2}"
+  run -2 "$launcher" "${@:2}"
   assert_line --index 0 "mcshim: $1"
   refute_line started
 }
 
 @test "-h is --help" {
-  run -0 "$mcshim" --help
+  run -0 "$launcher" --help
   local help=$output
-  run -0 "$mcshim" -h
+  run -0 "$launcher" -h
   assert_output "$help"
   assert_line --index 0 --partial "usage: mcshim "
 }

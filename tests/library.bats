@@ -14,7 +14,7 @@ load common
   assert_equal "$(cut -d' ' -f1 <<<"$output")" "$expected"
 }
 
-check_library=$BATS_TEST_DIRNAME/../scripts/check-library
+check_library=$source/scripts/check-library
 
 @test "it asks for libc alone, and none newer than 2.17" {
   CI=1 run -0 "$check_library" "$shim_so"

@@ -6,12 +6,7 @@
 
 load common
 
-setup ()
-{
-  common_setup
-  source=$BATS_TEST_DIRNAME/..
-  pages=("$source/build/mcshim.1" "$source/build/libmcshim.7")
-}
+pages=("$source/build/mcshim.1" "$source/build/libmcshim.7")
 
 # items PATTERN: of the =item lines on stdin, without markup.
 items ()

@@ -10,7 +10,6 @@ setup ()
 {
   common_setup
   has_plugin python
-  source=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
   PATH=$source/scripts:$PATH
   # With the test's own socket and files.
   commands=$(sed -n 's/^    //p' "$source/docs/plugin.md" |

@@ -6,14 +6,12 @@
 
 load common
 
-launcher=$BATS_TEST_DIRNAME/../scripts/mcshim
-
 setup ()
 {
   common_setup
   [ -z "$SHIM_TEST_ROOT$foreign" ] || skip "it looks for the host's nbdkit"
   shim_so=$BATS_TEST_TMPDIR/libmcshim.so
-  cp "$BATS_TEST_DIRNAME/../libmcshim.so" "$shim_so"
+  cp "$source/libmcshim.so" "$shim_so"
   version=$("$launcher" --version | cut -d' ' -f2)
 }
 

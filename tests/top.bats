@@ -6,8 +6,6 @@
 
 load common
 
-launcher=$BATS_TEST_DIRNAME/../scripts/mcshim
-
 # top [COMMAND...]: prints to the file "lines" until the test ends.
 top ()
 {

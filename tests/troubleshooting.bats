@@ -9,8 +9,6 @@ load common
 # wrapped COMMAND...: does --dump-plugin of that nbdkit show the library?
 wrapped () { "$@" --dump-plugin memory | grep -q '^mcshim_version='; }
 
-launcher=$BATS_TEST_DIRNAME/../scripts/mcshim
-
 # flag [LAUNCHER-OPTION...] -- NBDKIT-ARGUMENT...: prints what a client is told.
 flag ()
 {
@@ -25,7 +23,7 @@ flag ()
 }
 
 @test "each heading has a test" {
-  diff <(sed -n 's/^## //p' "$BATS_TEST_DIRNAME/../docs/troubleshooting.md" |
+  diff <(sed -n 's/^## //p' "$source/docs/troubleshooting.md" |
            sort) \
     <(sed -n 's/^@test "\([^"]*\)" {$/\1/p' "$BATS_TEST_FILENAME" |
         sed 's/: .*//' | grep -v '^each heading' | sort -u)

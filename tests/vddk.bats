@@ -11,7 +11,6 @@ load common
 setup ()
 {
   common_setup
-  mcshim=$BATS_TEST_DIRNAME/../scripts/mcshim
   needs nbdcopy qemu-img
   [ -z "$foreign" ] || on_musl || skip "qemu does not execute a server again"
   mkdir lib asked
@@ -315,7 +314,7 @@ asks ()
   for option; do
     case $option in -r) readonly=(-r) ;; *) options+=("$option") ;; esac
   done
-  TMPDIR=$PWD/asked timeout 280 "$mcshim" "${options[@]}" --json nbdkit \
+  TMPDIR=$PWD/asked timeout 280 "$launcher" "${options[@]}" --json nbdkit \
     "${readonly[@]}" "$vddk" libdir="$PWD/lib" "$PWD/disk" > told
 }
 

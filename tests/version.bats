@@ -6,16 +6,11 @@
 
 load common
 
-setup ()
-{
-  common_setup
-  source=$BATS_TEST_DIRNAME/..
-  version=$(sed -n 's/^version=//p' "$source/scripts/mcshim")
-}
+version=$(sed -n 's/^version=//p' "$launcher")
 
 @test "the launcher, the library, the manual and the changes agree" {
   [[ $version =~ ^[0-9]+\.[0-9]+\.[0-9]+$ ]]
-  run -0 "$source/scripts/mcshim" --version
+  run -0 "$launcher" --version
   assert_output "mcshim $version"
   run -0 under_shim nbdkit --dump-plugin memory
   assert_line "mcshim_version=$version"
