@@ -8,11 +8,7 @@
 
 load common
 
-start ()
-{
-  : > "$control"
-  serve "$@" "$wbcache" log="$log" control="$control" summary="$summary"
-}
+start () { serve "$@" "$wbcache" log="$log" control="$control" summary="$summary"; }
 
 dropped () { sed -n 's/^dirty_dropped_at_close: //p' "$summary"; }
 
@@ -66,7 +62,6 @@ EOT
 
 @test "outside emulate a close is the plugin's own affair, and the next flush too" {
   for mode in plugin disable unsafe; do
-    : > "$log"
     start MCSHIM_MODE=$mode
     client <<'EOT'
 h = conn()

@@ -268,9 +268,10 @@ not_under_tsan ()
 }
 
 # serve [MCSHIM_X=VALUE...] NBDKIT-ARGUMENT...: a server on $sock, ready when
-# this returns.  Its stderr goes to $server_err, and its pid and exit status
-# to $server/pid and $server/status.  SERVE_WITH=no_shim starts it without
-# the library, and SERVE_ON="WORDS" has it listen elsewhere.
+# this returns; $log and $control are empty then.  Its stderr goes to
+# $server_err, and its pid and exit status to $server/pid and $server/status.
+# SERVE_WITH=no_shim starts it without the library, and SERVE_ON="WORDS" has it
+# listen elsewhere.
 serve ()
 {
   local vars=() with=${SERVE_WITH:-under_shim}
@@ -279,6 +280,7 @@ serve ()
     shift
   done
   server=$(mktemp -d "$BATS_TEST_TMPDIR/server.XXXXXX") || return
+  : | tee "$log" "$control"
   [ ! -e "$sock" ] || rm "$sock"
   local on=(-U "$sock")
   [ -z "${SERVE_ON-}" ] || read -ra on <<<"$SERVE_ON"

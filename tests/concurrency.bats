@@ -9,11 +9,7 @@
 
 load common
 
-start ()
-{
-  : | tee "$log" "$control"
-  serve "$@" log="$log" control="$control" summary="$summary"
-}
+start () { serve "$@" log="$log" control="$control" summary="$summary"; }
 
 ends_well ()
 {

@@ -18,7 +18,6 @@ consistent ()
   done
   read -ra parameters <<< "$1"
   shift
-  : > "$control"
   serve "${vars[@]}" "$wbcache" summary="$summary" size=2M flushdelay=200 \
     readdelay=50 filldelay=100 writedelay=50 closedelay=100 fua=native \
     "${parameters[@]}"
@@ -223,7 +222,6 @@ sees ()
 }
 
 @test "hang.py sees a flush that waits for a request that hangs" {
-  : > "$control"
   SERVE_WITH=no_shim serve "$wbcache" size=2M model=all control="$control"
   run -1 python3 "$BATS_TEST_DIRNAME/clients/hang.py" --patience=1 "$checker" \
     --seconds=30 --size=1048576 "$uri"

@@ -17,8 +17,6 @@ start ()
     vars+=("$1")
     shift
   done
-  : > "$log"
-  : > "$control"
   serve MCSHIM_MODE=emulate "${vars[@]}" "$plugin" log="$log" \
     control="$control" "$@"
 }

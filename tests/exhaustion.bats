@@ -10,7 +10,6 @@ load common
 start ()
 {
   export EXHAUST=$BATS_TEST_TMPDIR/exhaust
-  : > "$control"
   PRELOAD_AFTER=$plugins/exhaust.so serve MCSHIM_MODE=emulate MCSHIM_BLOCK=512 "$@" "$wbcache" \
     log="$log" control="$control" summary="$summary" flushdelay=1000
 }

@@ -9,7 +9,6 @@ load common
 # The columns: MCSHIM_EXPORTNAME, the level, the handles that a flush goes to.
 @test "a flush on b, after writes on a and b" {
   while IFS='|' read -r exportname level wanted; do
-    : > "$log"
     serve MCSHIM_EXPORTNAME="$exportname" MCSHIM_TRACK_DIRTY="$level" \
       "$wbcache" log="$log"
     client <<EOT
@@ -34,7 +33,6 @@ END
   local mode level
   for mode in plugin disable unsafe; do
     for level in connection fast; do
-      : > "$log"
       serve MCSHIM_MODE=$mode MCSHIM_TRACK_DIRTY=$level \
         "$wbcache" multiconn=1 log="$log"
       client <<'EOT'

@@ -63,7 +63,6 @@ EOT
 }
 
 @test "retry: a handle that is opened anew keeps what was written" {
-  : > "$control"
   serve --filter=retry "$wbcache" retries=2 retry-delay=1 \
     control="$control" log="$log" summary="$summary"
   client <<'EOT'
@@ -87,7 +86,6 @@ EOT
   has_filter multi-conn
   local parameter
   for parameter in multi-conn-track-dirty={conn,off}; do
-    : > "$log"
     serve --filter=multi-conn "$wbcache" log="$log" "$parameter"
     client <<<'expect(count_flushes(), 4)'
     stop_server

@@ -10,7 +10,6 @@ load common
 # The columns: level, mode, the plugin's multi-conn, flushes.
 @test "flushes of a script with four" {
   while read -r level mode multiconn wanted; do
-    : > "$log"
     serve MCSHIM_TRACK_DIRTY="${level#default}" MCSHIM_MODE="$mode" \
       "$wbcache" multiconn="$multiconn" log="$log"
     client <<<"expect(count_flushes(), $wanted)" || fail "$level $mode $multiconn"

@@ -10,7 +10,6 @@ load common
 
 start ()
 {
-  : | tee "$log" "$control"
   serve MCSHIM_BLOCK=512 "$@" "$wbcache" log="$log" control="$control" fua=native
 }
 

@@ -27,7 +27,6 @@ start () { serve "$1" "$wbcache" size=32 initial="Initial contents" log="$log" "
   start MCSHIM_MODE=plugin fua=emulate
   fua_script "hello world."
   stop_server
-  : > "$log"
   start MCSHIM_MODE=plugin fua=native fuaflush=1
   fua_script "hello world."
   stop_server

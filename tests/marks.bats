@@ -38,7 +38,6 @@ zeroed='(bytes(4), nbd.STATE_ZERO)'
 }
 
 @test "a request that fails counts all the same" {
-  : > "$control"
   serve "$wbcache" log="$log" control="$control"
   client <<'EOT'
 h = [conn() for i in range(5)]

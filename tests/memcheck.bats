@@ -47,7 +47,6 @@ memcheck ()
 # checked KNOB PLUGIN PARAMETER...: all that a client may do.
 checked ()
 {
-  : > "$control"
   memcheck "$@" fua=native log="$log" control="$control"
   client <<'EOT'
 h = [conn("a"), conn("b"), conn("a"), conn("a")]
@@ -138,7 +137,6 @@ kept ()
 {
   # Without its debug symbols each frame names the library.
   strip -g -o libmcshim.so "$shim_so"
-  : > "$control"
   shim_so=$PWD/libmcshim.so test_wrapper="valgrind --max-threads=1000 \
     --vgdb-prefix=$PWD/vgdb --log-file=$PWD/valgrind.log" \
     serve MCSHIM_EXPORTNAME=true "$@" -t 2 "$wbcache" size=64k log="$log" \

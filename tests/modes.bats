@@ -162,7 +162,6 @@ EOT
 # One kind of group: what joins while a flush of another is passed on could not
 # be flushed with it.
 @test "auto: without multi-conn after one that has it: no flag" {
-  : > "$control"
   serve "$wbcache" multiconn=1 differs=1 log="$log" control="$control"
   client <<'EOT'
 first = conn()

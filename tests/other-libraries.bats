@@ -141,7 +141,6 @@ EOT
 @test "another library's malloc" {
   not_under_tsan
   local name tried=
-  : > "$control"
   for name in memusage.so duma.so.0 efence.so.0 jemalloc.so.2 \
       mimalloc.so.2 tcmalloc_minimal.so.4; do
     no_shim "${foreign}LD_PRELOAD=lib$name" nbdkit --version >plain 2>&1

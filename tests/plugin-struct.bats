@@ -10,7 +10,6 @@ load common
 # works_across [VARIABLE=VALUE...] PLUGIN: h0 sees h1's write after a flush on h2.
 works_across ()
 {
-  : > "$log"
   serve MCSHIM_MODE=auto "$@" log="$log"
   client <<'EOT'
 h = [conn() for i in range(3)]
@@ -78,7 +77,6 @@ EOT
 }
 
 @test "an open that fails is that client's error alone" {
-  : > "$control"
   serve "$wbcache" log="$log" control="$control"
   client <<'EOT'
 control("fail-open 1 EIO")

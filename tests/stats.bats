@@ -13,7 +13,6 @@ has_sample () { has_line "mcshim_$1 $2" "$stats"; }
 alone () { assert_equal "$(ls -A "${stats%/*}")" "${stats##*/}"; }
 
 @test "every counter, in Prometheus' format" {
-  : > "$control"
   serve MCSHIM_STATS_FILE="$stats" "$wbcache" model=requests log="$log" \
     control="$control"
   client <<'EOT'

@@ -188,7 +188,6 @@ END
 }
 
 @test "A flush fails, and no write had failed" {
-  : > "$control"
   serve "$wbcache" log="$log" control="$control"
   client <<'EOT'
 h = [conn() for i in range(2)]

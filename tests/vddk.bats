@@ -51,11 +51,7 @@ dumps () { nbdkit --dump-plugin "$vddk" >/dev/null 2>&1; }
 shape () { vddk=$plugins/vddk124.so; }
 
 # start [MCSHIM_X=VALUE...] [NBDKIT-OPTION...]: with "parameters".
-start ()
-{
-  : > "$log"
-  serve "$@" "$vddk" libdir="$PWD/lib" "$PWD/disk" "${parameters[@]}"
-}
+start () { serve "$@" "$vddk" libdir="$PWD/lib" "$PWD/disk" "${parameters[@]}"; }
 parameters=()
 
 # The library forbids what would end the server.

@@ -9,14 +9,12 @@ load common
 
 start ()
 {
-  : > "$control"
   SERVE_WITH=no_shim serve "$wbcache" log="$log" control="$control" \
     summary="$summary" "$@"
 }
 
 @test "a flush renews a copy and keeps it, or drops it" {
   for parameters in "refresh=1" "refresh=1 earlydrop=1" "" "earlydrop=1"; do
-    : > "$log"
     read -ra words <<< "$parameters"
     start "${words[@]}"
     refresh=${parameters%% *} client <<'EOT'
@@ -171,7 +169,6 @@ EOT
 @test "flushes that fail at random do so again with the same seed" {
   : > outcomes
   for seed in 5 5 6; do
-    : > "$log"
     start failflush=300 seed=$seed
     client >> outcomes <<'EOT'
 h = conn()
@@ -235,7 +232,6 @@ EOT
 
 @test "an old copy that comes after a write and its flush, or does not" {
   for own_order in 1 0; do
-    : > "$log"
     start mapcache=1 ownorder=$own_order
     { echo "$map_of"; cat; } <<'EOT' | own_order=$own_order client
 own_order = os.environ["own_order"] == "1"
