@@ -912,8 +912,11 @@ inline request_returns (i)
 #ifdef OWN
      conn[i].own_write = newest
 #endif
-  :: op == READ -> assert (Own || seen >= own_floor);
-                   assert (Visible || seen >= floor)
+  :: op == READ ->
+#ifdef OWN
+     assert (Own || seen >= own_floor);
+#endif
+     assert (Visible || seen >= floor)
   :: else
   fi;
   request_is_over (i)
@@ -1020,8 +1023,6 @@ active [CLIENTS] proctype client ()
   byte c, seen, floor, snap, began, before, mine, target, as_of;
 #ifdef OWN
   byte own_floor;
-#else
-#define own_floor 0
 #endif
   byte claim, own, other;
   mtype op;
