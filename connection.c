@@ -183,7 +183,7 @@ settle (struct connection *c, int readonly)
     nbdkit_set_error (ENOTSUP);
     return -1;
   }
-  log_resolution (&h->resolution, &c->context);
+  log_resolution (&h->resolution);
   if (!t.readonly && (h->resolution.replicate || t.handles > 1))
     h->block = policy_block (&policy, preferred_block (h));
   return h->resolution.handles > 1 ? prepare_spread (c, t.readonly) : 0;

@@ -110,21 +110,31 @@ log_mode (const char *words)
 }
 
 void
-log_resolution (const struct resolution *r, const struct context *c)
+log_resolution (const struct resolution *r)
 {
   static atomic_uint logged;
-  static atomic_flag noticed = ATOMIC_FLAG_INIT, warned = ATOMIC_FLAG_INIT;
+  static atomic_flag noticed = ATOMIC_FLAG_INIT;
   const unsigned bit = 1u << r->verdict;
-  const char *function =
-    r->replicate && !r->refusal ? context_lacks (c) : NULL;
 
   if (!(atomic_fetch_or (&logged, bit) & bit))
     log_mode (verdict_words (r->verdict));
   if (r->notice && !atomic_flag_test_and_set (&noticed))
     say ("mcshim: %s", r->notice);
-  if (function != NULL && !atomic_flag_test_and_set (&warned))
-    say ("mcshim: warning: the %.64s plugin uses %.64s, which fails in a "
-         "flush that other connections wait for", plugin.name, function);
+}
+
+/* That the plugin imports the function tells little: an interpreter's module
+ * imports all that there are.
+ */
+void
+log_failed_flush (const struct context *c)
+{
+  static atomic_flag said = ATOMIC_FLAG_INIT;
+  const char *function = context_lacks (c);
+
+  if (function != NULL && !atomic_flag_test_and_set (&said))
+    say ("mcshim: warning: a flush has failed, and the %.64s plugin uses "
+         "%.64s, which fails in a flush that other connections wait for",
+         plugin.name, function);
 }
 
 /* Every connection will settle on the same, if the options and the plugin's
@@ -158,7 +168,7 @@ log_foreseen (void)
     same = same && r.verdict == first;
   }
   if (same)
-    log_resolution (&r, NULL);
+    log_resolution (&r);
   else {
     snprintf (words, sizeof words, "%s, settled as clients connect",
               mode_name (policy.mode));

@@ -47,11 +47,14 @@ extern void log_settings (void);
  */
 extern void log_foreseen (void);
 
-/* Log each verdict once, and why; once what policy.c has to say about the
- * plugin; and once which function of the server the plugin should not call in
- * a flush of the handle of C, or NULL if there is none yet.
+/* Log each verdict once, and why; and once what policy.c has to say about the
+ * plugin.
  */
-extern void log_resolution (const struct resolution *r,
-                            const struct context *c);
+extern void log_resolution (const struct resolution *r);
+
+/* A flush of the handle of C, for which other connections wait, has failed: log
+ * once which function of the server the plugin should not call in it.
+ */
+extern void log_failed_flush (const struct context *c);
 
 #endif /* MCSHIM_PLUGIN_H */

@@ -255,6 +255,8 @@ flush_one (struct handle *h)
   r = plugin.flush (h->plugin, 0) == -1 ?
     server_error (plugin.errno_is_preserved) : 0;
   context_leave (&v);
+  if (r != 0 && v.bare)
+    log_failed_flush (&h->connection->context);
   return r;
 }
 

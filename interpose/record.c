@@ -240,7 +240,7 @@ context_lacks (const struct context *c)
     return NULL;                /* the others came with it, or later */
   if (may_ask_peer)
     return may_ask_peer;
-  if (c != NULL && c->whose == NULL)
+  if (c->whose == NULL)
     return may_ask_name;
   return has_contexts () || may_be_lent () ? NULL : may_ask_name;
 }
@@ -332,7 +332,7 @@ context_enter (const struct context *c, bool others, struct visit *v)
   char *record = get_record ();
   bool own, interns = true;     /* into a list of the connection's */
 
-  *v = (struct visit) { .record = record };
+  *v = (struct visit) { .record = record, .bare = record == NULL };
   if (record != NULL)
     memcpy (&v->error, record + error_offset, sizeof v->error);
   if (record == NULL)
@@ -346,13 +346,14 @@ context_enter (const struct context *c, bool others, struct visit *v)
     if (!own || c->closing || (others && may_sleep)) {
       put_word (record, offset, lent ? c->whose : NULL);
       interns = interns && lent;
+      v->bare = true;
       if (contexts)
         put_word (record, offset - WORD, NULL);
     }
   }
   else if (others && may_ask) {
     /* Without a record, the server takes the thread as not its own. */
-    v->hidden = true;
+    v->hidden = v->bare = true;
     put_record (record_key, NULL);
     interns = false;
   }

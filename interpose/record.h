@@ -40,8 +40,7 @@ struct context {
 extern void context_init (const struct link_map *plugin);
 
 /* A function that the plugin uses and that fails in a flush of C's handle
- * for which other connections wait, or NULL.  Before there is any handle, C
- * is NULL, and the answer is what is known so far.
+ * for which other connections wait, or NULL.
  */
 extern const char *context_lacks (const struct context *c);
 
@@ -61,6 +60,7 @@ struct visit {
   size_t offset;
   void *whose, *connection;
   int error;                    /* of a request that has just ended here */
+  bool bare;                    /* what needs the client's socket fails */
   bool hidden, locked;
 };
 extern void context_enter (const struct context *c, bool others,

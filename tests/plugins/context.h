@@ -18,12 +18,14 @@
  * While the file control=FILE is not empty, a flush waits.  If the file
  * begins with "disconnect H", that handle's flush calls nbdkit_disconnect.
  * interns=N: each flush interns N strings.
+ * strict=1: a flush fails if it is not told its peer.
  */
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,6 +52,7 @@ extern void nbdkit_disconnect (int force);
 
 static int model = NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS;
 static unsigned interns = 1;
+static bool strict;
 static char *control_file;
 static int log_fd = -1;
 static atomic_uint nr_handles, inside;
@@ -80,6 +83,10 @@ context_config (const char *key, const char *value)
   }
   if (strcmp (key, "interns") == 0) {
     interns = atoi (value);
+    return 0;
+  }
+  if (strcmp (key, "strict") == 0) {
+    strict = *value == '1';
     return 0;
   }
   if (strcmp (key, "control") == 0) {
@@ -209,7 +216,8 @@ context_flush (void *handle, uint32_t flags)
 
   log_line ("%u%s%s%s%s%s\n", h, name, tls, interned, peer, sleep);
   atomic_fetch_sub (&inside, 1);
-  if (strcmp (sleep, " sleep=-") == 0) {
+  if (strcmp (sleep, " sleep=-") == 0 ||
+      (strict && strcmp (peer, " peer=-") == 0)) {
     nbdkit_set_error (EIO);
     return -1;
   }
