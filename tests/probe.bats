@@ -222,21 +222,35 @@ serialized ()
     sed 's/.* more handles \(.*\) mode multi-conn flag .*/\1/')" "$1"
 }
 
-@test "filters that serialize requests are named, and take handles away" {
-  local why="no: one request at a time, by the"
+@test "filters that serialize requests are named, and what handles then do" {
+  local one="one request at a time through"
+  local pieces="$one: handles serve the pieces of requests above 128K"
+  local instead="; retry-request in place of retry lets all through"
   has_filter retry-request
-  serialized "$why retry filter; retry-request in place of retry keeps \
-handles working" --filter=retry --filter offset "$wbcache" offset=512
+  serialized "the retry filter lets $pieces$instead" --filter=retry \
+    --filter offset "$wbcache" model=requests offset=512
+  serialized "no: the retry filter lets $one$instead" --filter=retry "$wbcache"
   serialized "yes, for a client with one connection: --handles=16" \
     --filter=retry-request "$wbcache" model=requests
-  serialized "$why filters noparallel and retry" --filter=noparallel \
-    --filter=retry "$wbcache" model=requests serialize=requests
-  serialized "$why noparallel filter" --filter=noparallel \
+  serialized "the filters noparallel and retry let $pieces" \
+    --filter=noparallel --filter=retry "$wbcache" model=requests \
+    serialize=requests
+  serialized "no: the noparallel filter lets $one" --filter=noparallel \
     --filter=retry "$wbcache" serialize=all-requests
   assert_line --partial "; the plugin's:"
   assert_line "no gain: one request at a time, by the noparallel filter"
   probe --filter=retry "$wbcache"
   assert_equal "$(told .more_handles)" false
+  probe --filter=retry "$wbcache" model=requests
+  assert_equal "$(told .more_handles)" true
+}
+
+@test "the xz filter serializes requests" {
+  has_filter xz
+  needs xz
+  xz disk
+  serialized "no: the xz filter lets one request at a time through" \
+    --filter=xz file disk.xz
 }
 
 @test "a writable server: --verify comes first" {

@@ -319,7 +319,11 @@ probes ()
   asks --probe
   assert_equal "$(told '[.server.thread_model, .more_handles, .modes.auto.flag,
     .advice]')" "[\"$1\",true,false,\"use auto, read-only\"]"
+  assert_equal "$(told .handles)" \
+    '"with -r, for a client with one connection: --handles=4"'
   asks --probe -r
+  assert_equal "$(told .handles)" \
+    '"yes, for a client with one connection: --handles=4"'
   assert_equal "$(told '[.modes.auto.flag, .advice]')" '[true,"use auto"]'
 }
 @test "vddk: --probe" { real; probes parallel; }

@@ -267,6 +267,64 @@ EOT
   assert_line --regexp "^found: (many|long)"
 }
 
+# happens_again [MCSHIM_X=VALUE...] NBDKIT-ARGUMENT...: the checker's story, when
+# it is played on a new server, ends with what it says was read.  Connection
+# FIRST is opened first.
+happens_again ()
+{
+  serve "$@"
+  run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --sequences --seed=5 "$uri"
+  grep '^step: ' <<< "$output" > steps
+  stop_server
+  serve "$@"
+  client <<'EOT'
+import re
+
+def data(what, count):
+    return bytes(count) if what in ("zeroes", "what was there before") else \
+        what.encode() * count
+
+h = {n: conn() for n in dict.fromkeys(os.environ["FIRST"] + "1234")}
+for line in open("steps"):
+    who, what, at, to, piece, fua = re.fullmatch(
+        r"step: connection (\d+) (.*?)(?: at (\d+))?(?: to (\d+))?"
+        r"(?:, (\d+) bytes at a time)?( with FUA)?\n", line).groups()
+    at = int(at or 0)
+    to = int(to or at + 512)
+    piece = int(piece or to - at)
+    flags = nbd.CMD_FLAG_FUA if fua else 0
+    last = None
+    if what == "read":
+        h[who].pread(to - at, at)
+    elif what.startswith("read "):
+        last = bytes(h[who].pread(512, at))
+        expect(last, data(what[5:], 512))
+    elif what.startswith("wrote "):
+        for i in range(at, to, piece):
+            h[who].pwrite(data(what[6:], piece), i, flags)
+    elif what == "zeroed":
+        h[who].zero(to - at, at, flags)
+    elif what == "trimmed":
+        h[who].trim(to - at, at, flags)
+    elif what == "flushed":
+        h[who].flush()
+    else:
+        expect(what, "a step of these stories")
+expect(last is not None, True)
+EOT
+  stop_server
+}
+
+@test "the story is true: it happens again" {
+  local -x FIRST=1
+  cached
+  SERVE_WITH=no_shim happens_again "$wbcache"
+  happens_again "$wbcache" model=requests lateflush=100000000
+  FIRST=2 SERVE_WITH=no_shim happens_again python cached.py way=all
+  SERVE_WITH=no_shim happens_again python cached.py way=many
+  happens_again "$wbcache" refresh=1 opencopy=1
+}
+
 # innocent [MCSHIM_X=VALUE...] NBDKIT-ARGUMENT... [-- CHECKER-OPTION...]: is
 # accused of nothing, each time with another seed.
 innocent ()
@@ -345,14 +403,15 @@ EOT
   assert_line --regexp '^alone +off +not kept +[0-9]+$'
   assert_line --regexp '^mcshim, connection +on +kept +[0-9]+$'
   assert_line --regexp '^alone: a flush on one connection, or FUA, does not show'
-  assert_line --regexp '^  connection 1 wrote A at [0-9]+,$'
-  assert_line "  connection 2 flushed,"
-  assert_line --regexp '^  connection 2 read zeroes at [0-9]+$'
+  assert_line --regexp '^    connection 1 wrote A at [0-9]+,$'
+  assert_line "    connection 2 flushed,"
+  assert_line --regexp '^    connection 2 read zeroes at [0-9]+$'
   assert_line "To see it again: --verify --seed=7"
   assert_line --regexp '^mcshim, 4 handles +on +kept +[0-9]+$'
   assert_line --index -2 --partial "use auto: kept with replicated flushes"
   assert_line --regexp '^[1-9][0-9]* requests failed: what they did is not judged$'
   assert_equal "${lines[-1]}" "$mcshim nbdkit $wbcache failflush=50"
+  refute_output --partial unsafe
   assert_equal "$stderr" ""
 }
 
@@ -362,6 +421,7 @@ EOT
   assert_regex "$output" "^Overwriting .*seconds:\s+DATA AT RISK \(alone\): .*\
 DATA AT RISK \(connection; fast; off; 4 handles\): it writes back .*\
 multi-conn flag"
+  narrow
 }
 
 @test "--verify: each line makes choices of its own" {
@@ -373,6 +433,21 @@ multi-conn flag"
   copy/mcshim --verify --yes --seed=7 --seconds=1 nbdkit memory 1M
   run -0 sed -n 's/.*--seed=\([0-9]*\) .*--sequences.*/\1/p' runs
   assert_output "$(printf '%s\n' 71 72 73 74 75)"
+}
+
+@test "--verify: a server that fails: what was found before is told" {
+  printf '%s\n' '#!/bin/sh' \
+    'case $MCSHIM_TRACK_DIRTY in fast) exit 1 ;; esac' \
+    "exec $(command -v nbdkit) \"\$@\"" > nbdkit
+  chmod +x nbdkit
+  run -1 --separate-stderr "$mcshim" --verify --yes --seconds=1 ./nbdkit \
+    "$wbcache" multiconn=1
+  assert_line --partial "DATA AT RISK (alone)"
+  assert_line --regexp '^mcshim, connection +on +kept'
+  assert_line "no verdict: stopped before the end"
+  assert_equal "$stderr" \
+    "mcshim: --verify: mcshim, fast: this server does not start"
+  nothing_left
 }
 
 @test "--verify asks, and takes only yes" {

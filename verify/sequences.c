@@ -555,6 +555,8 @@ static const char *const known[] = {
   "w0f0r1t0w0f0r1"
 };
 #define NR_KNOWN (sizeof known / sizeof known[0])
+#define ROUNDS 3                /* Of these, with cells of other sizes, */
+#define MORE_FOR_ROUNDS 10      /* and seconds more for them if it is slow. */
 
 static void
 take_known_sequence (struct sequence *q, const char *text)
@@ -622,13 +624,13 @@ next_sequence (struct sequence *q, unsigned number)
   const unsigned round = number / NR_KNOWN, n = pick (16);
   unsigned doubled = round == 1 ? 3 : round == 2 ? 16 : 0;
 
-  if (round > 2 && n < 4)
+  if (round >= ROUNDS && n < 4)
     doubled = n == 0 ? 16 : 1 + pick (8);
   q->nr_steps = 0;
   q->cell_size = block_size;
   while (doubled-- > 0 && q->cell_size * 2 <= most)
     q->cell_size *= 2;
-  if (round > 2)
+  if (round >= ROUNDS)
     make_sequence (q);
   else
     take_known_sequence (q, known[number % NR_KNOWN]);
@@ -1032,7 +1034,8 @@ check_sequences (const struct server *with)
     broken |= n >= NR_KNOWN && nr_failed > n / 2;
   } while (!is_found && !broken &&
            (n < NR_KNOWN ||
-            ((!seconds || now () < began + seconds) &&
+            ((!seconds || now () < began + seconds +
+              (n < ROUNDS * NR_KNOWN ? MORE_FOR_ROUNDS : 0)) &&
              (!max_operations || nr_requests < max_operations))));
 
   if (is_found) {
