@@ -179,6 +179,7 @@ killed and started again,a new connection read zeroes"$ ]] ||
 #   trimdrops    a trim forgets what was written since the last flush
 #   all          a flush is one of all connections, in order of opening
 #   long, many   of a write, or of all before a flush, only some are dirty
+#   nozero       zeroes are not written
 cached ()
 {
   has_plugin python
@@ -205,6 +206,12 @@ def can_fua(h):
 
 def can_trim(h):
     return True
+
+def can_zero(h):
+    return way == "nozero"
+
+def zero(h, count, offset, flags):
+    pass
 
 def get(h, b):
     if b not in h["blocks"]:
@@ -322,6 +329,16 @@ EOT
   FIRST=2 SERVE_WITH=no_shim happens_again python cached.py way=all
   SERVE_WITH=no_shim happens_again python cached.py way=many
   happens_again "$wbcache" refresh=1 opencopy=1
+}
+
+@test "the story of a zero says so" {
+  cached
+  SERVE_WITH=no_shim serve python cached.py way=nozero
+  run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --own-order --mixed \
+    --seconds=2 "$uri"
+  assert_line "found: own"
+  assert_line --regexp '^step: connection [0-9]+ zeroed at [0-9]+$'
+  refute_line --partial " wrote A"
 }
 
 # innocent [MCSHIM_X=VALUE...] NBDKIT-ARGUMENT... [-- CHECKER-OPTION...]: is
