@@ -69,13 +69,15 @@ allocate (size_t size)
   return p;
 }
 
-/* Open a further handle of C, on a thread of its connection: the server
+/* Open a further handle of C, on any thread if its context travels: the server
  * gives the plugin the same answers as for the first handle.
  */
 static struct handle *
 open_further (struct connection *c, char *why, size_t size)
 {
   struct handle *h = allocate (sizeof *h);
+  struct visit v;
+  bool ok;
 
   if (h == NULL) {
     snprintf (why, size, "no memory");
@@ -83,19 +85,21 @@ open_further (struct connection *c, char *why, size_t size)
   }
   handle_opens_beside (h, &c->handle);
   snprintf (why, size, "another could not be opened");
+  context_enter (&c->context, false, &v);
   h->plugin = plugin.open (c->readonly);
-  if (h->plugin != NULL && answers_alike (h, why, size)) {
+  ok = h->plugin != NULL && answers_alike (h, why, size);
+  if (h->plugin != NULL && !ok && plugin.close)
+    plugin.close (h->plugin);
+  context_leave (&v);           /* no request has failed */
+  if (ok) {
     handle_joins (h);
     nbdkit_debug ("mcshim: the connection has opened another handle");
   }
   else {
-    if (h->plugin != NULL && plugin.close)
-      plugin.close (h->plugin);
     handle_gives_up (h);
     free (h);
     h = NULL;
   }
-  nbdkit_set_error (0);         /* no request has failed */
   errno = 0;
   return h;
 }
@@ -136,7 +140,9 @@ prepare_spread (struct connection *c, bool only_reads)
   c->spread = spread_new (&spread_ops, &c->handle,
                           c->handle.resolution.handles,
                           policy_stripe (&policy, c->handle.block), only_reads,
-                          thread_model >= NBDKIT_THREAD_MODEL_PARALLEL);
+                          thread_model >= NBDKIT_THREAD_MODEL_PARALLEL,
+                          policy_helps (&policy) &&
+                          context_travels (&c->context));
   if (c->spread == NULL)
     nbdkit_error ("mcshim: no memory for another connection: %m");
   return c->spread ? 0 : -1;

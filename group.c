@@ -215,6 +215,7 @@ add_requests (struct statistics *s, struct handle *h)
 {
   s->reads += atomic_load_explicit (&h->reads, memory_order_relaxed);
   s->writes += atomic_load_explicit (&h->writes, memory_order_relaxed);
+  s->pieces += atomic_load_explicit (&h->pieces, memory_order_relaxed);
 }
 
 /* Flush H, which closes, outside any round.  Needs "lock", and lets go of

@@ -20,10 +20,10 @@ struct helper {
 };
 
 static pthread_mutex_t *lock;
-static bool (*work) (void);
 static void (*starts) (void);
 
 /* Guarded by the lock. */
+static TAILQ_HEAD (, job) jobs = { NULL, &jobs.first };
 static struct helper *ended;    /* and not joined yet */
 static unsigned running, idle;
 static unsigned called;         /* idle ones that have yet to wake up */
@@ -50,6 +50,35 @@ wait_for_call (void)
     return true;
   }
   must (err == ETIMEDOUT ? 0 : err);
+  return false;
+}
+
+/* Needs the lock, and lets go of it meanwhile if there was something to do. */
+static bool
+run (struct job *j)
+{
+  bool r;
+
+  j->running++;
+  r = j->work (j);
+  j->running--;
+  if (r)
+    must (pthread_cond_broadcast (&j->changed));
+  return r;
+}
+
+/* The same for the first job that has something to do. */
+static bool
+work (void)
+{
+  struct job *j;
+
+  TAILQ_FOREACH (j, &jobs, entry) {
+    j->wanted -= j->wanted > 0;
+    if (run (j))
+      return true;
+    j->wanted = 0;
+  }
   return false;
 }
 
@@ -104,8 +133,27 @@ start_one (void)
 }
 
 void
-helpers_call (unsigned n)
+helpers_list (struct job *j)
 {
+  j->listed = true;
+  TAILQ_INSERT_TAIL (&jobs, j, entry);
+}
+
+void
+helpers_unlist (struct job *j)
+{
+  if (j->listed)
+    TAILQ_REMOVE (&jobs, j, entry);
+  j->listed = false;
+}
+
+bool
+helpers_call (struct job *j, unsigned n)
+{
+  j->wanted = n;
+  n = 0;
+  TAILQ_FOREACH (j, &jobs, entry)
+    n += j->wanted;
   while (called + starting < n && called < idle) {
     called++;
     must (pthread_cond_signal (&call));
@@ -113,6 +161,35 @@ helpers_call (unsigned n)
   join_ended ();
   while (called + starting < n && start_one ())
     ;
+  return called + starting > 0;
+}
+
+void
+helpers_share (struct job *j, unsigned n)
+{
+  helpers_lock ();
+  helpers_list (j);
+  helpers_call (j, n);
+  for (;;)
+    if (!run (j)) {
+      if (j->running == 0)
+        break;
+      must (pthread_cond_wait (&j->changed, lock));
+    }
+  helpers_unlist (j);
+  helpers_unlock ();
+  must (pthread_cond_destroy (&j->changed));
+}
+
+void
+helpers_leave (struct job *j)
+{
+  helpers_lock ();
+  helpers_unlist (j);
+  while (j->running > 0)
+    must (pthread_cond_wait (&j->changed, lock));
+  helpers_unlock ();
+  must (pthread_cond_destroy (&j->changed));
 }
 
 void
@@ -128,9 +205,20 @@ helpers_end (void)
 }
 
 void
-helpers_init (pthread_mutex_t *l, bool (*w) (void), void (*s) (void))
+helpers_lock (void)
+{
+  must (pthread_mutex_lock (lock));
+}
+
+void
+helpers_unlock (void)
+{
+  must (pthread_mutex_unlock (lock));
+}
+
+void
+helpers_init (pthread_mutex_t *l, void (*s) (void))
 {
   lock = l;
-  work = w;
   starts = s;
 }

@@ -435,6 +435,12 @@ policy_skips_flushes (const struct policy *p)
   return is_set (p) && p->level != LEVEL_OFF;
 }
 
+bool
+policy_helps (const struct policy *p)
+{
+  return p->flush_threads != 1;
+}
+
 uint32_t
 policy_block (const struct policy *p, uint32_t preferred)
 {

@@ -134,6 +134,9 @@ bool policy_groups_by_name (const struct policy *p);
 /* True if a flush that is passed on may be skipped: the user has said so. */
 bool policy_skips_flushes (const struct policy *p);
 
+/* May threads that help call the plugin? */
+bool policy_helps (const struct policy *p);
+
 /* A power of two: what a write may change besides its own bytes, if the
  * plugin prefers blocks of PREFERRED bytes, or 0.
  */

@@ -184,6 +184,9 @@ static uint64_t expected_ns[2] = { UINT64_MAX, UINT64_MAX };
  */
 static unsigned max_helpers;
 
+static bool help_a_round (struct job *job);
+static struct job rounds = JOB_INITIALIZER (help_a_round);
+
 /* Have threads help with what is queued, except MINE of G, which the caller
  * takes.  Needs "lock".
  */
@@ -197,7 +200,7 @@ call_help (struct group *g, unsigned mine)
     left = g2->queue_length - (g2 == g ? mine : 0);
     n += left < max_helpers - g2->helping ? left : max_helpers - g2->helping;
   }
-  helpers_call (n);
+  helpers_call (&rounds, n);
 }
 
 /* All that H wrote up to CLAIM's spell has been written back.  Needs "lock". */
@@ -448,10 +451,11 @@ queue_replica (struct group *g, struct handle *h)
 
 /* What helpers.c calls.  Needs "lock", and lets go of it meanwhile. */
 static bool
-help_a_round (void)
+help_a_round (struct job *job)
 {
   struct group *g;
 
+  (void) job;
   LIST_FOREACH (g, &running, in_running)
     if (g->queue_length > 0 && g->helping < max_helpers) {
       g->helping++;
@@ -718,7 +722,8 @@ replicate_init (const struct policy *p, const struct replicate_ops *o)
 {
   shared.policy = *p;
   shared.ops = *o;
-  helpers_init (&shared.lock, help_a_round, shared.ops.helper_starts);
+  helpers_init (&shared.lock, shared.ops.helper_starts);
+  helpers_list (&rounds);
 }
 
 void

@@ -69,6 +69,7 @@ struct handle {
   bool flushable;               /* a replicated flush may include it */
   bool further;                 /* its connection had one before */
   unsigned number;              /* among those of its connection */
+  _Atomic uint64_t pieces;      /* the same as "reads", of longer requests */
   struct connection *connection;
 
   /* The rest is guarded by the lock of replicate.c. */
@@ -104,7 +105,7 @@ struct statistics {
   uint64_t conflicts;           /* writes before which another handle flushed */
   uint64_t flushes_at_close;
   uint64_t failed_flushes;      /* of the plugin */
-  uint64_t writes, reads;
+  uint64_t writes, reads, pieces;
 };
 
 /* The plugin's thread model, as far as it matters here. */

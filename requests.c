@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "helpers.h"
 #include "interpose/server.h"
 #include "requests.h"
 
@@ -54,40 +55,60 @@ call_plugin (void *handle, const struct request *r)
   }
 }
 
+/* The same on any thread, as if it were the connection's. */
+static int
+call_beside (struct handle *h, const struct request *r)
+{
+  struct visit v;
+  int err;
+
+  context_enter (&h->connection->context, false, &v);
+  nbdkit_set_error (0);
+  errno = 0;
+  err = call_plugin (h->plugin, r) == -1 ?
+    server_error (plugin.errno_is_preserved) : 0;
+  context_leave (&v);
+  return result (err);
+}
+
+enum part { WHOLE, PIECE, PIECE_BESIDE };
+
 /* The one place where a request, or a piece of one, leaves the plugin.  It is
- * short because the kind is a constant where it matters.
+ * short because kind and part are constant where it matters.
  */
 static ALWAYS_INLINE int
-run_inside (struct handle *h, const struct request *request)
+run_inside (struct handle *h, const struct request *request, enum part part)
 {
   const bool writes = request->kind >= PWRITE;
-  const int r = call_plugin (h->plugin, request);
+  const int r = part == PIECE_BESIDE ? call_beside (h, request) :
+    call_plugin (h->plugin, request);
 
-  atomic_fetch_add_explicit (writes ? &h->writes : &h->reads, 1,
+  atomic_fetch_add_explicit (part != WHOLE ? &h->pieces :
+                             writes ? &h->writes : &h->reads, 1,
                              memory_order_relaxed);
   return request_end (h, writes, r);
 }
 
 static ALWAYS_INLINE int
-run (struct handle *h, const struct request *request)
+run (struct handle *h, const struct request *request, enum part part)
 {
   const int err = request_begin (h, request->kind >= PWRITE, request->offset,
                                  request->count);
 
   return __builtin_expect (err != 0, 0) ? result (err) :
-    run_inside (h, request);
+    run_inside (h, request, part);
 }
 
-/* Run PIECE, which one handle serves, on that.  Any thread may do so. */
+/* Run REQUEST, which one handle serves, on that. */
 static ALWAYS_INLINE int
-run_piece (struct spread *s, const struct request *piece)
+run_on_one (struct spread *s, const struct request *request, enum part part)
 {
-  struct handle *h = spread_enter (s, piece->offset);
+  struct handle *h = spread_enter (s, request->offset);
   int r;
 
   if (h == NULL)
     return result (errno);
-  r = run (h, piece);
+  r = run (h, request, part);
   spread_leave (s, h);
   return r;
 }
@@ -99,7 +120,7 @@ run_alone (struct connection *c, const struct request *request)
   int r = result (spread_alone_begin (c->spread)), failed, err;
 
   if (r != -1) {
-    r = run (&c->handle, request);
+    r = run (&c->handle, request, WHOLE);
     failed = r == -1 ? server_error (plugin.errno_is_preserved) : 0;
     err = spread_alone_end (c->spread);
     if (failed || err)
@@ -108,28 +129,96 @@ run_alone (struct connection *c, const struct request *request)
   return r;
 }
 
-/* Serve a request that goes to several handles. */
-static __attribute__ ((noinline)) int
-serve_pieces (struct connection *c, void *buf, uint32_t count, uint64_t offset,
-              uint32_t flags, enum kind kind)
+/* Returns the first piece of what is LEFT of a request, and takes it away. */
+static struct request
+cut (const struct spread *s, struct request *left)
 {
-  struct request piece = { kind, count, flags, offset, buf, NULL };
-  uint32_t left = count;
+  struct request piece = *left;
+
+  piece.count = spread_length (s, left->offset, left->count);
+  left->count -= piece.count;
+  left->offset += piece.count;
+  if (left->buf != NULL)
+    left->buf = (char *) left->buf + piece.count;
+  return piece;
+}
+
+/* A request whose pieces run at the same time. */
+struct batch {
+  struct job job;               /* its lock guards the rest */
+  struct spread *spread;
+  struct request left;          /* what nobody has taken yet */
+  uint64_t failed;              /* the first piece that has: its offset */
+  int err;
+};
+
+/* What helpers.c calls. */
+static bool
+take_piece (struct job *job)
+{
+  struct batch *b = (struct batch *) job;
+  struct request piece;
+  int err;
+
+  if (b->left.count == 0 || job->running > spread_width (b->spread))
+    return false;
+  piece = cut (b->spread, &b->left);
+  helpers_unlock ();
+  err = run_on_one (b->spread, &piece, PIECE_BESIDE) == -1 ?
+    server_error (plugin.errno_is_preserved) : 0;
+  helpers_lock ();
+  if (err != 0 && (b->err == 0 || piece.offset < b->failed)) {
+    b->failed = piece.offset;
+    b->err = err;
+  }
+  return true;
+}
+
+/* All pieces end, whether one fails or not. */
+static int
+run_batch (struct spread *s, const struct request *request)
+{
+  struct batch b = {
+    .job = JOB_INITIALIZER (take_piece), .spread = s, .left = *request
+  };
+  const uint32_t pieces = (request->count - 1) / s->stripe + 1;
+  const unsigned width = spread_width (s);
+
+  helpers_share (&b.job, (pieces < width ? pieces : width) - 1);
+  return result (b.err);
+}
+
+static int
+run_in_sequence (struct spread *s, const struct request *request)
+{
+  struct request left = *request, piece;
   int r;
 
-  if ((kind == TRIM || kind == ZERO) && c->handle.flushable &&
-      spread_is_long (c->spread, count))
-    return run_alone (c, &piece);
   do {
     nbdkit_set_error (0);       /* the last piece may have left one */
-    piece.count = spread_length (c->spread, piece.offset, left);
-    r = run_piece (c->spread, &piece);
-    left -= piece.count;
-    piece.offset += piece.count;
-    if (piece.buf != NULL)
-      piece.buf = (char *) piece.buf + piece.count;
-  } while (left > 0 && r != -1);
+    piece = cut (s, &left);
+    r = run_on_one (s, &piece, PIECE);
+  } while (left.count > 0 && r != -1);
   return r;
+}
+
+/* Serve a request that is long, or goes to several handles. */
+static __attribute__ ((noinline)) int
+serve_long (struct connection *c, void *buf, uint32_t count, uint64_t offset,
+            uint32_t flags, enum kind kind)
+{
+  const struct request r = { kind, count, flags, offset, buf, NULL };
+  struct spread *s = c->spread;
+  const bool beside = spread_cuts (s);
+
+  if ((kind == TRIM || kind == ZERO) && c->handle.flushable &&
+      spread_is_long (s, count))
+    return run_alone (c, &r);
+  if (!beside && s->any)
+    return run_on_one (s, &r, WHOLE);
+  atomic_fetch_add_explicit (kind >= PWRITE ? &c->handle.writes :
+                             &c->handle.reads, 1, memory_order_relaxed);
+  return beside ? run_batch (s, &r) : run_in_sequence (s, &r);
 }
 
 /* Requests that are not short: a connection may have several handles, or it is
@@ -147,9 +236,9 @@ typedef int slow_fn (struct connection *c, void *buf, uint32_t count,
   {                                                                     \
     const struct request r = { kind, count, flags, offset, buf, NULL }; \
                                                                         \
-    return spread_length (c->spread, offset, count) < count ?           \
-      serve_pieces (c, buf, count, offset, flags, kind) :               \
-      run_piece (c->spread, &r);                                        \
+    return spread_fits (c->spread, offset, count) ?                     \
+      run_on_one (c->spread, &r, WHOLE) :                               \
+      serve_long (c, buf, count, offset, flags, kind);                  \
   }                                                                     \
   static __attribute__ ((noinline)) int                                 \
   slow_##kind (struct connection *c, void *buf, uint32_t count,         \
@@ -159,7 +248,7 @@ typedef int slow_fn (struct connection *c, void *buf, uint32_t count,
     const int err = request_waits (&c->handle, kind >= PWRITE, offset,  \
                                    count, inside);                      \
                                                                         \
-    return err ? result (err) : run_inside (&c->handle, &r);            \
+    return err ? result (err) : run_inside (&c->handle, &r, WHOLE);     \
   }
 SLOW (PREAD)
 SLOW (PWRITE)
@@ -180,7 +269,7 @@ serve (struct connection *c, void *buf, uint32_t count, uint64_t offset,
   __asm__ ("" : "+r" (h));      /* nothing need be saved before the test */
   if (!request_enters (h, kind >= PWRITE, offset, count, &inside))
     return slow (c, buf, count, offset, flags, inside);
-  return run_inside (h, &r);
+  return run_inside (h, &r, WHOLE);
 }
 
 int
@@ -225,7 +314,7 @@ ask_one (struct connection *c, const struct request *r)
   if (h == NULL)
     return result (errno);
   err = handle_catches_up (h);
-  ret = err ? result (err) : run (h, r);
+  ret = err ? result (err) : run (h, r, WHOLE);
   spread_leave (c->spread, h);
   return ret;
 }
@@ -238,9 +327,9 @@ shim_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
   const struct request r = { EXTENTS, count, flags, offset, NULL, extents };
 
   if (c->spread == NULL)
-    return run (&c->handle, &r);
+    return run (&c->handle, &r, WHOLE);
   return c->spread->any || !c->handle.flushable ?
-    run_piece (c->spread, &r) : ask_one (c, &r);
+    run_on_one (c->spread, &r, WHOLE) : ask_one (c, &r);
 }
 
 int

@@ -12,7 +12,7 @@
 
 struct spread *
 spread_new (const struct spread_ops *ops, struct handle *first, unsigned most,
-            uint64_t stripe, bool any, bool shared)
+            uint64_t stripe, bool any, bool shared, bool beside)
 {
   struct spread *s = calloc (1, sizeof *s + most * sizeof s->handle[0]);
 
@@ -24,6 +24,8 @@ spread_new (const struct spread_ops *ops, struct handle *first, unsigned most,
   s->stripe = stripe;
   s->shift = __builtin_ctzll (stripe);
   s->any = any;
+  s->mask = any ? 0 : stripe - 1;
+  s->beside = beside;
   s->shared = shared;
   s->handle[0] = first;
   s->nr = 1;

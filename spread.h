@@ -61,6 +61,8 @@ struct spread {
   unsigned most;                /* handles */
   unsigned shift;               /* log2 of the stripe */
   uint64_t stripe;
+  uint64_t mask;                /* of the offset in it, unless "any" */
+  bool beside;                  /* other threads may call the plugin */
   bool any;                     /* any handle may serve any request */
   bool shared;                  /* if none is idle, a busy one will do */
 
@@ -71,7 +73,7 @@ struct spread {
 
   pthread_mutex_t lock;         /* guards the rest, and each wait */
   pthread_cond_t changed;
-  unsigned nr;                  /* of handles */
+  _Atomic unsigned nr;          /* of handles */
   bool opening;                 /* another one is about to be there */
   bool first_used;              /* the first one has a class */
   bool gave_up;                 /* no more are opened */
@@ -85,7 +87,8 @@ struct spread {
  */
 extern struct spread *spread_new (const struct spread_ops *ops,
                                   struct handle *first, unsigned most,
-                                  uint64_t stripe, bool any, bool shared);
+                                  uint64_t stripe, bool any, bool shared,
+                                  bool beside);
 extern void spread_free (struct spread *s);
 
 /* Between the two, the caller, which is not inside, has the connection to
@@ -113,13 +116,38 @@ extern void spread_signal (struct spread *s);
 extern struct handle *spread_take_any (struct spread *s, uint64_t offset);
 extern struct handle *spread_assign (struct spread *s, unsigned class);
 
-/* How many of the LEN bytes at OFFSET one handle serves. */
+/* Does one handle serve LEN bytes at OFFSET?  With "any" it could serve more,
+ * but they can be cut.
+ */
+static inline bool
+spread_fits (const struct spread *s, uint64_t offset, uint32_t len)
+{
+  return (offset & s->mask) + len <= s->stripe;
+}
+
+/* How long is the first piece of LEN bytes at OFFSET? */
 static inline uint32_t
 spread_length (const struct spread *s, uint64_t offset, uint32_t len)
 {
   const uint64_t left = s->stripe - (offset & (s->stripe - 1));
 
-  return s->any || len <= left ? len : left;
+  return len <= left ? len : left;
+}
+
+/* May a request be cut, for handles that are all idle now? */
+static inline bool
+spread_cuts (struct spread *s)
+{
+  return s->beside && !s->shared &&
+    (s->any ? atomic_load (&s->idle) == ((uint64_t) 2 << (s->nr - 1)) - 1 :
+     atomic_load (&s->inside) == 0);
+}
+
+/* So many of its pieces can run at the same time. */
+static inline unsigned
+spread_width (const struct spread *s)
+{
+  return s->most;
 }
 
 /* Is a request too long to be split?  Up to so many calls, one after the

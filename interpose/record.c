@@ -74,7 +74,7 @@ static size_t inner_offset;     /* of the connection in a context */
  * or NULL.
  */
 static const char *may_ask_name, *may_ask_peer;
-static bool may_sleep, may_intern, may_ask;
+static bool may_sleep, may_intern, may_disconnect, may_ask;
 
 /* Held around a flush that may intern strings and has no connection: the
  * server then keeps them in one list, which has no lock.
@@ -222,8 +222,9 @@ context_init (const struct link_map *plugin)
     imports (plugin, "nbdkit_strndup_intern") ||
     imports (plugin, "nbdkit_printf_intern") ||
     imports (plugin, "nbdkit_vprintf_intern");
+  may_disconnect = imports (plugin, "nbdkit_disconnect");
   may_ask = may_ask_peer || may_ask_name || may_sleep || may_intern ||
-    imports (plugin, "nbdkit_disconnect");
+    may_disconnect;
 }
 
 /* Before 1.26 this is the connection with its socket, or nothing. */
@@ -243,6 +244,12 @@ context_lacks (const struct context *c)
   if (c->whose == NULL)
     return may_ask_name;
   return has_contexts () || may_be_lent () ? NULL : may_ask_name;
+}
+
+bool
+context_travels (const struct context *c)
+{
+  return context_lacks (c) == NULL && !may_disconnect;
 }
 
 /* Call nbdkit_export_name with a record that has nothing but WHOSE. */

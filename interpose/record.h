@@ -44,6 +44,11 @@ extern void context_init (const struct link_map *plugin);
  */
 extern const char *context_lacks (const struct context *c);
 
+/* Does what the plugin asks the server for C's handle, in a request, go as well
+ * on a thread that is not the server's?
+ */
+extern bool context_travels (const struct context *c);
+
 /* Call it on the thread on which the server has just opened the handle. */
 extern void context_capture (struct context *c);
 

@@ -16,9 +16,10 @@ static unsigned done, starting;
 static struct gate working;     /* each piece of work passes it */
 
 static bool
-work (void)
+work (struct job *j)
 {
   CHECK (nr_held == 1 && held[0] == &lock, "work is called with the lock");
+  CHECK (j->running > 0);
   if (pieces == 0)
     return false;
   pieces--;
@@ -28,6 +29,8 @@ work (void)
   done++;
   return true;
 }
+
+static struct job job = JOB_INITIALIZER (work);
 
 static void
 starts (void)
@@ -44,7 +47,7 @@ call (unsigned n, unsigned called)
 {
   pthread_mutex_lock (&lock);
   pieces += n;
-  helpers_call (called);
+  helpers_call (&job, called);
   pthread_mutex_unlock (&lock);
   settle ();
 }
@@ -52,7 +55,8 @@ call (unsigned n, unsigned called)
 static void
 begin (void)
 {
-  helpers_init (&lock, work, starts);
+  helpers_init (&lock, starts);
+  helpers_list (&job);
 }
 
 /* No helper is left, nor anything they had. */
@@ -131,9 +135,9 @@ test_called_twice (void)
   begin ();
   pthread_mutex_lock (&lock);
   pieces = 2;
-  helpers_call (2);
-  helpers_call (1);
-  helpers_call (2);
+  helpers_call (&job, 2);
+  helpers_call (&job, 1);
+  helpers_call (&job, 2);
   pthread_mutex_unlock (&lock);
   settle ();
   CHECK (threads_made == 2, "%d", threads_made);
@@ -142,14 +146,14 @@ test_called_twice (void)
   gate_shut (&working);
   pthread_mutex_lock (&lock);
   pieces = 2;
-  helpers_call (1);
-  helpers_call (1);
+  helpers_call (&job, 1);
+  helpers_call (&job, 1);
   pthread_mutex_unlock (&lock);
   settle ();
   CHECK (threads_made == 2, "%d", threads_made);
   CHECK (waiting_at (&working) == 1, "%u", waiting_at (&working));
   pthread_mutex_lock (&lock);
-  helpers_call (1);
+  helpers_call (&job, 1);
   pthread_mutex_unlock (&lock);
   settle ();
   CHECK (waiting_at (&working) == 2, "%u", waiting_at (&working));
@@ -212,7 +216,7 @@ test_expires_as_called (void)
   wake (NULL, -1, true);
   world_unlock ();
   pieces = 1;
-  helpers_call (1);
+  helpers_call (&job, 1);
   pthread_mutex_unlock (&lock);
   settle ();
   CHECK (done == 2);
@@ -283,7 +287,7 @@ test_end_at_once (void)
 {
   begin ();
   pthread_mutex_lock (&lock);
-  helpers_call (8);
+  helpers_call (&job, 8);
   pthread_mutex_unlock (&lock);
   helpers_end ();
   CHECK (threads == 0);
@@ -300,7 +304,7 @@ test_race (void)
   for (i = 0; i < 1000; i++) {
     pthread_mutex_lock (&lock);
     pieces++;
-    helpers_call (i % 5);
+    helpers_call (&job, i % 5);
     pthread_mutex_unlock (&lock);
   }
   helpers_end ();

@@ -71,7 +71,7 @@ static void
 begin (bool any, bool shared)
 {
   handles[0].connection = (struct connection *) &handles[0];
-  s = spread_new (&ops, &handles[0], MOST, STRIPE, any, shared);
+  s = spread_new (&ops, &handles[0], MOST, STRIPE, any, shared, false);
   CHECK (s != NULL);
 }
 
@@ -183,12 +183,13 @@ test_lengths (void)
   spread_free (s);
 
   begin (true, false);
-  CHECK (spread_length (s, 10, UINT32_MAX) == UINT32_MAX);
+  CHECK (spread_length (s, 10, UINT32_MAX) == STRIPE - 10);
   CHECK (!spread_is_long (s, UINT32_MAX));
   spread_free (s);
 
   /* A stripe can be as large as anything. */
-  s = spread_new (&ops, &handles[0], 2, (uint64_t) 1 << 32, false, false);
+  s = spread_new (&ops, &handles[0], 2, (uint64_t) 1 << 32, false, false,
+                  false);
   CHECK (spread_length (s, 1, UINT32_MAX) == UINT32_MAX);
   CHECK (spread_length (s, 2, UINT32_MAX) == UINT32_MAX - 1);
   CHECK (!spread_is_long (s, UINT32_MAX));
@@ -561,7 +562,7 @@ static void
 test_no_memory (void)
 {
   fail_allocation = 1;
-  CHECK (spread_new (&ops, &handles[0], MOST, STRIPE, true, true) == NULL);
+  CHECK (spread_new (&ops, &handles[0], MOST, STRIPE, true, true, true) == NULL);
   CHECK (errno == ENOMEM);
   CHECK (allocated == 0 && conds == 0);
   spread_free (NULL);
