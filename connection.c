@@ -112,10 +112,17 @@ gives_up (struct connection *c, unsigned nr, const char *why)
                 "%s", nr, nr_handles, why);
 }
 
+/* What the plugin can't flush it does not hold. */
+static int
+flush_connection (struct handle *h)
+{
+  return h->flushable ? replicate_for_connection (h) : 0;
+}
+
 static const struct spread_ops spread_ops = {
   .open = open_further,
   .gives_up = gives_up,
-  .flush = replicate_for_connection,
+  .flush = flush_connection,
 };
 
 /* What the plugin prefers, or 0. */
@@ -278,6 +285,8 @@ shim_close (void *handle)
   unsigned i;
 
   c->context.closing = true;
+  if (c->spread)
+    spread_close (c->spread);
   for (i = 1; c->spread && (h = spread_handle (c->spread, i)) != NULL; i++)
     close_handle (h);
   close_handle (&c->handle);

@@ -165,11 +165,10 @@ helpers_call (struct job *j, unsigned n)
 }
 
 void
-helpers_share (struct job *j, unsigned n)
+helpers_share (struct job *j)
 {
   helpers_lock ();
   helpers_list (j);
-  helpers_call (j, n);
   for (;;)
     if (!run (j)) {
       if (j->running == 0)
@@ -178,18 +177,19 @@ helpers_share (struct job *j, unsigned n)
     }
   helpers_unlist (j);
   helpers_unlock ();
-  must (pthread_cond_destroy (&j->changed));
 }
 
 void
 helpers_leave (struct job *j)
 {
   helpers_lock ();
-  helpers_unlist (j);
-  while (j->running > 0)
+  for (;;) {
+    helpers_unlist (j);         /* its work may have listed it again */
+    if (j->running == 0)
+      break;
     must (pthread_cond_wait (&j->changed, lock));
+  }
   helpers_unlock ();
-  must (pthread_cond_destroy (&j->changed));
 }
 
 void

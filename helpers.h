@@ -50,10 +50,10 @@ extern void helpers_unlist (struct job *j);
  */
 extern bool helpers_call (struct job *j, unsigned n);
 
-/* Do all of J, which is not listed, with up to N helpers.  Must not hold the
- * lock.
+/* Do all of J, which is not listed, with the helpers that its work calls.  Must
+ * not hold the lock.
  */
-extern void helpers_share (struct job *j, unsigned n);
+extern void helpers_share (struct job *j);
 
 /* Take J out, and wait until nobody works at it.  Must not hold the lock. */
 extern void helpers_leave (struct job *j);

@@ -131,7 +131,7 @@ run_alone (struct connection *c, const struct request *request)
 
 /* Returns the first piece of what is LEFT of a request, and takes it away. */
 static struct request
-cut (const struct spread *s, struct request *left)
+cut (struct spread *s, struct request *left)
 {
   struct request piece = *left;
 
@@ -157,14 +157,22 @@ static bool
 take_piece (struct job *job)
 {
   struct batch *b = (struct batch *) job;
+  struct spread *s = b->spread;
+  const unsigned width = spread_width (s);
   struct request piece;
+  uint32_t more;
   int err;
 
-  if (b->left.count == 0 || job->running > spread_width (b->spread))
+  if (b->left.count == 0 || job->running > width)
     return false;
-  piece = cut (b->spread, &b->left);
+  piece = cut (s, &b->left);
+  /* There may be more handles by now. */
+  more = (b->left.count + s->stripe - 1) / s->stripe;
+  if (more > 0 && job->running < width)
+    helpers_call (job, more < width - job->running ? more :
+                  width - job->running);
   helpers_unlock ();
-  err = run_on_one (b->spread, &piece, PIECE_BESIDE) == -1 ?
+  err = run_on_one (s, &piece, PIECE_BESIDE) == -1 ?
     server_error (plugin.errno_is_preserved) : 0;
   helpers_lock ();
   if (err != 0 && (b->err == 0 || piece.offset < b->failed)) {
@@ -181,10 +189,8 @@ run_batch (struct spread *s, const struct request *request)
   struct batch b = {
     .job = JOB_INITIALIZER (take_piece), .spread = s, .left = *request
   };
-  const uint32_t pieces = (request->count - 1) / s->stripe + 1;
-  const unsigned width = spread_width (s);
 
-  helpers_share (&b.job, (pieces < width ? pieces : width) - 1);
+  helpers_share (&b.job);
   return result (b.err);
 }
 
@@ -192,12 +198,17 @@ static int
 run_in_sequence (struct spread *s, const struct request *request)
 {
   struct request left = *request, piece;
+  struct handle *h;
   int r;
 
   do {
     nbdkit_set_error (0);       /* the last piece may have left one */
+    h = spread_enter (s, left.offset);
+    if (h == NULL)
+      return result (errno);
     piece = cut (s, &left);
-    r = run_on_one (s, &piece, PIECE);
+    r = run (h, &piece, piece.count < request->count ? PIECE : WHOLE);
+    spread_leave (s, h);
   } while (left.count > 0 && r != -1);
   return r;
 }
@@ -209,15 +220,20 @@ serve_long (struct connection *c, void *buf, uint32_t count, uint64_t offset,
 {
   const struct request r = { kind, count, flags, offset, buf, NULL };
   struct spread *s = c->spread;
-  const bool beside = spread_cuts (s);
+  bool beside = spread_cuts (s);
 
+  if (beside) {
+    spread_opens (s);
+    beside = spread_width (s) > 1;
+  }
   if ((kind == TRIM || kind == ZERO) && c->handle.flushable &&
       spread_is_long (s, count))
     return run_alone (c, &r);
   if (!beside && s->any)
     return run_on_one (s, &r, WHOLE);
-  atomic_fetch_add_explicit (kind >= PWRITE ? &c->handle.writes :
-                             &c->handle.reads, 1, memory_order_relaxed);
+  if (spread_width (s) > 1)
+    atomic_fetch_add_explicit (kind >= PWRITE ? &c->handle.writes :
+                               &c->handle.reads, 1, memory_order_relaxed);
   return beside ? run_batch (s, &r) : run_in_sequence (s, &r);
 }
 
@@ -313,7 +329,7 @@ ask_one (struct connection *c, const struct request *r)
 
   if (h == NULL)
     return result (errno);
-  err = handle_catches_up (h);
+  err = spread_width (c->spread) > 1 ? handle_catches_up (h) : 0;
   ret = err ? result (err) : run (h, r, WHOLE);
   spread_leave (c->spread, h);
   return ret;
@@ -355,18 +371,17 @@ flush_one (struct handle *h)
 static int
 flush_own (struct connection *c)
 {
-  const unsigned nr = c->spread ? spread_count (c->spread) : 1;
+  struct handle *h = &c->handle;
   int err = 0, e;
-  struct handle *h;
   unsigned i;
 
-  for (i = 0; i < nr; i++) {
-    h = c->spread ? spread_handle (c->spread, i) : &c->handle;
+  for (i = 1; h != NULL; i++) {
     control_begin (h);
     e = flush_one (h);
     control_end (h);
     if (err == 0)
       err = e;
+    h = c->spread ? spread_handle (c->spread, i) : NULL;
   }
   return err;
 }

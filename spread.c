@@ -7,8 +7,14 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "latency.h"
 #include "must.h"
 #include "spread.h"
+
+/* After an open that has failed, the next one is so much later. */
+#define RETRY_NS UINT64_C (60000000000)
+
+static bool open_beside (struct job *job);
 
 struct spread *
 spread_new (const struct spread_ops *ops, struct handle *first, unsigned most,
@@ -18,18 +24,21 @@ spread_new (const struct spread_ops *ops, struct handle *first, unsigned most,
 
   if (s == NULL)
     return NULL;
+  s->job = (struct job) JOB_INITIALIZER (open_beside);
   s->ops = ops;
   s->connection = first->connection;
   s->most = most;
   s->stripe = stripe;
   s->shift = __builtin_ctzll (stripe);
   s->any = any;
-  s->mask = any ? 0 : stripe - 1;
+  s->mask = s->any ? 0 : stripe - 1;
   s->beside = beside;
   s->shared = shared;
   s->handle[0] = first;
   s->nr = 1;
   s->idle = 1;
+  s->modulus = 1;
+  s->alert = 1;
   must (pthread_mutex_init (&s->lock, NULL));
   must (pthread_cond_init (&s->changed, NULL));
   return s;
@@ -56,105 +65,6 @@ static void
 announce_change (struct spread *s)
 {
   must (pthread_cond_broadcast (&s->changed));
-}
-
-/* May the caller open another handle now? */
-static bool
-may_open (const struct spread *s)
-{
-  return s->nr < s->most && !s->gave_up && !s->opening;
-}
-
-/* Open another handle, which may_open.  Needs the lock, and lets go of it
- * meanwhile.  Returns NULL if there is none.
- */
-static struct handle *
-open_another (struct spread *s)
-{
-  char why[160];
-  struct handle *h;
-
-  s->opening = true;
-  must (pthread_mutex_unlock (&s->lock));
-  h = s->ops->open (s->connection, why, sizeof why);
-  if (h == NULL)
-    s->ops->gives_up (s->connection, s->nr, why);
-  must (pthread_mutex_lock (&s->lock));
-
-  s->opening = false;
-  if (h != NULL) {
-    h->number = s->nr;
-    s->handle[s->nr++] = h;
-  }
-  else
-    s->gave_up = true;
-  announce_change (s);
-  return h;
-}
-
-/* Give CLASS a handle.  The first class takes the one that is there.  If no
- * more can be opened, a class takes another's, and stays with it too.
- */
-struct handle *
-spread_assign (struct spread *s, unsigned class)
-{
-  struct handle *h = NULL;
-
-  must (pthread_mutex_lock (&s->lock));
-  while (s->opening && s->class[class] == NO_HANDLE)
-    wait_for_change (s);
-  if (s->class[class] == NO_HANDLE) {
-    if (s->first_used && may_open (s))
-      h = open_another (s);
-    s->first_used = true;
-    if (h == NULL)
-      h = s->handle[class % s->nr];
-    s->class[class] = h->number + 1;
-  }
-  h = s->handle[s->class[class] - 1];
-  must (pthread_mutex_unlock (&s->lock));
-  return h;
-}
-
-/* None is idle. */
-struct handle *
-spread_take_any (struct spread *s, uint64_t offset)
-{
-  struct handle *h = NULL;
-  uint64_t idle;
-
-  must (pthread_mutex_lock (&s->lock));
-  /* First this, then look again at "idle": spread_leave does it the other
-   * way round.
-   */
-  s->waiting++;
-  while (h == NULL) {
-    idle = s->idle;
-    if (idle != 0) {
-      if (atomic_compare_exchange_strong (&s->idle, &idle, idle & (idle - 1)))
-        h = s->handle[__builtin_ctzll (idle)];
-    }
-    else if (may_open (s))
-      h = open_another (s);
-    else if (s->shared)
-      h = s->handle[(offset >> s->shift) % s->nr];
-    else
-      wait_for_change (s);
-  }
-  s->waiting--;
-  must (pthread_mutex_unlock (&s->lock));
-  return h;
-}
-
-unsigned
-spread_count (struct spread *s)
-{
-  unsigned nr;
-
-  must (pthread_mutex_lock (&s->lock));
-  nr = s->nr;
-  must (pthread_mutex_unlock (&s->lock));
-  return nr;
 }
 
 /* A thread may wait for what the caller has changed. */
@@ -228,17 +138,207 @@ wait_for_others (struct spread *s)
   return 0;
 }
 
-/* The caller, which is counted, must wait for the request that is alone.
- * Returns 0, or -1 with errno set and the caller no longer counted.
+/* Have the connection to oneself, and flush it.  Needs the lock, and lets go of
+ * it meanwhile.  Returns 0, or an errno: then it was for nothing.
+ */
+static int
+be_alone (struct spread *s)
+{
+  int err = wait_for_others (s);
+
+  if (err == 0) {
+    s->inside |= ALONE;
+    while (s->inside != ALONE)
+      wait_for_change (s);
+    err = flush_alone (s);
+    if (err != 0)
+      open_to_others (s, false);
+  }
+  return err;
+}
+
+/* Would more handles be used, and may they be opened now?  Needs the lock. */
+static bool
+wants_more (struct spread *s)
+{
+  return spread_width (s) < s->most && !s->closing &&
+    (s->retry_at == 0 || now_ns () >= s->retry_at);
+}
+
+/* Open another handle, and use what is open if it is time to.  Needs the lock,
+ * and lets go of it meanwhile.
+ */
+static void
+open_one (struct spread *s)
+{
+  const unsigned twice = 2 * s->modulus;
+  const unsigned goal = s->any || twice > s->most ? s->most : twice;
+  struct handle *h;
+  char why[160];
+  bool ok = true;
+
+  if (s->nr < goal) {
+    must (pthread_mutex_unlock (&s->lock));
+    h = s->ops->open (s->connection, why, sizeof why);
+    if (h == NULL && !s->said)
+      s->ops->gives_up (s->connection, s->nr, why);
+    must (pthread_mutex_lock (&s->lock));
+    ok = h != NULL;
+    if (ok) {
+      h->number = s->nr;
+      s->handle[s->nr] = h;
+      s->nr++;
+      s->idle |= (uint64_t) 1 << h->number;
+      announce_change (s);
+    }
+    else
+      s->said = true;
+  }
+  if (!s->any && s->nr > s->modulus && (s->nr == goal || !ok)) {
+    if (be_alone (s) == 0) {
+      s->modulus = s->nr;
+      open_to_others (s, false);
+    }
+    else
+      ok = false;
+  }
+  if (!ok)
+    s->retry_at = now_ns () + RETRY_NS;
+}
+
+/* Others may open handles again.  Needs the lock. */
+static void
+end_opening (struct spread *s)
+{
+  s->opening = false;
+  s->alert = spread_width (s) < s->most ? 1 : ALONE;
+  announce_change (s);
+}
+
+/* What helpers.c calls: for one handle each time, as the server may end. */
+static bool
+open_beside (struct job *job)
+{
+  struct spread *s = (struct spread *) job;
+  bool more;
+
+  helpers_unlist (job);
+  helpers_unlock ();
+  must (pthread_mutex_lock (&s->lock));
+  open_one (s);
+  more = wants_more (s);
+  if (!more)
+    end_opening (s);
+  must (pthread_mutex_unlock (&s->lock));
+  helpers_lock ();
+  if (more) {
+    helpers_list (job);
+    helpers_call (job, 1);
+  }
+  return true;
+}
+
+static bool
+has_helper (struct spread *s)
+{
+  bool r;
+
+  if (!s->beside)
+    return false;
+  helpers_lock ();
+  helpers_list (&s->job);
+  r = helpers_call (&s->job, 1);
+  if (!r)
+    helpers_unlist (&s->job);
+  helpers_unlock ();
+  return r;
+}
+
+/* Have more handles opened if they are wanted: if no thread helps, one, by the
+ * caller, which is not inside.  Needs the lock, and lets go of it meanwhile.
+ * Returns false if nothing was to be done.
+ */
+static bool
+opens (struct spread *s)
+{
+  bool helped;
+
+  if (s->opening || !wants_more (s))
+    return false;
+  s->opening = true;
+  s->alert = ALONE;
+  must (pthread_mutex_unlock (&s->lock));
+  helped = has_helper (s);
+  must (pthread_mutex_lock (&s->lock));
+  if (!helped) {
+    open_one (s);
+    end_opening (s);
+  }
+  return true;
+}
+
+/* None is idle. */
+struct handle *
+spread_take_any (struct spread *s, uint64_t offset)
+{
+  struct handle *h = NULL;
+  uint64_t idle;
+
+  must (pthread_mutex_lock (&s->lock));
+  /* First this, then look again at "idle": spread_leave does it the other
+   * way round.
+   */
+  s->waiting++;
+  while (h == NULL) {
+    idle = s->idle;
+    if (idle != 0) {
+      if (atomic_compare_exchange_strong (&s->idle, &idle, idle & (idle - 1)))
+        h = s->handle[__builtin_ctzll (idle)];
+    }
+    else if (opens (s))
+      ;
+    else if (s->shared)
+      h = s->handle[(offset >> s->shift) % s->nr];
+    else
+      wait_for_change (s);
+  }
+  s->waiting--;
+  must (pthread_mutex_unlock (&s->lock));
+  return h;
+}
+
+void
+spread_opens (struct spread *s)
+{
+  must (pthread_mutex_lock (&s->lock));
+  opens (s);
+  must (pthread_mutex_unlock (&s->lock));
+}
+
+void
+spread_close (struct spread *s)
+{
+  must (pthread_mutex_lock (&s->lock));
+  s->closing = true;
+  must (pthread_mutex_unlock (&s->lock));
+  helpers_leave (&s->job);
+}
+
+/* The caller, which is counted, must wait for the request that is alone, or
+ * more handles may be wanted.  Returns 0, or -1 with errno set and the caller
+ * no longer counted.
  */
 int
-spread_wait (struct spread *s)
+spread_look (struct spread *s)
 {
   int err;
 
+  if (!(s->inside & ALONE) && now_ns () < s->retry_at)
+    return 0;
   must (pthread_mutex_lock (&s->lock));
   s->inside--;
   announce_change (s);
+  opens (s);
   err = wait_for_others (s);
   if (err == 0)
     s->inside++;
@@ -253,15 +353,7 @@ spread_alone_begin (struct spread *s)
   int err;
 
   must (pthread_mutex_lock (&s->lock));
-  err = wait_for_others (s);
-  if (err == 0) {
-    s->inside |= ALONE;
-    while (s->inside != ALONE)
-      wait_for_change (s);
-    err = flush_alone (s);
-    if (err != 0)
-      open_to_others (s, false);
-  }
+  err = be_alone (s);
   must (pthread_mutex_unlock (&s->lock));
   return err;
 }

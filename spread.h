@@ -7,10 +7,10 @@
  *
  * A connection that only reads takes any idle handle.  One that can write
  * chooses by range.  The export is cut into stripes, and these are dealt out
- * to as many classes as there may be handles.  A class always stays with the
- * handle that its first request got.  So even if handles share nothing, a
- * request finds what was done before in the same place, and in that order.
- * A request that crosses into another stripe is split there.
+ * in turn to the handles that are in use: as many as "modulus" says.  So even if
+ * handles share nothing, a request finds what was done before in the same
+ * place, and in that order.  A request that crosses into another stripe is cut
+ * there.
  *
  * A zero or trim of very many stripes would need as many calls.  It is one
  * call instead, alone on its connection, between two flushes.  The first one
@@ -19,9 +19,12 @@
  * later overwrites what others have written.  Until it succeeds no request is
  * let in.
  *
- * Handles are opened when first needed, by the request that needs one, and one
- * at a time: meanwhile others use what is there, if any handle will do.  Once
- * an open has failed, no more are opened.
+ * At first one handle is in use.  More are opened one at a time, by a thread
+ * that helps if there is one, once a request comes while another is inside, or
+ * is cut.  Requests go on meanwhile.  With "any" a new handle is in use at once.
+ * Otherwise there are twice as many in use when that many are open, or all when
+ * no more can be opened: a stripe then goes to another handle, so this is
+ * alone, too, after a flush.  If an open fails, the next one is some time later.
  */
 
 #ifndef MCSHIM_SPREAD_H
@@ -32,16 +35,17 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "helpers.h"
 #include "policy.h"
 #include "replicate.h"
 
 struct spread_ops {
   /* Open a further handle of C.  Returns NULL with the reason in WHY, of
-   * SIZE bytes.  The connection has a request under way, on this thread.
+   * SIZE bytes.
    */
   struct handle *(*open) (struct connection *c, char *why, size_t size);
 
-  /* C goes on with NR handles, for WHY.  Called once. */
+  /* C goes on with NR handles for a while, for WHY.  Called once. */
   void (*gives_up) (struct connection *c, unsigned nr, const char *why);
 
   /* Flush all handles of H's connection.  Returns 0 or an errno. */
@@ -51,45 +55,53 @@ struct spread_ops {
 /* In "inside", besides the count. */
 #define ALONE ((uint64_t) 1 << 63)
 
-/* In "class". */
-#define NO_HANDLE 0             /* yet; otherwise the handle's number plus 1 */
-
 struct spread {
+  struct job job;               /* to open handles; first */
+
   /* Constant. */
   const struct spread_ops *ops;
   struct connection *connection;
   unsigned most;                /* handles */
   unsigned shift;               /* log2 of the stripe */
   uint64_t stripe;
-  uint64_t mask;                /* of the offset in it, unless "any" */
-  bool beside;                  /* other threads may call the plugin */
+  uint64_t mask;                /* of the offset in it; 0 with "any" */
   bool any;                     /* any handle may serve any request */
   bool shared;                  /* if none is idle, a busy one will do */
+  bool beside;                  /* other threads may call the plugin */
 
   _Atomic uint64_t idle;        /* with "any": a bit for each handle */
   _Atomic uint64_t inside;      /* otherwise: pieces */
+  _Atomic uint64_t alert;       /* that many want another handle, or ALONE */
+  _Atomic unsigned modulus;     /* handles in use; changes while ALONE */
   _Atomic unsigned waiting;     /* for an idle handle */
-  _Atomic uint8_t class[HANDLES_MAX];
+  _Atomic unsigned nr;          /* of handles */
+  _Atomic uint64_t retry_at;    /* no open before that time */
 
   pthread_mutex_t lock;         /* guards the rest, and each wait */
   pthread_cond_t changed;
-  _Atomic unsigned nr;          /* of handles */
-  bool opening;                 /* another one is about to be there */
-  bool first_used;              /* the first one has a class */
-  bool gave_up;                 /* no more are opened */
+  bool opening;                 /* somebody opens handles */
+  bool closing;                 /* nobody should */
+  bool said;                    /* that an open has failed */
   bool unflushed;               /* ALONE is set, and is nobody's */
   struct handle *handle[];      /* constant once it is there */
 };
 
 /* For the connection of the handle FIRST.  MOST is at least 2, and STRIPE a
  * power of two.  SHARED: the plugin takes requests of one handle in parallel.
- * Returns NULL with errno set.
+ * BESIDE: other threads may call it for this connection.  Returns NULL with
+ * errno set.
  */
 extern struct spread *spread_new (const struct spread_ops *ops,
                                   struct handle *first, unsigned most,
                                   uint64_t stripe, bool any, bool shared,
                                   bool beside);
 extern void spread_free (struct spread *s);
+
+/* Wait until no handle is being opened, and open no more. */
+extern void spread_close (struct spread *s);
+
+/* A request could use more handles: see that they are opened. */
+extern void spread_opens (struct spread *s);
 
 /* Between the two, the caller, which is not inside, has the connection to
  * itself: what was inside has come out, and nothing comes in.  Each of them
@@ -100,21 +112,24 @@ extern void spread_free (struct spread *s);
 extern int spread_alone_begin (struct spread *s);
 extern int spread_alone_end (struct spread *s);
 
-/* How many handles there are, each that a request has used among them. */
-extern unsigned spread_count (struct spread *s);
-
-/* All handles, by number from 0.  No request may be under way. */
+/* All handles, by number from 0; NULL if there are not so many. */
 static inline struct handle *
-spread_handle (const struct spread *s, unsigned number)
+spread_handle (struct spread *s, unsigned number)
 {
-  return number < s->nr ? s->handle[number] : NULL;
+  return number < atomic_load (&s->nr) ? s->handle[number] : NULL;
+}
+
+/* How many handles are in use? */
+static inline unsigned
+spread_width (struct spread *s)
+{
+  return atomic_load (s->any ? &s->nr : &s->modulus);
 }
 
 /* Slow paths of the functions below; not for anyone else. */
-extern int spread_wait (struct spread *s);
+extern int spread_look (struct spread *s);
 extern void spread_signal (struct spread *s);
 extern struct handle *spread_take_any (struct spread *s, uint64_t offset);
-extern struct handle *spread_assign (struct spread *s, unsigned class);
 
 /* Does one handle serve LEN bytes at OFFSET?  With "any" it could serve more,
  * but they can be cut.
@@ -125,40 +140,41 @@ spread_fits (const struct spread *s, uint64_t offset, uint32_t len)
   return (offset & s->mask) + len <= s->stripe;
 }
 
-/* How long is the first piece of LEN bytes at OFFSET? */
+/* How long is the first piece of LEN bytes at OFFSET?  While one handle is in
+ * use, which the caller sees to, it is all of them.
+ */
 static inline uint32_t
-spread_length (const struct spread *s, uint64_t offset, uint32_t len)
+spread_length (struct spread *s, uint64_t offset, uint32_t len)
 {
   const uint64_t left = s->stripe - (offset & (s->stripe - 1));
 
-  return len <= left ? len : left;
+  return len <= left || spread_width (s) == 1 ? len : left;
 }
 
-/* May a request be cut, for handles that are all idle now? */
-static inline bool
-spread_cuts (struct spread *s)
-{
-  return s->beside && !s->shared &&
-    (s->any ? atomic_load (&s->idle) == ((uint64_t) 2 << (s->nr - 1)) - 1 :
-     atomic_load (&s->inside) == 0);
-}
-
-/* So many of its pieces can run at the same time. */
-static inline unsigned
-spread_width (const struct spread *s)
-{
-  return s->most;
-}
-
-/* Is a request too long to be split?  Up to so many calls, one after the
- * other, are no worse than being alone with two flushes.
+/* Is a request too long to be cut?  Up to so many calls of a handle, one after
+ * the other, are no worse than being alone with two flushes.
  */
 #define PIECES_OF_HANDLE 4
 
 static inline bool
-spread_is_long (const struct spread *s, uint32_t len)
+spread_is_long (struct spread *s, uint32_t len)
 {
-  return !s->any && (uint64_t) len >> s->shift > PIECES_OF_HANDLE * s->most;
+  const unsigned width = spread_width (s);
+
+  return !s->any && width > 1 &&
+    (uint64_t) len >> s->shift > PIECES_OF_HANDLE * width;
+}
+
+/* May the pieces of a request run at the same time?  Requests that come side
+ * by side use the handles already.
+ */
+static inline bool
+spread_cuts (struct spread *s)
+{
+  const uint64_t all = ((uint64_t) 2 << (atomic_load (&s->nr) - 1)) - 1;
+
+  return s->beside && !s->shared &&
+    (s->any ? atomic_load (&s->idle) == all : atomic_load (&s->inside) == 0);
 }
 
 /* Around each piece of a request.  Returns the handle for it, or NULL with
@@ -168,19 +184,16 @@ spread_is_long (const struct spread *s, uint32_t len)
 static inline struct handle *
 spread_enter (struct spread *s, uint64_t offset)
 {
-  unsigned class, number;
-  uint64_t idle;
+  uint64_t inside, idle;
 
   if (!s->any) {
-    /* __builtin_expect takes a long, which may lack this bit. */
-    if (__builtin_expect ((atomic_fetch_add (&s->inside, 1) & ALONE) != 0, 0) &&
-        spread_wait (s) == -1)
+    inside = atomic_fetch_add (&s->inside, 1);
+    if (__builtin_expect (inside >= atomic_load_explicit
+                          (&s->alert, memory_order_relaxed), 0) &&
+        spread_look (s) == -1)
       return NULL;
-    class = (offset >> s->shift) % s->most;
-    number = atomic_load_explicit (&s->class[class], memory_order_acquire);
-    if (__builtin_expect (number == NO_HANDLE, 0))
-      return spread_assign (s, class);
-    return s->handle[number - 1];
+    return s->handle[(offset >> s->shift) %
+                     atomic_load_explicit (&s->modulus, memory_order_relaxed)];
   }
 
   idle = atomic_load_explicit (&s->idle, memory_order_relaxed);

@@ -137,8 +137,10 @@ EOT
   start_tls MCSHIM_HANDLES=2 MCSHIM_STRIPE=4K
   { echo "$with_tls"; cat; } <<'EOT' | ask
 for c in h, plain:
+    c.pread(8192, 0)
+    settle()                    # Handle 2 is the first one's, and 3.
     c.pwrite(b"x", 0)
-    c.pwrite(b"x", 4096)        # Handle 2 is the first one's, and 3.
+    c.pwrite(b"x", 4096)
 plain.flush()
 expect_answers("0 name=a tls=1", "1 name=b tls=0",
                "2 name=a tls=1", "3 name=b tls=0")

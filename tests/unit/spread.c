@@ -65,19 +65,31 @@ flush_handles (struct handle *h)
   return flush_err;
 }
 
+static bool helped;             /* other threads may call the plugin */
+
 static const struct spread_ops ops = { open_handle, gives_up, flush_handles };
+
+static void
+starts (void)
+{
+}
 
 static void
 begin (bool any, bool shared)
 {
+  static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+  helpers_init (&lock, starts);
   handles[0].connection = (struct connection *) &handles[0];
-  s = spread_new (&ops, &handles[0], MOST, STRIPE, any, shared, false);
+  s = spread_new (&ops, &handles[0], MOST, STRIPE, any, shared, helped);
   CHECK (s != NULL);
 }
 
 static void
 end (void)
 {
+  spread_close (s);
+  helpers_end ();
   spread_free (s);
   CHECK (allocated == 0);
   CHECK (conds == 0);
@@ -163,10 +175,34 @@ pass (uint64_t offset)
   return h - handles;
 }
 
+/* Two are inside, often enough for all handles to be opened. */
+static void
+grow (void)
+{
+  unsigned i;
+
+  for (i = 1; i < MOST; i++) {
+    struct handle *h = spread_enter (s, 0);
+    struct actor another = { .offset = 0 };
+
+    start (&another);
+    spread_leave (s, h);
+    settle ();
+    CHECK (got (&another) == 0);
+    leave (0);
+  }
+}
+
 static void
 test_lengths (void)
 {
   begin (false, false);
+  CHECK (spread_length (s, 10, STRIPE) == STRIPE, "one handle serves all");
+  CHECK (!spread_is_long (s, UINT32_MAX));
+  CHECK (!spread_fits (s, 10, STRIPE));
+  CHECK (spread_fits (s, 10, STRIPE - 10));
+  CHECK (spread_fits (s, 3 * STRIPE, STRIPE));
+  grow ();
   CHECK (spread_length (s, 0, 1) == 1);
   CHECK (spread_length (s, 0, STRIPE) == STRIPE);
   CHECK (spread_length (s, 0, STRIPE + 1) == STRIPE);
@@ -180,16 +216,23 @@ test_lengths (void)
   CHECK (!spread_is_long (s, 4 * MOST * STRIPE + STRIPE - 1));
   CHECK (spread_is_long (s, 4 * MOST * STRIPE + STRIPE));
   CHECK (spread_is_long (s, UINT32_MAX));
+  spread_close (s);
   spread_free (s);
 
   begin (true, false);
-  CHECK (spread_length (s, 10, UINT32_MAX) == STRIPE - 10);
+  CHECK (spread_length (s, 10, UINT32_MAX) == UINT32_MAX);
   CHECK (!spread_is_long (s, UINT32_MAX));
+  CHECK (spread_fits (s, 10, STRIPE));
+  CHECK (!spread_fits (s, 0, STRIPE + 1));
+  spread_close (s);
   spread_free (s);
 
   /* A stripe can be as large as anything. */
   s = spread_new (&ops, &handles[0], 2, (uint64_t) 1 << 32, false, false,
                   false);
+  nr_opens = 0;
+  grow ();
+  CHECK (nr_opens == 1);
   CHECK (spread_length (s, 1, UINT32_MAX) == UINT32_MAX);
   CHECK (spread_length (s, 2, UINT32_MAX) == UINT32_MAX - 1);
   CHECK (!spread_is_long (s, UINT32_MAX));
@@ -198,21 +241,34 @@ test_lengths (void)
   end ();
 }
 
-static void
-test_classes (void)
+static bool closed;
+
+static void *
+close_spread (void *arg)
 {
+  spread_close (s);
+  closed = true;
+  return arg;
+}
+
+static void
+test_ranges (void)
+{
+  unsigned i;
+
   begin (false, false);
-  CHECK (pass (2 * STRIPE) == 0, "the first one is there");
-  CHECK (nr_opens == 0);
-  CHECK (pass (2 * STRIPE + 10) == 0);
-  CHECK (pass (6 * STRIPE - 1) == 1);
-  CHECK (pass (0) == 2);
-  CHECK (pass (7 * STRIPE) == 3);
+  for (i = 0; i < 2 * MOST; i++)
+    CHECK (pass (i * STRIPE) == 0, "one at a time needs one handle");
+  CHECK (nr_opens == 0 && nr_flushes == 0);
+  grow ();
   CHECK (nr_opens == MOST - 1);
-  CHECK (pass (6 * STRIPE) == 0);
-  CHECK (pass (1 * STRIPE) == 1);
-  CHECK (pass (4 * STRIPE) == 2);
-  CHECK (pass (3 * STRIPE) == 3);
+  CHECK (nr_flushes == 2, "from one to two, and to four");
+  for (i = 0; i < 2 * MOST; i++)
+    CHECK (pass (i * STRIPE + i) == (int) i % MOST);
+  CHECK (spread_enter (s, 0) == &handles[0]);
+  CHECK (spread_enter (s, 10) == &handles[0], "many may use a handle");
+  leave (0);
+  leave (0);
   CHECK (nr_opens == MOST - 1);
   CHECK (spread_handle (s, 0) == &handles[0]);
   CHECK (spread_handle (s, MOST - 1) == &handles[MOST - 1]);
@@ -221,89 +277,174 @@ test_classes (void)
   end ();
 }
 
-/* Many may use a handle at once; spread.c does not make them take turns. */
+/* Another thread opens them, one at a time, and requests go on. */
 static void
-test_class_is_shared (void)
+test_opened_beside (void)
 {
-  begin (false, false);
-  CHECK (spread_enter (s, 0) == &handles[0]);
-  CHECK (spread_enter (s, 10) == &handles[0]);
-  leave (0);
-  leave (0);
-  CHECK (nr_opens == 0);
-  end ();
-}
+  struct actor second = { .offset = 0 }, later = { .offset = STRIPE };
 
-static void
-test_class_opens (void)
-{
-  struct actor first = { .offset = STRIPE }, second = { .offset = STRIPE },
-    other = { .offset = 2 * STRIPE };
-
+  helped = true;
   begin (false, false);
-  CHECK (pass (0) == 0);
   gate_shut (&opens);
-  start (&first);
+  CHECK (spread_enter (s, 0) == &handles[0]);
   start (&second);
-  CHECK (!over (&first) && !over (&second));
-  CHECK (nr_opens == 1, "both wait for one");
-  CHECK (pass (0) == 0, "others go on");
-  start (&other);
+  CHECK (got (&second) == 0, "it does not wait for the open");
+  CHECK (nr_opens == 1);
+  CHECK (spread_enter (s, STRIPE) == &handles[0]);
+  settle ();
   CHECK (nr_opens == 1, "one at a time");
   gate_let_one (&opens);
-  CHECK (got (&first) == 1);
-  CHECK (got (&second) == 1);
-  CHECK (!over (&other) && nr_opens == 2);
+  CHECK (spread_width (s) == 1, "not while requests are inside");
+  start (&later);
+  CHECK (!over (&later), "nor do any come in");
+  leave (0);
+  leave (0);
+  CHECK (!over (&later));
+  gate_shut (&flushes);
+  leave (0);
+  CHECK (!over (&later) && spread_width (s) == 1, "before a flush");
+  gate_open (&flushes);
+  CHECK (got (&later) == 1);
+  leave (1);
+  CHECK (spread_width (s) == 2 && nr_opens == 2);
+  gate_let_one (&opens);
+  CHECK (spread_width (s) == 2 && nr_opens == 3, "it doubles");
   gate_open (&opens);
-  CHECK (got (&other) == 2);
-  leave (1);
-  leave (1);
-  leave (2);
-  CHECK (pass (STRIPE) == 1);
-  CHECK (pass (2 * STRIPE) == 2);
+  CHECK (spread_width (s) == 4);
+  CHECK (nr_flushes == 2);
   end ();
 }
 
-/* If a handle can't be opened, its class stays with another handle. */
+/* A request that could be cut has them opened, too. */
 static void
-test_class_gives_up (void)
+test_cuts (void)
 {
+  helped = true;
   begin (false, false);
-  fail_from = 2;
-  CHECK (pass (0) == 0);
-  CHECK (pass (STRIPE) == 1);
-  CHECK (said == 0);
-  CHECK (pass (2 * STRIPE) == 0);
-  CHECK (said == 1 && said_nr == 2);
-  CHECK (strcmp (said_why, "number 2") == 0, "%s", said_why);
-  CHECK (pass (3 * STRIPE) == 1);
-  CHECK (pass (2 * STRIPE) == 0);
-  CHECK (nr_opens == 2, "no more are opened");
-  CHECK (said == 1);
-  CHECK (spread_handle (s, 1) == &handles[1]);
-  CHECK (spread_handle (s, 2) == NULL);
+  CHECK (spread_cuts (s));
+  CHECK (spread_enter (s, 0) == &handles[0]);
+  CHECK (!spread_cuts (s), "not beside another request");
+  leave (0);
+  spread_opens (s);
+  settle ();
+  CHECK (nr_opens == MOST - 1 && spread_width (s) == MOST);
+  CHECK (spread_cuts (s));
+  spread_opens (s);
+  CHECK (nr_opens == MOST - 1);
+  spread_close (s);
+  spread_free (s);
+
+  begin (true, false);
+  CHECK (spread_cuts (s));
+  nr_opens = 0;
+  spread_opens (s);
+  settle ();
+  CHECK (spread_width (s) == MOST && spread_cuts (s));
+  CHECK (spread_enter (s, 0) == &handles[0]);
+  CHECK (!spread_cuts (s));
+  leave (0);
+  CHECK (spread_cuts (s));
+  spread_close (s);
+  spread_free (s);
+
+  begin (false, true);
+  CHECK (!spread_cuts (s), "a parallel plugin would gain nothing");
+  spread_close (s);
+  spread_free (s);
+  helped = false;
+  begin (false, false);
+  CHECK (!spread_cuts (s), "no other thread may call the plugin");
+  end ();
+}
+
+/* If no thread can be had, the request opens one, before it comes in. */
+static void
+test_no_thread (void)
+{
+  helped = true;
+  begin (true, false);
+  fail_threads = 1;
+  spread_opens (s);
+  CHECK (nr_opens == 1 && spread_width (s) == 2);
   end ();
 }
 
 static void
-test_two_give_up (void)
+test_closes (void)
 {
-  struct actor one = { .offset = STRIPE }, two = { .offset = 2 * STRIPE };
+  pthread_t closer;
 
-  begin (false, false);
-  fail_from = 1;
-  CHECK (pass (0) == 0);
+  helped = true;
+  begin (true, false);
   gate_shut (&opens);
-  start (&one);
-  start (&two);
+  spread_opens (s);
+  settle ();
   CHECK (nr_opens == 1);
+  start_thread (&closer, close_spread, NULL);
+  settle ();
+  CHECK (!closed);
   gate_open (&opens);
-  CHECK (got (&one) == 0);
-  CHECK (got (&two) == 0);
-  CHECK (nr_opens == 1, "the other one is told");
-  CHECK (said == 1 && said_nr == 1);
+  CHECK (closed);
+  __wrap_pthread_join (closer, NULL);
+  CHECK (nr_opens == 1, "no more are opened");
+  CHECK (spread_handle (s, 1) == &handles[1], "it is closed with the others");
+  end ();
+}
+
+/* After an open that has failed, all that are open are used; the next one
+ * comes some time later.
+ */
+static void
+test_gives_up (void)
+{
+  unsigned i;
+
+  helped = true;
+  begin (false, false);
+  fail_from = 3;
+  spread_opens (s);
+  settle ();
+  CHECK (said == 1 && said_nr == 3);
+  CHECK (strcmp (said_why, "number 3") == 0, "%s", said_why);
+  CHECK (spread_width (s) == 3);
+  for (i = 0; i < 6; i++)
+    CHECK (pass (i * STRIPE) == (int) i % 3);
+  CHECK (nr_flushes == 2);
+  spread_opens (s);
+  CHECK (spread_enter (s, 0) == &handles[0]);
+  CHECK (pass (STRIPE) == 1);
+  CHECK (nr_opens == 3, "not now");
   leave (0);
-  leave (0);
+  elapse (UINT64_C (61000000000));
+  spread_opens (s);
+  settle ();
+  CHECK (nr_opens == 4 && said == 1, "this is said once");
+  fail_from = HANDLES_MAX;
+  nr_opens = 2;
+  elapse (UINT64_C (61000000000));
+  spread_opens (s);
+  settle ();
+  CHECK (spread_width (s) == 4);
+  end ();
+}
+
+/* If what the handles hold can't be flushed, it stays with them. */
+static void
+test_flush_fails (void)
+{
+  helped = true;
+  begin (false, false);
+  flush_err = EIO;
+  spread_opens (s);
+  settle ();
+  CHECK (nr_opens == 1 && nr_flushes == 1);
+  CHECK (spread_width (s) == 1 && s->inside == 0);
+  CHECK (pass (STRIPE) == 0);
+  flush_err = 0;
+  elapse (UINT64_C (61000000000));
+  spread_opens (s);
+  settle ();
+  CHECK (nr_opens == 3 && spread_width (s) == 4);
   end ();
 }
 
@@ -412,7 +553,7 @@ static pthread_t waiter;
 static void *
 wait_for_it (void *arg)
 {
-  CHECK (spread_wait (s) == 0);
+  CHECK (spread_look (s) == 0);
   return arg;
 }
 
@@ -423,6 +564,8 @@ test_alone (void)
     later = { .offset = 0 };
 
   begin (false, false);
+  grow ();
+  nr_flushes = 0;
   CHECK (spread_enter (s, 0) == &handles[0]);
   CHECK (spread_enter (s, STRIPE) == &handles[1]);
   start (&alone);
@@ -467,6 +610,8 @@ test_alone_is_woken (void)
   unsigned i;
 
   begin (false, false);
+  grow ();
+  nr_flushes = 0;
   for (i = 0; i < 4; i++)
     CHECK (spread_enter (s, 0) == &handles[0]);
   start (&alone);
@@ -508,6 +653,8 @@ test_alone_fails_before (void)
   struct actor alone = { .alone = true }, later = { .offset = 0 };
 
   begin (false, false);
+  grow ();
+  nr_flushes = 0;
   flush_err = EIO;
   gate_shut (&flushes);
   start (&alone);
@@ -529,6 +676,8 @@ test_alone_fails_after (void)
   struct actor waits = { .offset = 0 }, next = { .offset = STRIPE };
 
   begin (false, false);
+  grow ();
+  nr_flushes = 0;
   CHECK (spread_alone_begin (s) == 0);
   flush_err = EIO;
   start (&waits);
@@ -594,8 +743,9 @@ static void *
 run_ranges (void *arg)
 {
   unsigned i, class, seed = (uintptr_t) arg;
-  static _Atomic (struct handle *) of_class[MOST];
-  struct handle *h, *known;
+  static atomic_uint of_class[MOST]; /* who is inside, and in which handle */
+  unsigned seen;
+  struct handle *h;
 
   for (i = 0; i < 3000; i++) {
     seed = seed * 1103515245 + 12345;
@@ -607,9 +757,13 @@ run_ranges (void *arg)
     }
     h = spread_enter (s, (uint64_t) class * STRIPE);
     in_all++;
-    known = NULL;
-    CHECK (atomic_compare_exchange_strong (&of_class[class], &known, h) ||
-           known == h, "a class has one handle");
+    seen = of_class[class];
+    do
+      CHECK (seen < 256 || seen % 256 == h - handles, "two handles for a range");
+    while (!atomic_compare_exchange_weak (&of_class[class], &seen,
+                                          (seen / 256 + 1) * 256 +
+                                          (h - handles)));
+    of_class[class] -= 256;
     in_all--;
     spread_leave (s, h);
   }
@@ -649,11 +803,13 @@ main (void)
 {
   static const struct unit_test tests[] = {
     { "how a request is split", test_lengths },
-    { "each class has its handle", test_classes },
-    { "a class may be used by many", test_class_is_shared },
-    { "a class whose handle is being opened", test_class_opens },
-    { "a class without a handle of its own", test_class_gives_up },
-    { "two that can't be opened are said once", test_two_give_up },
+    { "each range has its handle", test_ranges },
+    { "handles are opened while requests go on", test_opened_beside },
+    { "when a request may be cut", test_cuts },
+    { "the request opens one if nobody else does", test_no_thread },
+    { "the end waits for one that is being opened", test_closes },
+    { "a handle that can't be opened", test_gives_up },
+    { "no more are used if the flush before it fails", test_flush_fails },
     { "any: the first that is idle, and a wait", test_any },
     { "any: what is being opened keeps nobody waiting", test_any_opens },
     { "any: no more than can be opened", test_any_gives_up },
