@@ -350,7 +350,7 @@ policy_load (struct policy *p, char *const env[],
     .level = LEVEL_CONNECTION,
     .flush_on_close = true,
     .handles = 1,
-    .stripe = 256 << 10,
+    .stripe = 128 << 10,
   };
 
   for (; *env != NULL; env++)

@@ -139,11 +139,40 @@ EOT
 for c in h, plain:
     c.pread(8192, 0)
     settle()                    # Handle 2 is the first one's, and 3.
-    c.pwrite(b"x", 0)
-    c.pwrite(b"x", 4096)
+for i in range(4):
+    (h if i < 2 else plain).pwrite(b"x", i * 4096)
 plain.flush()
 expect_answers("0 name=a tls=1", "1 name=b tls=0",
                "2 name=a tls=1", "3 name=b tls=0")
+EOT
+}
+
+@test "a piece of a read has its connection's name, on any thread" {
+  start name MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K reads=1
+  ask <<'EOT'
+h = [bound(n) for n in "ab"]
+h[1].pread(8192, 0)
+settle()                        # Handles 1 to 4.
+reset()
+control("wait")
+cookie = h[1].aio_pread(nbd.Buffer(16384), 0)
+for i in range(1, 5):
+    wait_log("%d read" % i)     # All at once, so on four threads.
+control()
+finish(h[1], cookie)
+expect_answers(*("%d name=b tls=0 intern=1" % i for i in range(1, 5)))
+EOT
+}
+
+@test "no pieces where a helper's answer would differ" {
+  start peer MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K reads=1 -r
+  ask <<'EOT'
+h = bound("a")
+for i in range(2):
+    h.pread(16384, 0)
+    settle()
+expect(logged("0 read"), 2)
+expect_answers("0 name=a peer=a", "0 name=a peer=a")
 EOT
 }
 

@@ -11,7 +11,8 @@ start ()
 {
   export EXHAUST=$BATS_TEST_TMPDIR/exhaust
   PRELOAD_AFTER=$plugins/exhaust.so serve MCSHIM_MODE=emulate MCSHIM_BLOCK=512 "$@" "$wbcache" \
-    log="$log" control="$control" summary="$summary" flushdelay=1000
+    log="$log" control="$control" summary="$summary" flushdelay=1000 \
+    model="${model:-parallel}"
 }
 
 # A client can't connect because FUNCTION fails; one before and one after can.
@@ -44,6 +45,23 @@ EOT
 @test "no memory for a group: the same" {
   start MCSHIM_EXPORTNAME=true
   EXPORT=other refuses_one calloc
+}
+
+@test "no threads: a long request goes on without them" {
+  local model=requests
+  start MCSHIM_HANDLES=2 MCSHIM_STRIPE=4K
+  echo pthread_create > "$EXHAUST"
+  client <<'EOT'
+h = conn()
+for i in range(3):
+    h.pwrite(b"abcd" * 4096, 0)
+    expect(bytes(h.pread(16384, 0)), b"abcd" * 4096)
+# It has opened the other handle itself.
+expect(logged("1 open"), 1)
+expect(logged("1 write") > 1, True)
+expect(len(threads(int(os.environ["server_pid"]))) < 20, True)
+EOT
+  stop_server
 }
 
 @test "no threads: the flush goes on without them" {

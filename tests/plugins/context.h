@@ -19,6 +19,7 @@
  * begins with "disconnect H", that handle's flush calls nbdkit_disconnect.
  * interns=N: each flush interns N strings.
  * strict=1: a flush fails if it is not told its peer.
+ * reads=1: a read logs and asks the same as a flush, with "read".
  */
 
 #include <errno.h>
@@ -52,7 +53,7 @@ extern void nbdkit_disconnect (int force);
 
 static int model = NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS;
 static unsigned interns = 1;
-static bool strict;
+static bool strict, reads;
 static char *control_file;
 static int log_fd = -1;
 static atomic_uint nr_handles, inside;
@@ -87,6 +88,10 @@ context_config (const char *key, const char *value)
   }
   if (strcmp (key, "strict") == 0) {
     strict = *value == '1';
+    return 0;
+  }
+  if (strcmp (key, "reads") == 0) {
+    reads = *value == '1';
     return 0;
   }
   if (strcmp (key, "control") == 0) {
@@ -169,18 +174,17 @@ intern (unsigned h)
 #endif
 
 static int
-context_flush (void *handle, uint32_t flags)
+ask (void *handle, const char *what)
 {
   const unsigned h = *(unsigned *) handle;
   char name[64] = "", tls[16] = "", interned[16] = "", peer[192] = "",
     sleep[16] = "";
   int disconnect;
 
-  (void) flags;
   (void) disconnect;
-  if (atomic_fetch_add (&inside, 1) > 0)
+  if (atomic_fetch_add (&inside, 1) > 0 && !reads)
     log_line ("overlap\n");
-  log_line ("%u flush\n", h);
+  log_line ("%u %s\n", h, what);
   disconnect = obey ();
 
 #ifdef ASK_NAME
@@ -222,6 +226,21 @@ context_flush (void *handle, uint32_t flags)
     return -1;
   }
   return 0;
+}
+
+static int
+context_flush (void *handle, uint32_t flags)
+{
+  (void) flags;
+  return ask (handle, "flush");
+}
+
+static int
+context_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
+               uint32_t flags)
+{
+  memory_pread (handle, buf, count, offset, flags);
+  return reads ? ask (handle, "read") : 0;
 }
 
 static void

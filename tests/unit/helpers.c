@@ -294,6 +294,119 @@ test_end_at_once (void)
   CHECK (allocated == 0);
 }
 
+/* A job of its own: the thread that has it does what nobody else takes, and
+ * ends when all is done.
+ */
+static unsigned parts, sharing;
+
+static bool
+share (struct job *j)
+{
+  if (parts == 0 || j->running > 3)
+    return false;
+  parts--;
+  helpers_call (j, 3 - j->running);
+  helpers_unlock ();
+  gate_pass (&working);
+  helpers_lock ();
+  sharing++;
+  return true;
+}
+
+static void *
+run_shared (void *arg)
+{
+  struct job j = JOB_INITIALIZER (share);
+
+  helpers_share (&j);
+  *(bool *) arg = true;
+  return NULL;
+}
+
+static void
+test_share (void)
+{
+  bool over = false;
+  pthread_t sharer;
+
+  begin ();
+  gate_shut (&working);
+  parts = 5;
+  start_thread (&sharer, run_shared, &over);
+  settle ();
+  CHECK (waiting_at (&working) == 3 && parts == 2);
+  gate_let_one (&working);
+  gate_let_one (&working);
+  gate_let_one (&working);
+  CHECK (parts == 0 && !over, "it waits for what others do");
+  gate_open (&working);
+  CHECK (over && sharing == 5);
+  pthread_join (sharer, NULL);
+
+  /* Alone. */
+  parts = 5;
+  fail_threads = 100;
+  expire ();
+  over = false;
+  start_thread (&sharer, run_shared, &over);
+  settle ();
+  CHECK (over && sharing == 10);
+  pthread_join (sharer, NULL);
+  fail_threads = 0;
+  end ();
+}
+
+/* A job is left while a helper works at it, and lists it again. */
+static bool
+again (struct job *j)
+{
+  helpers_unlist (j);
+  helpers_unlock ();
+  gate_pass (&working);
+  helpers_lock ();
+  if (parts > 0) {
+    parts--;
+    helpers_list (j);
+  }
+  return true;
+}
+
+static struct job lists = JOB_INITIALIZER (again);
+
+static void *
+leave_it (void *arg)
+{
+  helpers_leave (&lists);
+  *(bool *) arg = true;
+  return NULL;
+}
+
+static void
+test_leave (void)
+{
+  bool over = false;
+  pthread_t leaver;
+
+  begin ();
+  gate_shut (&working);
+  parts = 1;
+  helpers_lock ();
+  helpers_list (&lists);
+  CHECK (helpers_call (&lists, 1));
+  helpers_unlock ();
+  settle ();
+  CHECK (waiting_at (&working) == 1);
+  start_thread (&leaver, leave_it, &over);
+  settle ();
+  CHECK (!over);
+  gate_let_one (&working);
+  gate_open (&working);         /* the helper may be in it once more */
+  CHECK (over);
+  CHECK (!lists.listed && lists.running == 0);
+  pthread_join (leaver, NULL);
+  end ();
+}
+
 static void
 test_race (void)
 {
@@ -327,6 +440,8 @@ main (void)
     { "threads and memory that can't be had", test_no_threads },
     { "the end waits for what is at work", test_end },
     { "the end of those that have just started", test_end_at_once },
+    { "a job that is shared", test_share },
+    { "a job that is left", test_leave },
     { "calls and an end at any time", test_race },
     { NULL, NULL }
   };

@@ -42,7 +42,7 @@ test_good_values (void)
 {
   static const uint64_t defaults[NR] = {
     [MODE] = MODE_AUTO, [LEVEL] = LEVEL_CONNECTION, [CLOSE] = true,
-    [HANDLES] = 1, [STRIPE] = 256 << 10,
+    [HANDLES] = 1, [STRIPE] = 128 << 10,
   };
 #define BOTH(word, b)                                                   \
   { "MCSHIM_EXPORTNAME=" word, EXPORTNAME, b },                         \
@@ -79,7 +79,7 @@ test_good_values (void)
     { "MCSHIM_FLUSH_THREADS=64", THREADS, 64 },
     { "MCSHIM_HANDLES=", HANDLES, 1 }, { "MCSHIM_HANDLES=1", HANDLES, 1 },
     { "MCSHIM_HANDLES=64", HANDLES, 64 },
-    { "MCSHIM_STRIPE=", STRIPE, 256 << 10 },
+    { "MCSHIM_STRIPE=", STRIPE, 128 << 10 },
     { "MCSHIM_STRIPE=8s", STRIPE, 4096 },
     { "MCSHIM_STRIPE=4096", STRIPE, 4096 },
     { "MCSHIM_STRIPE=4096b", STRIPE, 4096 },
