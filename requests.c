@@ -99,6 +99,32 @@ run (struct handle *h, const struct request *request, enum part part)
     run_inside (h, request, part);
 }
 
+/* REQUEST has failed with H: try the first handle, if it may do better, and
+ * leave H.
+ */
+static __attribute__ ((noinline)) int
+run_on_first (struct spread *s, struct handle *h,
+              const struct request *request, enum part part)
+{
+  const int err = server_error (plugin.errno_is_preserved);
+  struct handle *first =
+    request->kind == EXTENTS ? NULL : spread_take_first (s, h);
+  int r = -1;
+
+  if (first != NULL) {
+    nbdkit_set_error (0);
+    errno = 0;
+    r = run (first, request, part);
+    spread_leave (s, first);
+  }
+  if (r == -1) {
+    spread_leave (s, h);
+    return result (err);
+  }
+  spread_rests (s, h);
+  return result (0);
+}
+
 /* Run REQUEST, which one handle serves, on that. */
 static ALWAYS_INLINE int
 run_on_one (struct spread *s, const struct request *request, enum part part)
@@ -109,6 +135,8 @@ run_on_one (struct spread *s, const struct request *request, enum part part)
   if (h == NULL)
     return result (errno);
   r = run (h, request, part);
+  if (__builtin_expect (r == -1, 0))
+    return run_on_first (s, h, request, part);
   spread_leave (s, h);
   return r;
 }

@@ -74,10 +74,7 @@ spread_signal (struct spread *s)
   const int saved = errno;
 
   must (pthread_mutex_lock (&s->lock));
-  if (s->any)
-    must (pthread_cond_signal (&s->changed)); /* one handle, for one of them */
-  else
-    announce_change (s);
+  announce_change (s);
   must (pthread_mutex_unlock (&s->lock));
   errno = saved;
 }
@@ -206,6 +203,14 @@ open_one (struct spread *s)
     s->retry_at = now_ns () + RETRY_NS;
 }
 
+/* Use the handles again that have rested long enough.  Needs the lock. */
+static void
+wake_up (struct spread *s)
+{
+  if (s->resting != 0 && now_ns () >= s->retry_at)
+    s->idle |= atomic_exchange (&s->resting, 0);
+}
+
 /* Others may open handles again.  Needs the lock. */
 static void
 end_opening (struct spread *s)
@@ -290,6 +295,7 @@ spread_take_any (struct spread *s, uint64_t offset)
    */
   s->waiting++;
   while (h == NULL) {
+    wake_up (s);
     idle = s->idle;
     if (idle != 0) {
       if (atomic_compare_exchange_strong (&s->idle, &idle, idle & (idle - 1)))
@@ -311,8 +317,42 @@ void
 spread_opens (struct spread *s)
 {
   must (pthread_mutex_lock (&s->lock));
+  wake_up (s);
   opens (s);
   must (pthread_mutex_unlock (&s->lock));
+}
+
+struct handle *
+spread_take_first (struct spread *s, const struct handle *h)
+{
+  struct handle *first = s->handle[0];
+
+  if (!s->any || h == first)
+    return NULL;
+  must (pthread_mutex_lock (&s->lock));
+  s->waiting++;
+  while (!(atomic_fetch_and (&s->idle, ~(uint64_t) 1) & 1) && !s->shared)
+    wait_for_change (s);
+  s->waiting--;
+  must (pthread_mutex_unlock (&s->lock));
+  return first;
+}
+
+void
+spread_rests (struct spread *s, const struct handle *h)
+{
+  bool say;
+
+  must (pthread_mutex_lock (&s->lock));
+  s->resting |= (uint64_t) 1 << h->number;
+  s->retry_at = now_ns () + RETRY_NS;
+  say = !s->said;
+  s->said = true;
+  must (pthread_mutex_unlock (&s->lock));
+  if (say)
+    s->ops->gives_up (s->connection,
+                      s->nr - __builtin_popcountll (s->resting),
+                      "a read failed with one, and not with the first");
 }
 
 void

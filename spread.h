@@ -25,6 +25,8 @@
  * Otherwise there are twice as many in use when that many are open, or all when
  * no more can be opened: a stripe then goes to another handle, so this is
  * alone, too, after a flush.  If an open fails, the next one is some time later.
+ * So long a handle with which a read failed, and not with the first one, is left
+ * alone: a server may allow fewer connections.
  */
 
 #ifndef MCSHIM_SPREAD_H
@@ -73,6 +75,7 @@ struct spread {
   _Atomic uint64_t inside;      /* otherwise: pieces */
   _Atomic uint64_t alert;       /* that many want another handle, or ALONE */
   _Atomic unsigned modulus;     /* handles in use; changes while ALONE */
+  _Atomic uint64_t resting;     /* handles that are left alone, as bits */
   _Atomic unsigned waiting;     /* for an idle handle */
   _Atomic unsigned nr;          /* of handles */
   _Atomic uint64_t retry_at;    /* no open before that time */
@@ -118,6 +121,15 @@ spread_handle (struct spread *s, unsigned number)
 {
   return number < atomic_load (&s->nr) ? s->handle[number] : NULL;
 }
+
+/* H is not the first one, and a read failed with it: take the first one
+ * besides.  Returns NULL if there is no point in it.
+ */
+extern struct handle *spread_take_first (struct spread *s,
+                                         const struct handle *h);
+
+/* Instead of spread_leave: with the first one it succeeded. */
+extern void spread_rests (struct spread *s, const struct handle *h);
 
 /* How many handles are in use? */
 static inline unsigned
@@ -174,7 +186,8 @@ spread_cuts (struct spread *s)
   const uint64_t all = ((uint64_t) 2 << (atomic_load (&s->nr) - 1)) - 1;
 
   return s->beside && !s->shared &&
-    (s->any ? atomic_load (&s->idle) == all : atomic_load (&s->inside) == 0);
+    (s->any ? atomic_load (&s->idle) == (all & ~atomic_load (&s->resting)) :
+     atomic_load (&s->inside) == 0);
 }
 
 /* Around each piece of a request.  Returns the handle for it, or NULL with

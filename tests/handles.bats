@@ -347,7 +347,9 @@ forget()
 control("block-read @4096", "fail-read @4096 EPERM", "fail-read @8192 ENOSPC")
 cookie = read(h, 0, 5 * 4096)
 settle()
-expect(len(handles("read")), 5)
+# Where it only reads, a piece that failed is tried on the first one, unless that
+# has served it.
+expect(len(handles("read")) in ([5, 6] if h.is_read_only() else [5]), True)
 control("fail-read @4096 EPERM")
 fails(errno.EPERM, finish, h, cookie)
 control()
@@ -1054,6 +1056,37 @@ for i in range(4):
 expect(handles("read"), [0] * 4 if reads else [0, 1, 2, 3])
 EOT
     ends_well
+  done
+}
+
+@test "a read that fails with a further handle is tried on the first one" {
+  for model in requests parallel; do
+    : > "$server_err"
+    start -r model=$model
+    ask <<'EOT'
+h = conn()
+opened(h)
+forget()
+control("block-read @0", "fail-read 1 EIO", "fail-read 2 EIO")
+hung = read(h, 0)
+wait_log("0 read")
+second = read(h, 512)
+wait_log("1 read")
+settle()
+control("fail-read 1 EIO", "fail-read 2 EIO")
+finish(h, hung)
+finish(h, second)
+expect(handles("read"), [0, 1, 0])
+for i in range(4):
+    h.pread(5 * 4096, 0)        # These are left alone now.
+expect([handles("read").count(i) <= 1 for i in range(1, 3)], [True] * 2)
+# With the first one, too.
+control("fail-read * EPERM")
+fails(errno.EPERM, h.pread, 4096, 0)
+EOT
+    ends_well
+    gave_up 3 "a read failed with one, and not with the first"
+    assert_equal "$(grep -c 'mcshim: a conn' "$server_err")" 1
   done
 }
 
