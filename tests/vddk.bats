@@ -161,6 +161,7 @@ locks ()
   library lock=1 open=50000
   start MCSHIM_HANDLES=4
   qemu-img bench -w -f raw -c 64 -d 16 -s 64k "nbd:unix:$sock" >/dev/null
+  wait_until grep -q 'goes on with 1' "$server_err" # requests don't wait for it
   assert_equal "$(grep -c '^locked$' "$log")" 1
   assert_equal "$(grep -c 'goes on with 1 of up to 4 handles' "$server_err")" 1
   nbdcopies 4 --destination-is-zero --flush image "$uri"
