@@ -20,6 +20,9 @@
  * cell's values only grow, and there is one write of a cell at a time, as two
  * at once have no order.  At the end the connection closes.
  *
+ * With GROWS=1 only handle 0 is in use at first, and serves both ranges.  Another
+ * thread takes handle 1 into use at any time, or never.
+ *
  * With FAULTS so many flushes fail, in a client's flush or beside a long zero,
  * before anything is written back.  A request whose owed flush fails tries it
  * again here.
@@ -40,6 +43,8 @@
  *   NO_FLUSH_BEFORE  others' writes are not written back before it
  *   NO_FLUSH_AFTER   it is not written back, nor older copies dropped, after it
  *   NO_UNFLUSHED     others are let in although that flush has failed
+ *   GROWS_BESIDE     handle 1 is taken into use while requests are inside
+ *   GROWS_UNFLUSHED  nothing is flushed before that
  *   ONE_FLUSHED      a flush goes only to the first handle
  *   ONE_CLOSED       so does the flush at close
  *   NO_EXCLUSION     at SERIALIZE_REQUESTS the library relies on the server's
@@ -73,6 +78,9 @@
 #ifndef FAULTS
 #define FAULTS 0
 #endif
+#ifndef GROWS
+#define GROWS 0
+#endif
 
 byte writes = WRITES, neighbours = NEIGHBOURS, reads = READS;
 byte flushes = FLUSHES, longs = LONGS, faults = FAULTS;
@@ -95,6 +103,8 @@ byte disk[2];
 byte written;                   /* write-backs that have ended */
 bool round;                     /* one runs */
 byte begins;                    /* with this handle, if it may fail */
+
+byte modulus = 2 - GROWS;       /* handles in use */
 
 /* The gate: pieces that are inside, and the request that is alone. */
 byte pieces;
@@ -343,7 +353,7 @@ inline choose (range)
   :: i = 1
   fi
 #else
-  i = range
+  i = (modulus == 2 -> range : 0)
 #endif
 }
 
@@ -542,13 +552,37 @@ proctype client ()
   ended++
 }
 
+/* Take handle 1 into use, unless a flush fails. */
+proctype opener ()
+{
+  byte began, j, k, r;
+  bool covers, was_dirty, fails, failed, refused;
+
+  if
+  :: skip
+  :: wait_for_others (0, true);
+     if
+     :: refused
+     :: else ->
+#ifndef GROWS_BESIDE
+        pieces == 0;
+#endif
+#ifndef GROWS_UNFLUSHED
+        replicate ();
+#endif
+        atomic { modulus = (failed -> 1 : 2); alone = false }
+     fi
+  fi;
+  ended++
+}
+
 /* The server closes a connection when none of its requests is inside. */
 proctype server ()
 {
   byte began, j, r;
   bool covers, was_dirty, fails, failed;
 
-  atomic { ended == CLIENTS -> faults = 0 };
+  atomic { ended == CLIENTS + GROWS -> faults = 0 };
   j = 0;
   do
   :: j < 2 ->
@@ -576,6 +610,10 @@ init {
     :: n < CLIENTS -> run client (); n++
     :: else -> break
     od;
+    if
+    :: GROWS -> run opener ()
+    :: else
+    fi;
     run server ()
   }
 }
