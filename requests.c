@@ -100,21 +100,21 @@ run (struct handle *h, const struct request *request, enum part part)
 }
 
 /* REQUEST has failed with H: try the first handle, if it may do better, and
- * leave H.
+ * leave H.  It is given by value, so that requests that succeed need not store
+ * it.
  */
 static __attribute__ ((noinline)) int
-run_on_first (struct spread *s, struct handle *h,
-              const struct request *request, enum part part)
+run_on_first (struct spread *s, struct handle *h, struct request request,
+              enum part part)
 {
   const int err = server_error (plugin.errno_is_preserved);
-  struct handle *first =
-    request->kind == EXTENTS ? NULL : spread_take_first (s, h);
+  struct handle *first = spread_take_first (s, h);
   int r = -1;
 
   if (first != NULL) {
     nbdkit_set_error (0);
     errno = 0;
-    r = run (first, request, part);
+    r = run (first, &request, part);
     spread_leave (s, first);
   }
   if (r == -1) {
@@ -125,9 +125,12 @@ run_on_first (struct spread *s, struct handle *h,
   return result (0);
 }
 
-/* Run REQUEST, which one handle serves, on that. */
+/* Run REQUEST, which one handle serves, on that.  If it fails, and AGAIN is
+ * true, another may be tried.
+ */
 static ALWAYS_INLINE int
-run_on_one (struct spread *s, const struct request *request, enum part part)
+run_on_one (struct spread *s, const struct request *request, enum part part,
+            bool again)
 {
   struct handle *h = spread_enter (s, request->offset);
   int r;
@@ -135,8 +138,8 @@ run_on_one (struct spread *s, const struct request *request, enum part part)
   if (h == NULL)
     return result (errno);
   r = run (h, request, part);
-  if (__builtin_expect (r == -1, 0))
-    return run_on_first (s, h, request, part);
+  if (again && s->any && __builtin_expect (r == -1, 0))
+    return run_on_first (s, h, *request, part);
   spread_leave (s, h);
   return r;
 }
@@ -200,7 +203,7 @@ take_piece (struct job *job)
     helpers_call (job, more < width - job->running ? more :
                   width - job->running);
   helpers_unlock ();
-  err = run_on_one (s, &piece, PIECE_BESIDE) == -1 ?
+  err = run_on_one (s, &piece, PIECE_BESIDE, true) == -1 ?
     server_error (plugin.errno_is_preserved) : 0;
   helpers_lock ();
   if (err != 0 && (b->err == 0 || piece.offset < b->failed)) {
@@ -258,7 +261,7 @@ serve_long (struct connection *c, void *buf, uint32_t count, uint64_t offset,
       spread_is_long (s, count))
     return run_alone (c, &r);
   if (!beside && s->any)
-    return run_on_one (s, &r, WHOLE);
+    return run_on_one (s, &r, WHOLE, true);
   if (spread_width (s) > 1)
     atomic_fetch_add_explicit (kind >= PWRITE ? &c->handle.writes :
                                &c->handle.reads, 1, memory_order_relaxed);
@@ -280,9 +283,9 @@ typedef int slow_fn (struct connection *c, void *buf, uint32_t count,
   {                                                                     \
     const struct request r = { kind, count, flags, offset, buf, NULL }; \
                                                                         \
-    return spread_fits (c->spread, offset, count) ?                     \
-      run_on_one (c->spread, &r, WHOLE) :                               \
-      serve_long (c, buf, count, offset, flags, kind);                  \
+    return !spread_fits (c->spread, offset, count) ?                    \
+      serve_long (c, buf, count, offset, flags, kind) :                 \
+      run_on_one (c->spread, &r, WHOLE, kind < EXTENTS);                \
   }                                                                     \
   static __attribute__ ((noinline)) int                                 \
   slow_##kind (struct connection *c, void *buf, uint32_t count,         \
@@ -373,7 +376,7 @@ shim_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
   if (c->spread == NULL)
     return run (&c->handle, &r, WHOLE);
   return c->spread->any || !c->handle.flushable ?
-    run_on_one (c->spread, &r, WHOLE) : ask_one (c, &r);
+    run_on_one (c->spread, &r, WHOLE, false) : ask_one (c, &r);
 }
 
 int

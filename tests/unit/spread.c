@@ -531,6 +531,58 @@ test_any_gives_up (void)
   end ();
 }
 
+static struct handle *first_taken;
+
+static void *
+take_first (void *arg)
+{
+  first_taken = spread_take_first (s, arg);
+  return arg;
+}
+
+/* A handle with which a read has failed, and not with the first one. */
+static void
+test_rests (void)
+{
+  pthread_t taker;
+  unsigned i;
+
+  helped = true;
+  begin (true, false);
+  spread_opens (s);
+  settle ();
+  CHECK (spread_enter (s, 0) == &handles[0]);
+  CHECK (spread_enter (s, 0) == &handles[1]);
+  CHECK (spread_take_first (s, &handles[0]) == NULL);
+  start_thread (&taker, take_first, &handles[1]);
+  settle ();
+  leave (2);                    /* it was not taken: only to wake the other */
+  CHECK (first_taken == NULL, "it waits for the first one");
+  leave (0);
+  __wrap_pthread_join (taker, NULL);
+  CHECK (first_taken == &handles[0]);
+  leave (0);
+  spread_rests (s, &handles[1]);
+  CHECK (said == 1 && said_nr == MOST - 1);
+  CHECK (spread_cuts (s), "the others are idle");
+  CHECK (spread_enter (s, 0) == &handles[0]);
+  CHECK (spread_enter (s, 0) == &handles[2]);
+  spread_rests (s, &handles[2]);
+  CHECK (said == 1);
+  leave (0);
+  elapse (UINT64_C (61000000000));
+  spread_opens (s);
+  for (i = 0; i < MOST; i++)
+    CHECK (spread_enter (s, 0) == &handles[i], "all are used again");
+  for (i = 0; i < MOST; i++)
+    leave (i);
+  end ();
+
+  begin (false, false);
+  CHECK (spread_take_first (s, &handles[1]) == NULL, "it may have written");
+  end ();
+}
+
 static void
 test_shared (void)
 {
@@ -813,6 +865,7 @@ main (void)
     { "any: the first that is idle, and a wait", test_any },
     { "any: what is being opened keeps nobody waiting", test_any_opens },
     { "any: no more than can be opened", test_any_gives_up },
+    { "any: a handle that is left alone for a while", test_rests },
     { "any: a busy one, where it may be", test_shared },
     { "alone", test_alone },
     { "alone, with others that wait", test_alone_is_woken },
