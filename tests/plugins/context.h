@@ -260,7 +260,7 @@ static struct nbdkit_plugin plugin = {
   .open              = context_open,
   .close             = context_close,
   .get_size          = memory_get_size,
-  .pread             = memory_pread,
+  .pread             = context_pread,
   .pwrite            = memory_pwrite,
   .flush             = context_flush,
 };
