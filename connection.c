@@ -112,11 +112,19 @@ gives_up (struct connection *c, unsigned nr, const char *why)
                 "%s", nr, nr_handles, why);
 }
 
-/* What the plugin can't flush it does not hold. */
+/* What the plugin can't flush stays with the handle that wrote it. */
 static int
 flush_connection (struct handle *h)
 {
-  return h->flushable ? replicate_for_connection (h) : 0;
+  struct spread *s = h->connection->spread;
+  unsigned i;
+
+  if (h->flushable)
+    return replicate_for_connection (h);
+  for (i = 0; (h = spread_handle (s, i)) != NULL; i++)
+    if (atomic_load (&h->state) & WRITE_DIRTY)
+      return EBUSY;
+  return 0;
 }
 
 static const struct spread_ops spread_ops = {

@@ -564,11 +564,36 @@ EOT
   ends_well
 }
 
+# It may hold what it has written, and no flush takes it away.
+@test "without a flush, stripes stay with the handle that wrote" {
+  disk thread_model='echo serialize_requests' can_flush='exit 3' \
+    open="echo >> '$PWD/opens'; wc -l < '$PWD/opens'" \
+    pread="echo \$2 read >> '$log'; head -c \$3 /dev/zero"
+  : > "$log"
+  serve MCSHIM_HANDLES=2 MCSHIM_STRIPE=4K eval "${disk[@]}"
+  ask <<'EOT'
+h = conn()
+h.pwrite(b"x", 4096)
+h.pread(16384, 0)
+
+def both_open():
+    with open("opens") as f:
+        return len(f.readlines()) == 2
+
+wait_for("the other one", both_open)
+for i in range(60):
+    h.pread(8192, 0)
+expect(set(handles("read")), {1})
+EOT
+  stop_server
+}
+
 # The server calls it all the same.
 @test "a flush that can_flush denies, for a FUA write: its own connection's" {
   local mode
   disk thread_model='echo serialize_requests' can_flush='exit 3' \
     can_fua='echo emulate' open="echo >> '$PWD/opens'; wc -l < '$PWD/opens'" \
+    pread="echo \$2 read >> '$log'; head -c \$3 /dev/zero" \
     flush="echo \$2 flush >> '$log'"
   for mode in auto plugin; do
     rm -f opens
@@ -576,16 +601,16 @@ EOT
     serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K MCSHIM_MODE=$mode eval "${disk[@]}"
     ask <<'EOT'
 h, other = conn(), conn()
-h.pread(8192, 0)
+
+def all_read():
+    h.pread(16384, 0)
+    return set(handles("read")) == {1, 3, 4, 5}
+
+wait_for("all handles", all_read)
 other.pwrite(b"x", 0)
-
-def flushed():
-    forget()
-    h.pwrite(b"x", 0)
-    h.pwrite(b"x", 4096, nbd.CMD_FLAG_FUA)
-    return sorted(handles("flush"))
-
-wait_for("all handles", lambda: flushed() == [1, 3, 4, 5])
+h.pwrite(b"x", 0)
+h.pwrite(b"x", 4096, nbd.CMD_FLAG_FUA)
+expect(sorted(handles("flush")), [1, 3, 4, 5])
 EOT
     stop_server
   done
