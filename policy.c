@@ -350,7 +350,6 @@ policy_load (struct policy *p, char *const env[],
     .level = LEVEL_CONNECTION,
     .flush_on_close = true,
     .handles = 1,
-    .stripe = 128 << 10,
   };
 
   for (; *env != NULL; env++)
@@ -452,10 +451,18 @@ policy_block (const struct policy *p, uint32_t preferred)
   return block;
 }
 
+/* Clients such as qemu-img ask for so much at a time. */
+#define LONGEST (2 << 20)
+#define STRIPE_LEAST (128 << 10)
+
 uint64_t
 policy_stripe (const struct policy *p, uint32_t block)
 {
-  return p->stripe > block ? p->stripe : block;
+  uint64_t stripe = p->stripe ? p->stripe : STRIPE_LEAST;
+
+  while (p->stripe == 0 && stripe * p->handles < LONGEST)
+    stripe *= 2;
+  return stripe > block ? stripe : block;
 }
 
 static enum verdict

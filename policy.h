@@ -49,7 +49,7 @@ struct policy {
   bool flush_on_close;          /* MCSHIM_FLUSH_ON_CLOSE */
   unsigned flush_threads;       /* MCSHIM_FLUSH_THREADS, 0 is auto */
   unsigned handles;             /* MCSHIM_HANDLES */
-  uint32_t stripe;              /* MCSHIM_STRIPE, a power of two */
+  uint32_t stripe;              /* MCSHIM_STRIPE, a power of two, or 0 */
   uint32_t block;               /* MCSHIM_BLOCK, a power of two; 0 if unset */
   char *stats_file;             /* MCSHIM_STATS_FILE, absolute, or NULL */
   size_t stats_dir;             /* where in it the user's own path begins */
@@ -142,7 +142,9 @@ bool policy_helps (const struct policy *p);
  */
 uint32_t policy_block (const struct policy *p, uint32_t preferred);
 
-/* The stripe, which is not less than BLOCK. */
+/* The stripe, which is not less than BLOCK.  If it is not set, no handle has two
+ * pieces of a request that is not very long.
+ */
 uint64_t policy_stripe (const struct policy *p, uint32_t block);
 
 /* Which of the traits policy_resolve will look at: a plugin is not asked

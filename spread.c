@@ -355,6 +355,37 @@ spread_rests (struct spread *s, const struct handle *h)
                       "a read failed with one, and not with the first");
 }
 
+/* So many at first, in turn; and of so many the first few. */
+#define TRIES 8
+#define TRY_AGAIN 256
+#define FEW 4
+
+bool
+spread_pays (struct spread *s)
+{
+  const unsigned n = s->tries++, nr = s->nr;
+  bool faster;
+
+  if (nr != s->tried) {
+    s->tried = nr;
+    s->tries = 1;
+    return true;
+  }
+  if (n < TRIES)
+    return n % 2 == 0;
+  faster = s->took[true] <= s->took[false];
+  return n % TRY_AGAIN < FEW ? !faster : faster;
+}
+
+void
+spread_took (struct spread *s, bool cut, uint32_t len, uint64_t took)
+{
+  const uint64_t old = s->took[cut];
+
+  took = took * 65536 / len;
+  s->took[cut] = s->tries <= 2 ? took : old - old / 4 + took / 4;
+}
+
 void
 spread_close (struct spread *s)
 {

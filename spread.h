@@ -80,6 +80,11 @@ struct spread {
   _Atomic unsigned nr;          /* of handles */
   _Atomic uint64_t retry_at;    /* no open before that time */
 
+  /* For spread_pays.  Two requests that mix them up do no harm. */
+  _Atomic unsigned tries;       /* with "tried" handles */
+  _Atomic unsigned tried;
+  _Atomic uint64_t took[2];     /* for 64 KiB: a whole one, and one that is cut */
+
   pthread_mutex_t lock;         /* guards the rest, and each wait */
   pthread_cond_t changed;
   bool opening;                 /* somebody opens handles */
@@ -189,6 +194,17 @@ spread_cuts (struct spread *s)
     (s->any ? atomic_load (&s->idle) == (all & ~atomic_load (&s->resting)) :
      atomic_load (&s->inside) == 0);
 }
+
+/* Where a whole request would do as well, and nothing else is under way: does it
+ * pay to cut it?  That depends on what is behind the plugin: a connection that
+ * is slow, or an answer that takes its time however long it is.  So both are
+ * tried in turn, and what is faster is taken from then on.  Now and then, and
+ * when there is another handle, it is tried again.  Say afterwards what it TOOK
+ * for LEN bytes, in nanoseconds.
+ */
+extern bool spread_pays (struct spread *s);
+extern void spread_took (struct spread *s, bool cut, uint32_t len,
+                         uint64_t took);
 
 /* Around each piece of a request.  Returns the handle for it, or NULL with
  * errno set if a flush that had to come first has failed.  Then do not call

@@ -42,7 +42,7 @@ test_good_values (void)
 {
   static const uint64_t defaults[NR] = {
     [MODE] = MODE_AUTO, [LEVEL] = LEVEL_CONNECTION, [CLOSE] = true,
-    [HANDLES] = 1, [STRIPE] = 128 << 10,
+    [HANDLES] = 1, [STRIPE] = 0,
   };
 #define BOTH(word, b)                                                   \
   { "MCSHIM_EXPORTNAME=" word, EXPORTNAME, b },                         \
@@ -79,7 +79,7 @@ test_good_values (void)
     { "MCSHIM_FLUSH_THREADS=64", THREADS, 64 },
     { "MCSHIM_HANDLES=", HANDLES, 1 }, { "MCSHIM_HANDLES=1", HANDLES, 1 },
     { "MCSHIM_HANDLES=64", HANDLES, 64 },
-    { "MCSHIM_STRIPE=", STRIPE, 128 << 10 },
+    { "MCSHIM_STRIPE=", STRIPE, 0 },
     { "MCSHIM_STRIPE=8s", STRIPE, 4096 },
     { "MCSHIM_STRIPE=4096", STRIPE, 4096 },
     { "MCSHIM_STRIPE=4096b", STRIPE, 4096 },
@@ -681,6 +681,14 @@ test_how_many (void)
   CHECK (policy_stripe (&p, 4096) == 4096);
   CHECK (policy_stripe (&p, 8192) == 8192);
   CHECK (policy_stripe (&p, 1 << 30) == 1 << 30);
+  p.stripe = 0;
+  for (p.handles = 1; p.handles <= 64; p.handles *= 2)
+    CHECK (policy_stripe (&p, 512) ==
+           (p.handles <= 16 ? (2u << 20) / p.handles : 128u << 10),
+           "%u handles", p.handles);
+  p.handles = 3;
+  CHECK (policy_stripe (&p, 512) == 1 << 20);
+  CHECK (policy_stripe (&p, 2 << 20) == 2 << 20);
 
   CHECK (policy_block (&p, 0) == 4096);
   CHECK (policy_block (&p, 512) == 512);

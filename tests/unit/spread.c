@@ -759,6 +759,40 @@ test_alone_fails_after (void)
   end ();
 }
 
+/* How many of N requests of 64 KiB are cut, where a whole one takes WHOLE and one
+ * that is cut CUT nanoseconds?
+ */
+static unsigned
+cuts (unsigned n, uint64_t whole, uint64_t cut)
+{
+  unsigned i, count = 0;
+  bool pays;
+
+  for (i = 0; i < n; i++) {
+    pays = spread_pays (s);
+    spread_took (s, pays, 65536, pays ? cut : whole);
+    count += pays;
+  }
+  return count;
+}
+
+static void
+test_pays (void)
+{
+  begin (true, false);
+  CHECK (cuts (8, 100, 50) == 4, "both are tried");
+  CHECK (cuts (248, 100, 50) == 248);
+  CHECK (cuts (256, 100, 50) == 252, "tried again, and it is as it was");
+  CHECK (cuts (512, 20, 50) == 4, "it has changed");
+  s->nr = 2;
+  CHECK (cuts (1, 20, 50) == 1, "with another handle both are tried again");
+  CHECK (cuts (7, 20, 50) == 3);
+  CHECK (cuts (248, 20, 50) == 0);
+  CHECK (cuts (256, 20, 50) == 4);
+  s->nr = 1;
+  end ();
+}
+
 static void
 test_no_memory (void)
 {
@@ -867,6 +901,7 @@ main (void)
     { "any: no more than can be opened", test_any_gives_up },
     { "any: a handle that is left alone for a while", test_rests },
     { "any: a busy one, where it may be", test_shared },
+    { "any: whether it pays to cut a request is learnt", test_pays },
     { "alone", test_alone },
     { "alone, with others that wait", test_alone_is_woken },
     { "alone: the flush before fails", test_alone_fails_before },
