@@ -234,7 +234,7 @@ do_request (struct conn *c, unsigned cell, uint64_t count, int value)
   c->h.reads += !writes;
   c->h.writes += writes;
   errno = E2BIG;
-  request_end (&c->h, writes, 0);
+  CHECK (request_end (&c->h, writes, 7) == 7);
   CHECK (errno == E2BIG, "request_end changes errno");
   CHECK (nr_held == 0);
   return writes ? 0 : r;
@@ -327,10 +327,15 @@ static inline int
 do_close (struct conn *c)
 {
   int r = handle_leaves (&c->h);
+  struct order *order = c->h.order;
+  uint32_t claim = c->h.claim;
 
   CHECK (nr_held == 0);
   CHECK (WRITERS (c->h.state) == 0);
   plugin_close (c);
+  memset (&c->h, -1, sizeof c->h); /* nobody uses it any more; but see .old */
+  c->h.order = order;
+  c->h.claim = claim;
   return r;
 }
 
