@@ -292,9 +292,9 @@ shim_close (void *handle)
   struct handle *h;
   unsigned i;
 
-  c->context.closing = true;
   if (c->spread)
     spread_close (c->spread);
+  c->context.closing = true;
   for (i = 1; c->spread && (h = spread_handle (c->spread, i)) != NULL; i++)
     close_handle (h);
   close_handle (&c->handle);

@@ -172,15 +172,14 @@ open_one (struct spread *s)
   const unsigned goal = s->any || twice > s->most ? s->most : twice;
   struct handle *h;
   char why[160];
-  bool ok = true;
+  bool ok = true, say;
 
   if (s->nr < goal) {
     must (pthread_mutex_unlock (&s->lock));
     h = s->ops->open (s->connection, why, sizeof why);
-    if (h == NULL && !s->said)
-      s->ops->gives_up (s->connection, s->nr, why);
     must (pthread_mutex_lock (&s->lock));
     ok = h != NULL;
+    say = !ok && !s->said;
     if (ok) {
       h->number = s->nr;
       s->handle[s->nr] = h;
@@ -190,6 +189,11 @@ open_one (struct spread *s)
     }
     else
       s->said = true;
+    if (say) {
+      must (pthread_mutex_unlock (&s->lock));
+      s->ops->gives_up (s->connection, s->nr, why);
+      must (pthread_mutex_lock (&s->lock));
+    }
   }
   if (!s->any && s->nr > s->modulus && (s->nr == goal || !ok)) {
     if (be_alone (s) == 0) {
@@ -356,7 +360,7 @@ spread_rests (struct spread *s, const struct handle *h)
 }
 
 /* So many at first, in turn; and of so many the first few. */
-#define TRIES 8
+#define TRIES 6
 #define TRY_AGAIN 256
 #define FEW 4
 
@@ -366,7 +370,7 @@ spread_pays (struct spread *s)
   const unsigned n = s->tries++, nr = s->nr;
   bool faster;
 
-  if (nr != s->tried) {
+  if (nr >= 2 * s->tried || (nr == s->most && nr != s->tried)) {
     s->tried = nr;
     s->tries = 1;
     return true;

@@ -199,7 +199,7 @@ spread_cuts (struct spread *s)
  * pay to cut it?  That depends on what is behind the plugin: a connection that
  * is slow, or an answer that takes its time however long it is.  So both are
  * tried in turn, and what is faster is taken from then on.  Now and then, and
- * when there is another handle, it is tried again.  Say afterwards what it TOOK
+ * when there are twice as many handles, it is tried again.  Say afterwards what it TOOK
  * for LEN bytes, in nanoseconds.
  */
 extern bool spread_pays (struct spread *s);

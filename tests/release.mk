@@ -35,7 +35,7 @@ $(call run,bench,bench,$(measured),scripts/bench \
   --results=$(build)/bench.json --plots=docs/plots)
 $(call run,bench-quick,bench,$(measured),scripts/bench $(quick))
 $(call run,bench-headline,compat,all test-plugins tests/clients/relay,\
-  scripts/bench --only=headline,vddk)
+  scripts/bench --only=headline,stacks,vddk)
 $(call run,plugin-table,plugins,all,tests/plugin-table $(SERVERS))
 
 unit:

@@ -3,10 +3,11 @@
  */
 
 /* A wire with latency: passes TCP connections on to another port of this
- * machine, with a delay in each direction.  It does not limit the bandwidth:
- * all that arrives is read at once, and waits here.
+ * machine, with a delay in each direction.  All that arrives is read at once, and
+ * waits here.  Each direction of a connection has a bandwidth of so many megabytes
+ * in a second, or any.
  *
- *   relay PORT MICROSECONDS
+ *   relay PORT MICROSECONDS [MEGABYTES]
  *
  * Prints the port that it listens on, and ends when its standard input does.
  */
@@ -44,11 +45,12 @@ struct flow {
   int from, to;
   bool ended, over, full;       /* "full": "to" takes no more for now */
   struct chunk *first, *last;
+  uint64_t idle_at;             /* when all so far is on the wire */
 };
 
 static struct flow flows[FLOWS];
 static unsigned count;
-static uint64_t delay;
+static uint64_t delay, bandwidth;
 
 static void
 check (bool failed, const char *what)
@@ -126,7 +128,10 @@ receive (struct flow *f)
   }
   c = realloc (c, sizeof *c + n);
   check (c == NULL, "realloc");
-  *c = (struct chunk) { .due = now_ns () + delay, .length = n };
+  if (f->idle_at < now_ns ())
+    f->idle_at = now_ns ();
+  f->idle_at += bandwidth ? n * 1000 / bandwidth : 0;
+  *c = (struct chunk) { .due = f->idle_at + delay, .length = n };
   if (f->first == NULL)
     f->first = c;
   else
@@ -191,13 +196,14 @@ main (int argc, char *argv[])
   int listener;
   unsigned i;
 
-  if (argc != 3) {
-    fprintf (stderr, "usage: relay PORT MICROSECONDS\n");
+  if (argc != 3 && argc != 4) {
+    fprintf (stderr, "usage: relay PORT MICROSECONDS [MEGABYTES]\n");
     exit (EXIT_FAILURE);
   }
   target.sin_port = htons (atoi (argv[1]));
   target.sin_addr.s_addr = here.sin_addr.s_addr = htonl (INADDR_LOOPBACK);
   delay = strtoull (argv[2], NULL, 10) * 1000;
+  bandwidth = argc > 3 ? strtoull (argv[3], NULL, 10) : 0;
   signal (SIGPIPE, SIG_IGN);
 
   listener = new_socket ();

@@ -780,14 +780,14 @@ static void
 test_pays (void)
 {
   begin (true, false);
-  CHECK (cuts (8, 100, 50) == 4, "both are tried");
-  CHECK (cuts (248, 100, 50) == 248);
+  CHECK (cuts (6, 100, 50) == 3, "both are tried");
+  CHECK (cuts (250, 100, 50) == 250);
   CHECK (cuts (256, 100, 50) == 252, "tried again, and it is as it was");
   CHECK (cuts (512, 20, 50) == 4, "it has changed");
   s->nr = 2;
-  CHECK (cuts (1, 20, 50) == 1, "with another handle both are tried again");
-  CHECK (cuts (7, 20, 50) == 3);
-  CHECK (cuts (248, 20, 50) == 0);
+  CHECK (cuts (1, 20, 50) == 1, "with twice as many both are tried again");
+  CHECK (cuts (5, 20, 50) == 2);
+  CHECK (cuts (250, 20, 50) == 0);
   CHECK (cuts (256, 20, 50) == 4);
   s->nr = 1;
   end ();
