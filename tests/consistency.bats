@@ -217,7 +217,7 @@ sees ()
   disk "${in_file[@]}" can_extents='exit 0' extents='echo $4 $3 hole,zero'
   SERVE_WITH=no_shim serve eval "${disk[@]}"
   "$checker" --operations=10 --threads=2 --connections=1 "$uri"
-  sees "stale: .* got a block status of zero" --operations=10 --threads=2 \
+  sees "stale: .* got a block status of zero" --operations=100 --threads=2 \
     --connections=1 --mixed
 }
 

@@ -158,9 +158,9 @@ writes ()
 # It goes on with one handle, and says so once.
 locks ()
 {
-  library lock=1 open=50000
+  library lock=1 open=50000 latency=1000
   start MCSHIM_HANDLES=4
-  qemu-img bench -w -f raw -c 64 -d 16 -s 64k "nbd:unix:$sock" >/dev/null
+  qemu-img bench -w -f raw -c 1000 -d 16 -s 64k "nbd:unix:$sock" >/dev/null
   wait_until grep -q 'goes on with 1' "$server_err" # requests don't wait for it
   assert_equal "$(grep -c '^locked$' "$log")" 1
   assert_equal "$(grep -c 'goes on with 1 of up to 4 handles' "$server_err")" 1

@@ -341,7 +341,7 @@ do_close (struct conn *c)
 
 /* The same on threads of their own. */
 
-enum what { READ, WRITE, CONTROL, FLUSH, BETWEEN, OPEN, CLOSE };
+enum what { READ, WRITE, CONTROL, FLUSH, BETWEEN, CATCH_UP, OPEN, CLOSE };
 
 /* ARG is the value. */
 static int
@@ -353,6 +353,7 @@ call (enum what what, struct conn *c, unsigned cell, uint64_t count, int arg)
   case CONTROL: do_control (c); return 0;
   case FLUSH: return do_flush (c).err;
   case BETWEEN: return replicate_for_connection (&c->h);
+  case CATCH_UP: return handle_catches_up (&c->h);
   case OPEN: do_open (c, NULL); return 0;
   case CLOSE: return do_close (c);
   }

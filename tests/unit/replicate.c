@@ -18,6 +18,7 @@
  *            awbc1: to those from b to c; aw*1: to all, 4 GiB - 1
  *   ac af    a callback that is neither data nor flush; a flush
  *   ai       a flush for which no client has asked
+ *   au       a is to see what its connection has done
  *
  * Its result may follow, as in arb=1, aw1=-EIO or af=EIO.  Without one it is
  * 0; that of a read is any.  With & before it, it runs on a thread of its own,
@@ -194,9 +195,9 @@ play_actor (const char *p)
 static void
 play_request (struct conn *c, const char *p, bool on_thread)
 {
-  static const char ops[] = "rwcfix";
+  static const char ops[] = "rwcfiux";
   static const enum what whats[] =
-    { READ, WRITE, CONTROL, FLUSH, BETWEEN, CLOSE };
+    { READ, WRITE, CONTROL, FLUSH, BETWEEN, CATCH_UP, CLOSE };
   const char *op = strchr (ops, *p++);
   const unsigned before = locks_taken;
   unsigned cell = c->cell;
@@ -1241,6 +1242,12 @@ static const struct {
     "FAST abc: aw1 bw1 b[f &bx a[f &cf a#1 b#1 b]f 1=0 a]f 2=0 b#1" },
   { "open and close beside a hung flush", TWO,
     "abc: aw1 bw0 cf aw2 a[f &cf &d: 2 bw1 &bx 3=0 b@1 1? a]f 1=0" },
+
+  { "a handle that is to see what its connection has done", TWO,
+    "abc: bw1 au a#0 b#0 aw1 au a#1 b#1 aw2 a!EIO au=EIO a! cf b#1 "
+    "aw3 a[f &cf 1? &au 2? a]f 1=0 2=0" },
+  { "the same, and another's write-back is owed", TWO,
+    "ab: arb=0 bw1 bx au arb=1 a#1 arb a#1" },
 
   /* Order. */
 
