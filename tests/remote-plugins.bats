@@ -143,7 +143,8 @@ EOT
   nbdcopy --connections=1 --destination-is-zero --flush image "$uri"
   stop_server
   same_data image remote/disk
-  counted handles_most_at_once 8 handle_opens_failed_total 0
+  counted handle_opens_failed_total 0
+  [ "$(value handles_most_at_once)" -gt 1 ]
 }
 
 @test "ssh: one connection writes, overwrites and reads, and no handle is late" {
