@@ -575,7 +575,8 @@ EOT
   ask <<'EOT'
 h = conn()
 h.pwrite(b"x", 4096)
-h.pread(16384, 0)
+for cookie in [h.aio_pread(nbd.Buffer(512), i * 4096) for i in range(4)]:
+    finish(h, cookie)
 
 def both_open():
     with open("opens") as f:
@@ -604,7 +605,8 @@ EOT
 h, other = conn(), conn()
 
 def all_read():
-    h.pread(16384, 0)
+    for cookie in [h.aio_pread(nbd.Buffer(512), i * 4096) for i in range(4)]:
+        finish(h, cookie)
     return set(handles("read")) == {1, 3, 4, 5}
 
 wait_for("all handles", all_read)
@@ -816,6 +818,8 @@ EOT
 h = conn()
 
 def pieces():
+    for cookie in [h.aio_pread(nbd.Buffer(512), i * 4096) for i in range(4)]:
+        finish(h, cookie)
     os.truncate(log, 0)
     h.pread(20 * 4096, 0)
     return logged("read")
@@ -1217,17 +1221,26 @@ EOT
   serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
   client <<'EOT'
 a, b = conn("a"), conn("b")
-a.pread(3 * 4096, 0)
-b.pread(3 * 4096, 0)
-wait_for("all", lambda: [logged("false a"), logged("false b")] == [4, 4])
+
+def all_open():
+    for h in a, b:
+        for cookie in [h.aio_pread(nbd.Buffer(512), i * 4096) for i in range(4)]:
+            finish(h, cookie)
+    return [logged("false a"), logged("false b")] == [4, 4]
+
+wait_for("all", all_open)
 EOT
   stop_server
   serve MCSHIM_HANDLES=4 -r eval "${disk[@]}"
   client <<'EOT'
 a = conn("a")
-for cookie in [a.aio_pread(nbd.Buffer(1 << 20), 0) for i in range(4)]:
-    finish(a, cookie)
-wait_for("all", lambda: logged("true a") == 4)
+
+def all_open():
+    for cookie in [a.aio_pread(nbd.Buffer(1 << 20), 0) for i in range(8)]:
+        finish(a, cookie)
+    return logged("true a") == 4
+
+wait_for("all", all_open)
 EOT
 }
 
