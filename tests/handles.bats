@@ -575,14 +575,12 @@ EOT
   ask <<'EOT'
 h = conn()
 h.pwrite(b"x", 4096)
-for cookie in [h.aio_pread(nbd.Buffer(512), i * 4096) for i in range(4)]:
-    finish(h, cookie)
 
 def both_open():
     with open("opens") as f:
         return len(f.readlines()) == 2
 
-wait_for("the other one", both_open)
+wait_beside("the other one", both_open, h)
 for i in range(60):
     h.pread(8192, 0)
 expect(set(handles("read")), {1})
@@ -604,12 +602,7 @@ EOT
     ask <<'EOT'
 h, other = conn(), conn()
 
-def all_read():
-    for cookie in [h.aio_pread(nbd.Buffer(512), i * 4096) for i in range(4)]:
-        finish(h, cookie)
-    return set(handles("read")) == {1, 3, 4, 5}
-
-wait_for("all handles", all_read)
+wait_beside("all handles", lambda: set(handles("read")) == {1, 3, 4, 5}, h)
 other.pwrite(b"x", 0)
 h.pwrite(b"x", 0)
 h.pwrite(b"x", 4096, nbd.CMD_FLAG_FUA)
@@ -818,13 +811,11 @@ EOT
 h = conn()
 
 def pieces():
-    for cookie in [h.aio_pread(nbd.Buffer(512), i * 4096) for i in range(4)]:
-        finish(h, cookie)
     os.truncate(log, 0)
     h.pread(20 * 4096, 0)
     return logged("read")
 
-wait_for("more handles", lambda: pieces() == 20)
+wait_beside("more handles", lambda: pieces() == 20, h)
 h.zero(20 * 4096, 0)
 expect(logged("zero"), 20)
 EOT
@@ -1052,7 +1043,9 @@ EOT
   disk thread_model='echo serialize_requests' \
     open="echo x >> count; wc -l < count" can_trim='test $2 = 1 || exit 3' trim=true
   serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
-  client <<<'h = conn(); h.pread(20 * 4096, 0); wait_for("it", lambda: "goes on" in open("server.err").read())'
+  client <<'EOT'
+wait_beside("it", lambda: "goes on" in open("server.err").read(), conn())
+EOT
   gave_up 1 "can_trim is 0, but 1 for the first one"
 }
 
@@ -1221,26 +1214,13 @@ EOT
   serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
   client <<'EOT'
 a, b = conn("a"), conn("b")
-
-def all_open():
-    for h in a, b:
-        for cookie in [h.aio_pread(nbd.Buffer(512), i * 4096) for i in range(4)]:
-            finish(h, cookie)
-    return [logged("false a"), logged("false b")] == [4, 4]
-
-wait_for("all", all_open)
+wait_beside("all", lambda: [logged("false a"), logged("false b")] == [4, 4],
+            a, b)
 EOT
   stop_server
   serve MCSHIM_HANDLES=4 -r eval "${disk[@]}"
   client <<'EOT'
-a = conn("a")
-
-def all_open():
-    for cookie in [a.aio_pread(nbd.Buffer(1 << 20), 0) for i in range(8)]:
-        finish(a, cookie)
-    return logged("true a") == 4
-
-wait_for("all", all_open)
+wait_beside("all", lambda: logged("true a") == 4, conn("a"))
 EOT
 }
 
@@ -1259,8 +1239,8 @@ def calls():
     with open(log) as f:
         return sorted(f.read().split())
 
-wait_for("more handles", lambda: calls() ==
-         sorted("16384 0 16384 16384 7232 32768".split()))
+wait_beside("more handles", lambda: calls() ==
+            sorted("16384 0 16384 16384 7232 32768".split()), h)
 EOT
 }
 

@@ -168,6 +168,18 @@ def wait_for(what, test):
 
 # The server and its plugin ##################################################
 
+def wait_beside(what, test, *connections):
+    """The same, and meanwhile each connection has requests under way at the
+    same time: so more handles are opened, whatever the plugin is."""
+    def ask():
+        for h in connections:
+            for cookie in [h.aio_pread(nbd.Buffer(512), i * 4096)
+                           for i in range(8)]:
+                finish(h, cookie)
+        return test()
+    wait_for(what, ask)
+
+
 def logged(line):
     """How often the line is in the plugin's log."""
     with open(log) as f:
