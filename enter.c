@@ -2,8 +2,8 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* How a request gets into its handle, and a write gets its blocks: see "Order" at
- * the head of replicate.c.
+/* How a request gets into its handle, and a write gets its blocks: see "Order"
+ * at the head of replicate.c.
  */
 
 #include <errno.h>
@@ -67,8 +67,8 @@ is_quiet (struct handle *h)
 }
 
 /* Have H, one of whose blocks another handle is to write, written back while
- * no write is inside.  Needs "lock", and lets go of it meanwhile.  Returns 0 or
- * an errno.
+ * no write is inside.  Needs "lock", and lets go of it meanwhile.  Returns 0
+ * or an errno.
  */
 static int
 write_back (struct group *g, struct handle *h)
@@ -139,8 +139,8 @@ handle_claims (struct handle *h, uint64_t offset, uint64_t count)
   return true;
 }
 
-/* Have what other handles claim of the blocks that H will write be past, as
- * of write-back *OWED.  Needs "lock", and lets go of it meanwhile.  Returns 0 or
+/* Have what other handles claim of the blocks that H will write be past, as of
+ * write-back *OWED.  Needs "lock", and lets go of it meanwhile.  Returns 0 or
  * an errno.
  */
 static int
@@ -165,8 +165,8 @@ write_back_others (struct handle *h, uint64_t offset, uint64_t count,
       if (err != 0)
         return err;
       /* It may only have looked like a later one. */
-      atomic_compare_exchange_strong (slot, &claim,
-                                      (claim & ~(SPELLS - 1)) | owner->flushed);
+      atomic_compare_exchange_strong (slot, &claim, owner->flushed |
+                                      (claim & ~(SPELLS - 1)));
     }
     wrote = wrote_by (owner, claim, owner->flushed);
     if (*owed < wrote)

@@ -2,8 +2,8 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* Groups and handles come and go: see replicate.h, and "Closing" at the head of
- * replicate.c.
+/* Groups and handles come and go: see replicate.h, and "Closing" at the head
+ * of replicate.c.
  */
 
 #include <errno.h>
@@ -184,21 +184,23 @@ handle_gives_up (struct handle *h)
 void
 handle_joins (struct handle *h)
 {
+  struct statistics *s = &shared.statistics;
   struct group *g = h->group;
 
   lock_groups ();
   LIST_INSERT_HEAD (&g->handles, h, in_group);
   if (!h->further) {
-    shared.statistics.connections_opened[h->resolution.verdict]++;
-    if (++shared.statistics.connections_open > shared.statistics.connections_most_at_once)
-      shared.statistics.connections_most_at_once = shared.statistics.connections_open;
+    s->connections_opened[h->resolution.verdict]++;
+    if (++s->connections_open > s->connections_most_at_once)
+      s->connections_most_at_once = s->connections_open;
   }
-  if (++shared.statistics.handles_open > shared.statistics.handles_most_at_once)
-    shared.statistics.handles_most_at_once = shared.statistics.handles_open;
+  if (++s->handles_open > s->handles_most_at_once)
+    s->handles_most_at_once = s->handles_open;
 
   if (g->kind == REPLICATES && h->flushable)
     atomic_fetch_or (&h->state, HELD); /* until its first write */
-  if (g->kind == REPLICATES && h->flushable && g->written + g->writing > h->seen) {
+  if (g->kind == REPLICATES && h->flushable &&
+      g->written + g->writing > h->seen) {
     /* A write-back that has not ended is left to its round's second phase. */
     mark (h, READ_MARKED);
     if (g->written > h->seen) {
@@ -251,7 +253,8 @@ handle_leaves (struct handle *h)
     else
       must (pthread_cond_wait (&h->changed, &shared.lock));
   if (atomic_load (&h->state) & WRITE_DIRTY) {
-    if (h->resolution.replicate && h->flushable && shared.policy.flush_on_close)
+    if (h->resolution.replicate && h->flushable &&
+        shared.policy.flush_on_close)
       err = flush_at_close (g, h);
     else {
       /* The plugin may write them back as it closes. */

@@ -2,7 +2,8 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* What replicate.c shares with group.c and enter.c: the group, and the lock. */
+/* What replicate.c shares with group.c and enter.c: the group, and the lock.
+ */
 
 #ifndef MCSHIM_GROUP_H
 #define MCSHIM_GROUP_H
@@ -22,8 +23,8 @@ struct waiter {
   struct flushed result;
 };
 
-/* Keeps writes out of a handle while it is written back, for a write of another
- * one.
+/* Keeps writes out of a handle while it is written back, for a write of
+ * another one.
  */
 struct holder {
   LIST_ENTRY (holder) of_handle;

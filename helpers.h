@@ -50,8 +50,8 @@ extern void helpers_unlist (struct job *j);
  */
 extern bool helpers_call (struct job *j, unsigned n);
 
-/* Do all of J, which is not listed, with the helpers that its work calls.  Must
- * not hold the lock.
+/* Do all of J, which is not listed, with the helpers that its work calls.
+ * Must not hold the lock.
  */
 extern void helpers_share (struct job *j);
 

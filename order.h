@@ -8,10 +8,10 @@
  *
  * A handle that writes is an owner.  It has a number, and counts its flushes:
  * what it writes between two of them is a spell.  Each block has a slot in the
- * table, which names the owner and the spell of the block's last write.  Blocks
- * share slots, those that are near each other only in a large disk.  So a slot
- * may name an owner that has not written the block, which costs a flush too
- * many; it never fails to name one that has.
+ * table, which names the owner and the spell of the block's last write.
+ * Blocks share slots, those that are near each other only in a large disk.  So
+ * a slot may name an owner that has not written the block, which costs a flush
+ * too many; it never fails to name one that has.
  */
 
 #ifndef MCSHIM_ORDER_H
@@ -23,7 +23,7 @@
 #include <stdint.h>
 
 #define SLOT_BITS  20           /* 4 GiB of blocks of 4 KiB are all apart */
-#define SPELL_BITS 18           /* of a slot; the others are the owner's number */
+#define SPELL_BITS 18           /* of a slot; the rest is the owner's number */
 #define SPELLS     ((uint32_t) 1 << SPELL_BITS)
 #define OWNERS     ((uint32_t) 1 << (32 - SPELL_BITS))
 #define KEPT       4            /* spells of an owner; divides SPELLS */
@@ -87,8 +87,8 @@ is_later (uint32_t claim, uint32_t spell)
 }
 
 /* By which write-back of the group everything was written back that OWNER's
- * CLAIM, whose spell is not later than FLUSHED, stands for.  For a spell that is
- * not kept this is the oldest that is.
+ * CLAIM, whose spell is not later than FLUSHED, stands for.  For a spell that
+ * is not kept this is the oldest that is.
  */
 static inline uint64_t
 wrote_by (const struct owner *owner, uint32_t claim, uint32_t flushed)

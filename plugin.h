@@ -52,8 +52,8 @@ extern void log_foreseen (void);
  */
 extern void log_resolution (const struct resolution *r);
 
-/* A flush of the handle of C, for which other connections wait, has failed: log
- * once which function of the server the plugin should not call in it.
+/* A flush of the handle of C, for which other connections wait, has failed:
+ * log once which function of the server the plugin should not call in it.
  */
 extern void log_failed_flush (const struct context *c);
 

@@ -544,7 +544,8 @@ policy_resolve (const struct policy *p, const struct traits *t)
       r.notice =
         "warning: MCSHIM_TRACK_DIRTY=fast: flushes are not replicated here, "
         "and the plugin has no multi-conn: after one connection's flush, "
-        "those that others need are skipped: set MCSHIM_TRACK_DIRTY=connection";
+        "those that others need are skipped: "
+        "set MCSHIM_TRACK_DIRTY=connection";
   }
   return r;
 }

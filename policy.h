@@ -142,8 +142,8 @@ bool policy_helps (const struct policy *p);
  */
 uint32_t policy_block (const struct policy *p, uint32_t preferred);
 
-/* The stripe, which is not less than BLOCK.  If it is not set, no handle has two
- * pieces of a request that is not very long.
+/* The stripe, which is not less than BLOCK.  If it is not set, no handle has
+ * two pieces of a request that is not very long.
  */
 uint64_t policy_stripe (const struct policy *p, uint32_t block);
 

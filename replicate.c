@@ -203,7 +203,8 @@ call_help (struct group *g, unsigned mine)
   helpers_call (&rounds, n);
 }
 
-/* All that H wrote up to CLAIM's spell has been written back.  Needs "lock". */
+/* All that H wrote up to CLAIM's spell has been written back.  Needs "lock".
+ */
 void
 end_spell (struct handle *h, uint32_t claim)
 {
@@ -241,7 +242,8 @@ flush_handle (struct handle *h, unsigned mine, bool write_back)
 
   latency_add (&shared.statistics.plugin_flushes, ns);
   expected = &expected_ns[write_back];
-  *expected = *expected == UINT64_MAX ? ns : *expected - *expected / 4 + ns / 4;
+  *expected = *expected == UINT64_MAX ? ns :
+    *expected - *expected / 4 + ns / 4;
 
   if (err != 0) {
     shared.statistics.failed_flushes++;
@@ -324,9 +326,9 @@ run_owed (struct handle *h)
 }
 
 /* Let the caller in, which WRITES or not, and count it, once the handle has
- * seen write-back OWED.  What the handle owes beyond that is for those that come later, so
- * that flushes never keep a request out for long.  Needs "lock", and may
- * let go of it.  Returns 0, or the errno of an owed flush.
+ * seen write-back OWED.  What the handle owes beyond that is for those that
+ * come later, so that flushes never keep a request out for long.  Needs
+ * "lock", and may let go of it.  Returns 0, or the errno of an owed flush.
  */
 int
 admit (struct handle *h, uint64_t owed, bool writes)

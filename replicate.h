@@ -57,7 +57,7 @@ struct handle {
   uint64_t gate;                /* what keeps a request out; constant */
   _Atomic uint64_t reads, writes; /* calls of the plugin, for statistics */
   void *plugin;                 /* the plugin's own; constant */
-  struct order *order;          /* once it has written; constant from then on */
+  struct order *order;          /* once it has written; constant then */
   _Atomic uint32_t claim;       /* of what it writes now */
   unsigned shift;               /* log2 of the table's block; constant, too */
   uint64_t block;               /* a write may change all of one; constant */
@@ -102,7 +102,7 @@ struct statistics {
   uint64_t rounds;              /* those that made any */
   uint64_t flushes_owed;        /* replicas left to a handle's next request */
   uint64_t owed_flushes;        /* plugin flushes that such requests made */
-  uint64_t conflicts;           /* writes before which another handle flushed */
+  uint64_t conflicts;           /* writes that had another handle flushed */
   uint64_t flushes_at_close;
   uint64_t failed_flushes;      /* of the plugin */
   uint64_t writes, reads, pieces;
@@ -122,7 +122,7 @@ struct replicate_ops {
    */
   int (*flush) (struct handle *h);
   void (*helper_starts) (void); /* called first on each helper thread */
-  bool (*server_ends) (void);   /* on a thread of the server, without the lock */
+  bool (*server_ends) (void);   /* on a server's thread, without the lock */
 };
 
 /* Call both before the first handle. */
@@ -147,8 +147,8 @@ extern int handle_opens (struct handle *h, const char *name);
  */
 extern bool handle_settles (struct handle *h, bool replicate);
 
-/* The same as handle_opens for a further handle of FIRST's connection: it joins that group,
- * and copies what is known of FIRST.
+/* The same as handle_opens for a further handle of FIRST's connection: it
+ * joins that group, and copies what is known of FIRST.
  */
 extern void handle_opens_beside (struct handle *h, const struct handle *first);
 
@@ -186,8 +186,8 @@ extern struct flushed replicate_flush (struct handle *h);
  */
 extern int replicate_for_connection (struct handle *h);
 
-/* Have H see what has been done on all handles of its connection.  Returns 0 or
- * the errno of a flush.
+/* Have H see what has been done on all handles of its connection.  Returns 0
+ * or the errno of a flush.
  */
 extern int handle_catches_up (struct handle *h);
 
@@ -206,8 +206,8 @@ extern bool handle_claims (struct handle *h, uint64_t offset, uint64_t count);
 extern int handle_wrote (struct handle *h, int r);
 extern int handle_left (struct handle *h, int r);
 
-/* Claim the block that H, which is counted inside, will write.  Returns false if
- * it is not so easy: there are several, or neither H nor nobody has it.
+/* Claim the block that H, which is counted inside, will write.  Returns false
+ * if it is not so easy: there are several, or neither H nor nobody has it.
  */
 static inline bool
 request_claims (struct handle *h, uint64_t offset, uint64_t count)
@@ -246,8 +246,8 @@ request_enters (struct handle *h, bool writes, uint64_t offset, uint64_t count,
     __builtin_expect (request_claims (h, offset, count), 1);
 }
 
-/* Let it in where it was not.  Returns 0, or the errno of a flush that had to come
- * first.
+/* Let it in where it was not.  Returns 0, or the errno of a flush that had to
+ * come first.
  */
 static inline int
 request_waits (struct handle *h, bool writes, uint64_t offset, uint64_t count,
@@ -259,8 +259,8 @@ request_waits (struct handle *h, bool writes, uint64_t offset, uint64_t count,
     handle_enter_write (h, offset, count, inside);
 }
 
-/* Around every data callback of the plugin except flush.  WRITES is true for
- * a write, zero or trim, of COUNT bytes at OFFSET.  request_begin returns 0, or
+/* Around every data callback of the plugin except flush.  WRITES is true for a
+ * write, zero or trim, of COUNT bytes at OFFSET.  request_begin returns 0, or
  * the errno of a flush that had to come first; then neither the plugin nor
  * request_end must be called.  request_end leaves errno alone, and returns R,
  * which need not be saved meanwhile.

@@ -14,7 +14,8 @@
 
 #define ALWAYS_INLINE inline __attribute__ ((always_inline))
 
-enum kind { PREAD, CACHE, EXTENTS, PWRITE, TRIM, ZERO }; /* three write */
+/* From PWRITE on they write. */
+enum kind { FLUSH, PREAD, CACHE, EXTENTS, PWRITE, TRIM, ZERO };
 
 /* A request, or a piece of one. */
 struct request {
@@ -40,6 +41,8 @@ static ALWAYS_INLINE int
 call_plugin (void *handle, const struct request *r)
 {
   switch (r->kind) {
+  case FLUSH:
+    return plugin.flush (handle, r->flags);
   case PREAD:
     return plugin.pread (handle, r->buf, r->count, r->offset, r->flags);
   case CACHE:
@@ -55,20 +58,30 @@ call_plugin (void *handle, const struct request *r)
   }
 }
 
-/* The same on any thread, as if it were the connection's. */
+/* The same on any thread, as if it were one of H's connection: see
+ * context_enter.  Returns 0 or an errno.
+ */
 static int
-call_beside (struct handle *h, const struct request *r)
+call_on_any_thread (struct handle *h, const struct request *r, bool flush,
+                    struct visit *v)
 {
-  struct visit v;
   int err;
 
-  context_enter (&h->connection->context, false, &v);
+  context_enter (&h->connection->context, flush, v);
   nbdkit_set_error (0);
   errno = 0;
   err = call_plugin (h->plugin, r) == -1 ?
     server_error (plugin.errno_is_preserved) : 0;
-  context_leave (&v);
-  return result (err);
+  context_leave (v);
+  return err;
+}
+
+static int
+call_beside (struct handle *h, const struct request *r)
+{
+  struct visit v;
+
+  return result (call_on_any_thread (h, r, false, &v));
 }
 
 enum part { WHOLE, PIECE, PIECE_BESIDE };
@@ -178,8 +191,8 @@ cut (struct spread *s, struct request *left)
 static void
 count_cut (struct handle *first, enum kind kind)
 {
-  atomic_fetch_add_explicit (kind >= PWRITE ? &first->writes : &first->reads, 1,
-                             memory_order_relaxed);
+  atomic_fetch_add_explicit (kind >= PWRITE ? &first->writes : &first->reads,
+                             1, memory_order_relaxed);
 }
 
 /* A request whose pieces run at the same time. */
@@ -197,7 +210,7 @@ take_piece (struct job *job)
 {
   struct batch *b = (struct batch *) job;
   struct spread *s = b->spread;
-  const unsigned width = spread_width (s);
+  const unsigned width = spread_width (s); /* may have grown */
   struct request piece;
   uint32_t more;
   int err;
@@ -205,11 +218,11 @@ take_piece (struct job *job)
   if (b->left.count == 0 || job->running > width)
     return false;
   piece = cut (s, &b->left);
-  /* There may be more handles by now. */
   more = (b->left.count + s->stripe - 1) / s->stripe;
-  if (more > 0 && job->running < width)
-    helpers_call (job, more < width - job->running ? more :
-                  width - job->running);
+  if (more > width - job->running)
+    more = width - job->running;
+  if (more > 0)
+    helpers_call (job, more);
   helpers_unlock ();
   err = run_on_one (s, &piece, PIECE_BESIDE, true) == -1 ?
     server_error (plugin.errno_is_preserved) : 0;
@@ -296,8 +309,8 @@ serve_long (struct connection *c, void *buf, uint32_t count, uint64_t offset,
 }
 
 /* Requests that are not short: a connection may have several handles, or it is
- * not easy to get in.  The arguments are where a callback has got them, so that
- * nothing need be saved before.
+ * not easy to get in.  The arguments are where a callback has got them, so
+ * that nothing need be saved before.
  */
 typedef int several_fn (struct connection *c, void *buf, uint32_t count,
                         uint64_t offset, uint32_t flags);
@@ -350,32 +363,37 @@ int
 shim_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
             uint32_t flags)
 {
-  return serve (handle, buf, count, offset, flags, PREAD, several_PREAD, slow_PREAD);
+  return serve (handle, buf, count, offset, flags, PREAD, several_PREAD,
+                slow_PREAD);
 }
 
 int
 shim_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset,
              uint32_t flags)
 {
-  return serve (handle, (void *) buf, count, offset, flags, PWRITE, several_PWRITE, slow_PWRITE);
+  return serve (handle, (void *) buf, count, offset, flags, PWRITE,
+                several_PWRITE, slow_PWRITE);
 }
 
 int
 shim_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  return serve (handle, NULL, count, offset, flags, TRIM, several_TRIM, slow_TRIM);
+  return serve (handle, NULL, count, offset, flags, TRIM, several_TRIM,
+                slow_TRIM);
 }
 
 int
 shim_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  return serve (handle, NULL, count, offset, flags, ZERO, several_ZERO, slow_ZERO);
+  return serve (handle, NULL, count, offset, flags, ZERO, several_ZERO,
+                slow_ZERO);
 }
 
 int
 shim_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  return serve (handle, NULL, count, offset, flags, CACHE, several_CACHE, slow_CACHE);
+  return serve (handle, NULL, count, offset, flags, CACHE, several_CACHE,
+                slow_CACHE);
 }
 
 /* Ask one handle, which may tell about what others have served. */
@@ -409,18 +427,13 @@ shim_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
 int
 flush_one (struct handle *h)
 {
+  static const struct request flush = { .kind = FLUSH };
   struct visit v;
-  int r;
+  const int err = call_on_any_thread (h, &flush, h->resolution.replicate, &v);
 
-  context_enter (&h->connection->context, h->resolution.replicate, &v);
-  nbdkit_set_error (0);
-  errno = 0;
-  r = plugin.flush (h->plugin, 0) == -1 ?
-    server_error (plugin.errno_is_preserved) : 0;
-  context_leave (&v);
-  if (r != 0 && v.bare)
+  if (err != 0 && v.bare)
     log_failed_flush (&h->connection->context);
-  return r;
+  return err;
 }
 
 /* The plugin has said that it can't flush here.  The server calls its flush

@@ -135,8 +135,8 @@ wait_for_others (struct spread *s)
   return 0;
 }
 
-/* Have the connection to oneself, and flush it.  Needs the lock, and lets go of
- * it meanwhile.  Returns 0, or an errno: then it was for nothing.
+/* Have the connection to oneself, and flush it.  Needs the lock, and lets go
+ * of it meanwhile.  Returns 0, or an errno: then it was for nothing.
  */
 static int
 be_alone (struct spread *s)

@@ -7,8 +7,8 @@
  *
  * A connection that only reads takes any idle handle.  One that can write
  * chooses by range.  The export is cut into stripes, and these are dealt out
- * in turn to the handles that are in use: as many as "modulus" says.  So even if
- * handles share nothing, a request finds what was done before in the same
+ * in turn to the handles that are in use: as many as "modulus" says.  So even
+ * if handles share nothing, a request finds what was done before in the same
  * place, and in that order.  A request that crosses into another stripe is cut
  * there.
  *
@@ -21,12 +21,14 @@
  *
  * At first one handle is in use.  More are opened one at a time, by a thread
  * that helps if there is one, once a request comes while another is inside, or
- * is cut.  Requests go on meanwhile.  With "any" a new handle is in use at once.
- * Otherwise there are twice as many in use when that many are open, or all when
- * no more can be opened: a stripe then goes to another handle, so this is
- * alone, too, after a flush.  If an open fails, the next one is some time later.
- * So long a handle with which a read failed, and not with the first one, is left
- * alone: a server may allow fewer connections.
+ * is cut.  Requests go on meanwhile.  With "any" a new handle is in use at
+ * once.  Otherwise there are twice as many in use when that many are open, or
+ * all when no more can be opened.  Stripes then go to other handles, so this
+ * is done alone, too, after a flush.
+ *
+ * If an open fails, the next one is some time later.  If a read fails with a
+ * handle, and not with the first one, that handle is left alone as long: a
+ * server may allow fewer connections.
  */
 
 #ifndef MCSHIM_SPREAD_H
@@ -83,7 +85,7 @@ struct spread {
   /* For spread_pays.  Two requests that mix them up do no harm. */
   _Atomic unsigned tries;       /* with "tried" handles */
   _Atomic unsigned tried;
-  _Atomic uint64_t took[2];     /* for 64 KiB: a whole one, and one that is cut */
+  _Atomic uint64_t took[2];     /* for 64 KiB of a whole one, and a cut one */
 
   pthread_mutex_t lock;         /* guards the rest, and each wait */
   pthread_cond_t changed;
@@ -195,12 +197,12 @@ spread_cuts (struct spread *s)
      atomic_load (&s->inside) == 0);
 }
 
-/* Where a whole request would do as well, and nothing else is under way: does it
- * pay to cut it?  That depends on what is behind the plugin: a connection that
- * is slow, or an answer that takes its time however long it is.  So both are
- * tried in turn, and what is faster is taken from then on.  Now and then, and
- * when there are twice as many handles, it is tried again.  Say afterwards what it TOOK
- * for LEN bytes, in nanoseconds.
+/* Where a whole request would do as well, and nothing else is under way: does
+ * it pay to cut it?  That depends on what is behind the plugin: a connection
+ * that is slow, or an answer that takes its time however long it is.  So both
+ * are tried in turn, and what is faster is taken from then on.  Now and then,
+ * and when there are twice as many handles, it is tried again.  Say afterwards
+ * what it TOOK for LEN bytes, in nanoseconds.
  */
 extern bool spread_pays (struct spread *s);
 extern void spread_took (struct spread *s, bool cut, uint32_t len,

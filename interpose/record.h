@@ -44,20 +44,20 @@ extern void context_init (const struct link_map *plugin);
  */
 extern const char *context_lacks (const struct context *c);
 
-/* Does what the plugin asks the server for C's handle, in a request, go as well
- * on a thread that is not the server's?
+/* Does what the plugin asks the server for C's handle, in a request, go as
+ * well on a thread that is not the server's?
  */
 extern bool context_travels (const struct context *c);
 
 /* Call it on the thread on which the server has just opened the handle. */
 extern void context_capture (struct context *c);
 
-/* Around a plugin flush, on any thread: what it asks the server about its
- * connection is answered for the handle of C, or is an error.  OTHERS is
- * true if other connections wait for this flush: then nbdkit_nanosleep
- * must not end because one of them has left.  Set C->closing, on a thread
- * of its connection, once the server closes the handle.  Between the two
- * calls server_error gives this flush's error; afterwards the thread's
+/* Around a plugin flush, an open or a part of a request, on any thread: what
+ * it asks the server about its connection is answered for the handle of C, or
+ * is an error.  OTHERS is true if other connections wait for this flush: then
+ * nbdkit_nanosleep must not end because one of them has left.  Set C->closing,
+ * on a thread of its connection, once the server closes the handle.  Between
+ * the two calls server_error gives this call's error; afterwards the thread's
  * earlier error is back.
  */
 struct visit {
