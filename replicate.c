@@ -248,14 +248,12 @@ flush_handle (struct handle *h, unsigned mine, bool write_back)
   if (err != 0) {
     shared.statistics.failed_flushes++;
     mark (h, taken);
-    h->seen = seen;
+    h->seen = seen;             /* a flush beside this one may have ended */
   }
-  else if (covers && atomic_load (&h->state) & READ_MARKED)
-    /* A request that has entered meanwhile may have taken what was about to
-     * be dropped, and may put it into another cache of the handle.
+  else if (covers && !(atomic_load (&h->state) & READ_MARKED))
+    /* Otherwise a request that has entered meanwhile may have taken what was
+     * about to be dropped, and may put it into another cache of the handle.
      */
-    h->seen = seen;
-  else if (covers && h->seen < began)
     h->seen = began;
   /* A flush beside this one may have paid for what this one has put back. */
   if (h->seen < h->owed)

@@ -498,12 +498,11 @@ inline flush_ends (i)
 #endif
      conn[i].seen = before
 #ifndef NO_ENTERED
-  :: !failed && covers && conn[i].read_marked -> conn[i].seen = before
   :: !failed && covers && !conn[i].read_marked ->
 #else
   :: !failed && covers ->
 #endif
-     conn[i].seen = (conn[i].seen < began -> began : conn[i].seen);
+     conn[i].seen = began;
      conn[i].owes = conn[i].owes && conn[i].seen < conn[i].owed
   :: else
   fi;
