@@ -697,20 +697,26 @@ replicate_for_connection (struct handle *h)
   return err;
 }
 
-int
-handle_catches_up (struct handle *h)
+bool
+connection_is_clean (struct handle *h)
 {
-  bool dirty = false;
+  bool clean = true;
   struct handle *h2;
-  int err;
 
   lock_groups ();
   LIST_FOREACH (h2, &h->group->handles, in_group)
     if (h2->connection == h->connection &&
         ((atomic_load (&h2->state) & WRITE_DIRTY) || h2->flushing > 0))
-      dirty = true;
+      clean = false;
   unlock_groups ();
-  err = dirty ? replicate_for_connection (h) : 0;
+  return clean;
+}
+
+int
+handle_catches_up (struct handle *h)
+{
+  const int err = connection_is_clean (h) ? 0 : replicate_for_connection (h);
+
   lock_groups ();
   owe (h, h->group->written);
   unlock_groups ();

@@ -186,6 +186,9 @@ extern struct flushed replicate_flush (struct handle *h);
  */
 extern int replicate_for_connection (struct handle *h);
 
+/* Is nothing unflushed on any handle of H's connection? */
+extern bool connection_is_clean (struct handle *h);
+
 /* Have H see what has been done on all handles of its connection.  Returns 0
  * or the errno of a flush.
  */

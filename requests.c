@@ -161,14 +161,11 @@ run_on_one (struct spread *s, const struct request *request, enum part part,
 static int
 run_alone (struct connection *c, const struct request *request)
 {
-  int r = result (spread_alone_begin (c->spread)), failed, err;
+  int r = result (spread_alone_begin (c->spread));
 
   if (r != -1) {
     r = run (&c->handle, request, WHOLE);
-    failed = r == -1 ? server_error (plugin.errno_is_preserved) : 0;
-    err = spread_alone_end (c->spread);
-    if (failed || err)
-      r = result (failed ? failed : err);
+    spread_alone_end (c->spread);
   }
   return r;
 }
@@ -246,10 +243,26 @@ run_batch (struct spread *s, const struct request *request)
   return result (b.err);
 }
 
+/* Run R on one handle, which may tell about what others have served. */
+static int
+ask_one (struct connection *c, const struct request *r)
+{
+  struct handle *h = spread_enter (c->spread, r->offset);
+  int err, ret;
+
+  if (h == NULL)
+    return result (errno);
+  err = spread_width (c->spread) > 1 ? handle_catches_up (h) : 0;
+  ret = err ? result (err) : run (h, r, WHOLE);
+  spread_leave (c->spread, h);
+  return ret;
+}
+
 /* Run a request that may be cut or not. */
 static int
-run_faster (struct spread *s, const struct request *request)
+run_faster (struct connection *c, const struct request *request)
 {
+  struct spread *s = c->spread;
   const uint64_t start = now_ns ();
   const bool cut = spread_pays (s);
   int r;
@@ -259,7 +272,7 @@ run_faster (struct spread *s, const struct request *request)
     r = run_batch (s, request);
   }
   else
-    r = run_on_one (s, request, WHOLE, true);
+    r = s->any ? run_on_one (s, request, WHOLE, true) : ask_one (c, request);
   spread_took (s, cut, request->count, now_ns () - start);
   return r;
 }
@@ -299,8 +312,9 @@ serve_long (struct connection *c, void *buf, uint32_t count, uint64_t offset,
   if ((kind == TRIM || kind == ZERO) && c->handle.flushable &&
       spread_is_long (s, count))
     return run_alone (c, &r);
-  if (beside && s->any)
-    return run_faster (s, &r);
+  if (beside && (s->any || (kind < EXTENTS && c->handle.flushable &&
+                            connection_is_clean (&c->handle))))
+    return run_faster (c, &r);
   if (s->any)
     return run_on_one (s, &r, WHOLE, true);
   if (spread_width (s) > 1)
@@ -394,21 +408,6 @@ shim_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
   return serve (handle, NULL, count, offset, flags, CACHE, several_CACHE,
                 slow_CACHE);
-}
-
-/* Ask one handle, which may tell about what others have served. */
-static int
-ask_one (struct connection *c, const struct request *r)
-{
-  struct handle *h = spread_enter (c->spread, r->offset);
-  int err, ret;
-
-  if (h == NULL)
-    return result (errno);
-  err = spread_width (c->spread) > 1 ? handle_catches_up (h) : 0;
-  ret = err ? result (err) : run (h, r, WHOLE);
-  spread_leave (c->spread, h);
-  return ret;
 }
 
 int

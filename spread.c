@@ -103,19 +103,7 @@ open_to_others (struct spread *s, bool unflushed)
   announce_change (s);
 }
 
-/* The last step of the request that is alone.  Needs the lock, and lets go of
- * it meanwhile.  Returns 0 or an errno.
- */
-static int
-flush_and_open (struct spread *s)
-{
-  const int err = flush_alone (s);
-
-  open_to_others (s, err != 0);
-  return err;
-}
-
-/* Wait until no request is alone, and flush what the last one could not.
+/* Wait until no request is alone, and flush what the last one has done.
  * Needs the lock, and lets go of it meanwhile.  Returns 0 or an errno.
  */
 static int
@@ -126,7 +114,8 @@ wait_for_others (struct spread *s)
   while (s->inside & ALONE)
     if (s->unflushed) {
       s->unflushed = false;
-      err = flush_and_open (s);
+      err = flush_alone (s);
+      open_to_others (s, err != 0);
       if (err != 0)
         return err;
     }
@@ -135,18 +124,27 @@ wait_for_others (struct spread *s)
   return 0;
 }
 
-/* Have the connection to oneself, and flush it.  Needs the lock, and lets go
- * of it meanwhile.  Returns 0, or an errno: then it was for nothing.
+/* Have the connection to oneself.  Needs the lock, and lets go of it meanwhile.
+ */
+static void
+be_alone (struct spread *s)
+{
+  s->unflushed = false;
+  s->inside |= ALONE;
+  while (s->inside != ALONE)
+    wait_for_change (s);
+}
+
+/* And flush it, for which nothing may be unflushed.  Returns 0, or an errno:
+ * then it was for nothing.
  */
 static int
-be_alone (struct spread *s)
+flush_and_be_alone (struct spread *s)
 {
   int err = wait_for_others (s);
 
   if (err == 0) {
-    s->inside |= ALONE;
-    while (s->inside != ALONE)
-      wait_for_change (s);
+    be_alone (s);
     err = flush_alone (s);
     if (err != 0)
       open_to_others (s, false);
@@ -196,7 +194,7 @@ open_one (struct spread *s)
     }
   }
   if (!s->any && s->nr > s->modulus && (s->nr == goal || !ok)) {
-    if (be_alone (s) == 0) {
+    if (flush_and_be_alone (s) == 0) {
       s->modulus = s->nr;
       open_to_others (s, false);
     }
@@ -425,21 +423,26 @@ spread_look (struct spread *s)
 int
 spread_alone_begin (struct spread *s)
 {
-  int err;
+  int err = 0;
 
   must (pthread_mutex_lock (&s->lock));
-  err = be_alone (s);
+  while (s->inside & ALONE && !s->unflushed)
+    wait_for_change (s);
+  if (s->unflushed)             /* only the first handle holds anything */
+    be_alone (s);
+  else
+    err = flush_and_be_alone (s);
   must (pthread_mutex_unlock (&s->lock));
   return err;
 }
 
-int
+void
 spread_alone_end (struct spread *s)
 {
-  int err;
+  const int saved = errno;
 
   must (pthread_mutex_lock (&s->lock));
-  err = flush_and_open (s);
+  open_to_others (s, true);
   must (pthread_mutex_unlock (&s->lock));
-  return err;
+  errno = saved;
 }

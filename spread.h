@@ -13,11 +13,12 @@
  * there.
  *
  * A zero or trim of very many stripes would need as many calls.  It is one
- * call instead, alone on its connection, between two flushes.  The first one
- * writes back all that the handles hold, so that none of it later overwrites
- * the zeroes.  After the second one no handle has an older copy, and no zero
- * later overwrites what others have written.  Until it succeeds no request is
- * let in.
+ * call of the first handle instead, alone on its connection, between two
+ * flushes.  The first one writes back all that the handles hold, so that none
+ * of it later overwrites the zeroes.  The second one is the next request's, if
+ * that is not such a zero again: after it no handle has an older copy, and no
+ * zero later overwrites what others have written.  Until it succeeds no request
+ * is let in.
  *
  * At first one handle is in use.  More are opened one at a time, by a thread
  * that helps if there is one, once a request comes while another is inside, or
@@ -92,7 +93,8 @@ struct spread {
   bool opening;                 /* somebody opens handles */
   bool closing;                 /* nobody should */
   bool said;                    /* that an open has failed */
-  bool unflushed;               /* ALONE is set, and is nobody's */
+  bool unflushed;               /* ALONE is set, is nobody's, and a flush
+                                 * takes it away */
   struct handle *handle[];      /* constant once it is there */
 };
 
@@ -114,13 +116,13 @@ extern void spread_close (struct spread *s);
 extern void spread_opens (struct spread *s);
 
 /* Between the two, the caller, which is not inside, has the connection to
- * itself: what was inside has come out, and nothing comes in.  Each of them
- * flushes, and returns 0 or the errno of that flush.  If the first one fails,
- * do not call the second.  If the second one fails, the next request tries
- * that flush again first.
+ * itself, and uses its first handle: what was inside has come out, and nothing
+ * comes in.  What is in other handles is flushed before.  Returns 0, or the
+ * errno of that flush: then do not call the second.  The next request flushes
+ * before it is let in.  spread_alone_end leaves errno alone.
  */
 extern int spread_alone_begin (struct spread *s);
-extern int spread_alone_end (struct spread *s);
+extern void spread_alone_end (struct spread *s);
 
 /* All handles, by number from 0; NULL if there are not so many. */
 static inline struct handle *
@@ -171,7 +173,7 @@ spread_length (struct spread *s, uint64_t offset, uint32_t len)
 }
 
 /* Is a request too long to be cut?  Up to so many calls of a handle, one after
- * the other, are no worse than being alone with two flushes.
+ * the other, are no worse than being alone between two flushes.
  */
 #define PIECES_OF_HANDLE 4
 
@@ -194,7 +196,7 @@ spread_cuts (struct spread *s)
 
   return s->beside && !s->shared &&
     (s->any ? atomic_load (&s->idle) == (all & ~atomic_load (&s->resting)) :
-     atomic_load (&s->inside) == 0);
+     (atomic_load (&s->inside) & ~ALONE) == 0);
 }
 
 /* Where a whole request would do as well, and nothing else is under way: does

@@ -11,7 +11,9 @@
  * caches as a whole.  One cell of the block is followed.  A write sets it; a
  * write to the neighbourhood makes the block dirty with the cell as it is in
  * the cache, or on the disk if it is not cached.  A request is for one range,
- * or crosses from 0 into 1.  A long zero is one call on handle 0 for both.
+ * or crosses from 0 into 1.  It is split there, or a read is one call if nothing
+ * is unflushed, on handle 0, which then sees what handle 1 has done.  A long zero
+ * is one call on handle 0 for both.
  *
  * The thread model is SERIALIZE_REQUESTS.  In PARALLEL the plugin must keep the
  * order of what one handle gets at once, and the model would show nothing else.
@@ -39,9 +41,12 @@
  * Words that take something away:
  *   ANY_HANDLE       any handle for any piece
  *   NO_SPLIT         a request that crosses is one call
+ *   WHOLE_DIRTY      a read is one call although something is unflushed
+ *   WHOLE_BESIDE     although a flush has not ended
+ *   WHOLE_OLD        on a handle that may hold something older
  *   LONG_BESIDE      a long zero is not alone
  *   NO_FLUSH_BEFORE  others' writes are not written back before it
- *   NO_FLUSH_AFTER   it is not written back, nor older copies dropped, after it
+ *   NO_FLUSH_AFTER   the next request does not flush, and finds older copies
  *   NO_UNFLUSHED     others are let in although that flush has failed
  *   GROWS_BESIDE     handle 1 is taken into use while requests are inside
  *   GROWS_UNFLUSHED  nothing is flushed before that
@@ -102,6 +107,7 @@ handle h[2];
 byte disk[2];
 byte written;                   /* write-backs that have ended */
 bool round;                     /* one runs */
+byte outside;                   /* flushes outside rounds, which it waits for */
 byte begins;                    /* with this handle, if it may fail */
 
 byte modulus = 2 - GROWS;       /* handles in use */
@@ -234,7 +240,7 @@ inline replicate ()
      fi;
      j++
   :: j < 2 && !h[nth (j)].write_dirty -> j++
-  :: j == 2 -> break
+  :: j == 2 && outside == 0 -> break
   od;
   j = 0;
   do
@@ -264,9 +270,9 @@ mtype = { WRITE, NEIGHBOUR, READ };
 inline begin_piece (i)
 {
   do
-  :: atomic { h[i].owes && h[i].count == 0 -> h[i].count++ };
+  :: atomic { h[i].owes && h[i].count == 0 -> h[i].count++; outside++ };
      plugin_flush (i, 1);
-     h[i].count--
+     atomic { h[i].count--; outside-- }
   :: atomic {
        !h[i].owes && free (i) -> h[i].count++;
        if
@@ -326,8 +332,8 @@ inline call (i, range)
 }
 
 /* Wait until no request is alone, and count N more pieces or be ALONE_NEXT.
- * What the last one could not flush is flushed first; if that fails, the
- * request is refused.
+ * What the last one has left is flushed first; if that fails, the request is
+ * refused.
  */
 inline wait_for_others (n, alone_next)
 {
@@ -337,7 +343,13 @@ inline wait_for_others (n, alone_next)
      replicate ();
      atomic {
        if
-       :: failed -> unflushed = true; refused = true; break
+       :: failed -> refused = true;
+#ifdef NO_UNFLUSHED
+          alone = false;
+#else
+          unflushed = true;
+#endif
+          break
        :: else -> alone = false
        fi
      }
@@ -409,10 +421,52 @@ inline clear ()
   op = WRITE
 }
 
+#ifdef WHOLE_DIRTY
+#define dirty(i) false
+#else
+#define dirty(i) h[i].write_dirty
+#endif
+#ifdef WHOLE_BESIDE
+#define flushing(i) false
+#else
+#define flushing(i) (h[i].at[0].flushing || h[i].at[1].flushing)
+#endif
+#define clean (!dirty (0) && !dirty (1) && !flushing (0) && !flushing (1))
+
+inline read_whole ()
+{
+  wait_for_others (1, false);
+  if
+  :: refused
+  :: else ->
+     if
+     :: clean
+     :: else -> replicate (); refused = failed
+     fi;
+#ifndef WHOLE_OLD
+     h[0].owes = h[0].owes || h[0].seen < written;
+#endif
+     if
+     :: refused
+     :: else ->
+        begin_piece (0);
+        call (0, 0);
+        call (0, 1);
+        end_piece (0, false)
+     fi;
+     pieces--
+  fi;
+  at = last + 1
+}
+
 /* Split, or as it comes. */
 inline request ()
 {
   at = first;
+  if
+  :: op == READ && first < last -> read_whole ()
+  :: skip
+  fi;
 #ifdef NO_SPLIT
   if
   :: first < last ->
@@ -451,33 +505,37 @@ inline zero_on_first ()
   end_piece (0, true)
 }
 
+/* After another one that nobody has flushed, only handle 0 holds anything. */
 inline long_zero ()
 {
-#ifndef LONG_BESIDE
-  wait_for_others (0, true);
-#endif
   if
-  :: refused
-  :: else ->
+#ifndef LONG_BESIDE
+  :: atomic { unflushed -> unflushed = false };
+     pieces == 0
+  :: atomic { !alone -> alone = true };
      pieces == 0;
+#else
+  ::
+#endif
 #ifndef NO_FLUSH_BEFORE
-     replicate ();
+     replicate ()
+#else
+     skip
 #endif
-     if
-     :: failed -> refused = true; alone = false
-     :: else ->
-        zero_on_first ();
-#ifndef NO_FLUSH_AFTER
-        replicate ();
+  fi;
+  if
+  :: failed -> refused = true; alone = false
+  :: else ->
+     zero_on_first ();
+#ifdef LONG_BESIDE
+     replicate ()
+#else
+#ifdef NO_FLUSH_AFTER
+     alone = false
+#else
+     unflushed = true
 #endif
-        atomic {
-          refused = failed;
-#ifndef NO_UNFLUSHED
-          unflushed = failed;
 #endif
-          alone = unflushed
-        }
-     fi
   fi
 }
 
