@@ -388,8 +388,7 @@ act (void *arg)
 
 /* Let it go as far as it can. */
 static inline struct actor *
-start_request (enum what what, struct conn *c, unsigned cell, uint64_t count,
-               int arg)
+start (enum what what, struct conn *c, unsigned cell, uint64_t count, int arg)
 {
   struct actor *a = &actors[nr_actors++];
 
@@ -400,14 +399,6 @@ start_request (enum what what, struct conn *c, unsigned cell, uint64_t count,
   start_thread (&a->thread, act, a);
   settle ();
   return a;
-}
-
-/* ARG is the cell, or the value. */
-static inline struct actor *
-start (enum what what, struct conn *c, int arg)
-{
-  return what == READ ? start_request (what, c, arg, 0, 0) :
-    start_request (what, c, c->cell, what == WRITE ? 512 : 0, arg);
 }
 
 static inline bool
@@ -449,47 +440,6 @@ begin (enum level level)
   policy.level = level;
   replicate_init (&policy, &ops);
   replicate_set_thread_model (model);
-}
-
-/* Returns one that is open. */
-static inline struct conn *
-opened (void)
-{
-  struct conn *c = another ();
-
-  do_open (c, NULL);
-  return c;
-}
-
-static inline struct conn *
-opened_as (const char *name)
-{
-  struct conn *c = another ();
-
-  do_open (c, name);
-  return c;
-}
-
-/* A further handle. */
-static inline struct conn *
-opened_beside (struct conn *first)
-{
-  struct conn *c = another ();
-
-  /* Until it is told. */
-  c->h.flushable = !first->h.flushable;
-  c->h.multi_conn = !first->h.multi_conn;
-  c->h.resolution = (struct resolution) { .verdict = NR_VERDICTS };
-  handle_opens_beside (&c->h, &first->h);
-  CHECK (nr_held == 0);
-  CHECK (c->h.flushable == first->h.flushable);
-  CHECK (c->h.multi_conn == first->h.multi_conn);
-  CHECK (c->h.block == first->h.block);
-  CHECK (c->h.resolution.verdict == first->h.resolution.verdict);
-  CHECK (c->h.resolution.replicate == first->h.resolution.replicate);
-  plugin_open (c);
-  handle_joins (&c->h);
-  return c;
 }
 
 static inline int
