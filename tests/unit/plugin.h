@@ -339,17 +339,26 @@ do_close (struct conn *c)
   return r;
 }
 
-/* The same on threads of their own. */
+/* The same for a script. */
 
 enum what { READ, WRITE, CONTROL, FLUSH, BETWEEN, CATCH_UP, OPEN, CLOSE };
 
-/* ARG is the value. */
+struct call {
+  enum what what;
+  struct conn *c;
+  unsigned cell;
+  uint64_t count;
+  int value;
+};
+
 static int
-call (enum what what, struct conn *c, unsigned cell, uint64_t count, int arg)
+do_call (struct call call)
 {
-  switch (what) {
+  struct conn *c = call.c;
+
+  switch (call.what) {
   case READ:
-  case WRITE: return do_request (c, cell, count, arg);
+  case WRITE: return do_request (c, call.cell, call.count, call.value);
   case CONTROL: do_control (c); return 0;
   case FLUSH: return do_flush (c).err;
   case BETWEEN: return replicate_for_connection (&c->h);
@@ -360,68 +369,7 @@ call (enum what what, struct conn *c, unsigned cell, uint64_t count, int arg)
   abort ();
 }
 
-struct actor {
-  pthread_t thread;
-  enum what what;
-  struct conn *c;
-  unsigned cell;
-  uint64_t count;
-  int arg, result;
-  bool over, joined;            /* guarded by "world" */
-};
-
-static struct actor actors[4 * CONNECTIONS];
-static unsigned nr_actors;
-
-static void *
-act (void *arg)
-{
-  struct actor *a = arg;
-  const int result = call (a->what, a->c, a->cell, a->count, a->arg);
-
-  world_lock ();
-  a->result = result;
-  a->over = true;
-  world_unlock ();
-  return NULL;
-}
-
-/* Let it go as far as it can. */
-static inline struct actor *
-start (enum what what, struct conn *c, unsigned cell, uint64_t count, int arg)
-{
-  struct actor *a = &actors[nr_actors++];
-
-  CHECK (nr_actors <= sizeof actors / sizeof actors[0]);
-  *a = (struct actor) {
-    .what = what, .c = c, .cell = cell, .count = count, .arg = arg,
-  };
-  start_thread (&a->thread, act, a);
-  settle ();
-  return a;
-}
-
-static inline bool
-over (struct actor *a)
-{
-  bool r;
-
-  world_lock ();
-  r = a->over;
-  world_unlock ();
-  return r;
-}
-
-/* The call must be over.  Returns its result. */
-static inline int
-result (struct actor *a)
-{
-  CHECK (over (a));
-  if (!a->joined)
-    __wrap_pthread_join (a->thread, NULL);
-  a->joined = true;
-  return a->result;
-}
+#include "script.h"
 
 /* The beginning and the end of each test. */
 
@@ -463,8 +411,7 @@ end (void)
 {
   unsigned i;
 
-  for (i = 0; i < nr_actors; i++)
-    result (&actors[i]);
+  join_actors ();
   for (i = 0; i < nr_conns; i++)
     if (conns[i].open) {
       conns[i].flush_err = 0;

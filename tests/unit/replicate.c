@@ -23,10 +23,9 @@
  *   au       a is to see what its connection has done
  *
  * Its result may follow, as in arb=1, aw1=-EIO or af=EIO.  Without one it is
- * 0; that of a read is any.  With & before it, it runs on a thread of its own,
- * as far as it can.  These are numbered from 1:
+ * 0; that of a read is any.  With & before it, it runs on a thread of its own:
+ * see script.h.
  *
- *   1? 1=0 1 it is not over; it is, with this result; with any
  *   a[r a]r  requests wait inside the plugin; they go on; a|r: one does
  *   a[f a]f  the same for flushes
  *   a:f a:r  those that come do not wait; those that are inside do
@@ -63,15 +62,7 @@
 
 #include "plugin.h"
 
-static const struct name {
-  const char *name;
-  int value;
-} errnos[] = {
-  { "EIO", EIO }, { "ESHUTDOWN", ESHUTDOWN },
-  { "ENOSPC", ENOSPC }, { "ENXIO", ENXIO }, { "EPERM", EPERM },
-  { "ENOMEM", ENOMEM }, { "EMFILE", EMFILE },
-  { NULL, 0 }
-}, counters[] = {
+static const struct name counters[] = {
 #define COUNTER(name, field) { name, offsetof (struct statistics, field) }
   COUNTER ("flushes", client_flushes.count),
   COUNTER ("skipped", flushes_skipped_clean),
@@ -96,52 +87,8 @@ static const struct name {
   { NULL, 0 }
 };
 
-static const char *at;          /* the rest of the script, for messages */
 static struct conn *by_letter[8];
 static unsigned locks;          /* that the last request has taken */
-
-static _Noreturn void
-bad_word (void)
-{
-  unit_fail (__FILE__, __LINE__, "a word", " not known, at '%s'", at);
-}
-
-static void
-expect (int got, int wanted)
-{
-  CHECK (got == wanted, "%d, at '%s'", got, at);
-}
-
-/* The beginning of *P, which is one of NAMES. */
-static int
-look_up (const struct name *names, const char **p)
-{
-  const size_t length = strcspn (*p, "=");
-
-  for (; names->name != NULL; names++)
-    if (strlen (names->name) == length &&
-        strncmp (names->name, *p, length) == 0) {
-      *p += length;
-      return names->value;
-    }
-  bad_word ();
-}
-
-/* A number, or the name of an errno. */
-static int
-number (const char **p)
-{
-  const int sign = **p == '-' ? -1 : 1;
-  char *end;
-  int n;
-
-  *p += sign < 0;
-  n = strtol (*p, &end, 10);
-  if (end == *p)
-    return sign * look_up (errnos, p);
-  *p = end;
-  return sign * n;
-}
 
 static int
 counter (const char **p)
@@ -212,27 +159,12 @@ play_open (const char *p, bool on_thread)
     c->h.flushable = !strstr (how, "stuck");
     c->block = atoi (how) * spacing;
     if (on_thread) {
-      start (OPEN, c, 0, 0, 0);
+      start ((struct call) { OPEN, c, 0, 0, 0 });
       continue;
     }
     open_begins (c, slash ? slash + 1 : NULL, plus);
     if (!strstr (how, "opens"))
       joins (c);
-  }
-}
-
-static void
-play_actor (const char *p)
-{
-  struct actor *a = &actors[*p - '1'];
-
-  CHECK (a < actors + nr_actors, "at '%s'", at);
-  CHECK (over (a) == (p[1] != '?'), "at '%s'", at);
-  if (p[1] != '?')
-    result (a);
-  if (p[1] == '=') {
-    p += 2;
-    expect (a->result, number (&p));
   }
 }
 
@@ -244,39 +176,37 @@ play_request (struct conn *c, const char *p, bool on_thread)
     { READ, WRITE, CONTROL, FLUSH, BETWEEN, CATCH_UP, CLOSE };
   const char *op = strchr (ops, *p++);
   const unsigned before = locks_taken;
-  unsigned cell = c->cell;
-  uint64_t count = 0;
-  int arg = 0, r;
+  struct call call = { .c = c, .cell = c->cell };
+  int r;
 
   if (op == NULL)
     bad_word ();
+  call.what = whats[op - ops];
   if (*op == 'r')
-    cell = letter (*p++)->cell;
+    call.cell = letter (*p++)->cell;
   if (*op == 'w') {
-    count = 512;
+    call.count = 512;
     if (*p == '*') {
       p++;
-      cell = 0;
-      count = LONG;
+      call.cell = 0;
+      call.count = LONG;
     }
     else if (*p >= 'a') {
-      cell = letter (*p++)->cell;
+      call.cell = letter (*p++)->cell;
       if (*p >= 'a')
-        count += (letter (*p++)->cell - cell) * spacing;
+        call.count += (letter (*p++)->cell - call.cell) * spacing;
     }
-    arg = number (&p);
+    call.value = number (&p);
   }
   if (on_thread) {
-    start (whats[op - ops], c, cell, count, arg);
+    start (call);
     return;
   }
-  r = call (whats[op - ops], c, cell, count, arg);
+  r = do_call (call);
   locks = locks_taken - before;
   settle ();
-  if (*p == '=') {
-    p++;
-    expect (r, number (&p));
-  }
+  if (*p != '\0')
+    expect_number (p, r);
   else if (*op != 'r')
     expect (r, 0);
 }
@@ -288,9 +218,7 @@ play_handle (const char *p, bool on_thread)
   struct gate *gate = p[1] == 'r' ? &c->requests : &c->flushes;
 
   switch (*p++) {
-  case '[': gate_shut (gate); break;
-  case ']': gate_open (gate); break;
-  case '|': gate_let_one (gate); break;
+  case '[': case ']': case '|': play_gate (p[-1], gate); break;
   case '!': c->flush_err = *p ? number (&p) : 0; break;
   case ':':                     /* the gate wakes nobody */
     world_lock ();
@@ -340,15 +268,12 @@ play_word (const char *p)
     p++;
     expect (inside_all, number (&p));
   }
-  else if (strncmp (p, "$threads=", 9) == 0) {
-    p += 9;
-    expect (threads_made, number (&p));
-  }
+  else if (strncmp (p, "$threads", 8) == 0)
+    expect_number (p + 8, threads_made);
   else if (*p == '$') {
     p++;
     n = counter (&p);
-    p++;                        /* = */
-    expect (n, number (&p));
+    expect_number (p, n);
   }
   else if (strcmp (p, ".late") == 0)
     expire ();
@@ -382,14 +307,17 @@ play_word (const char *p)
     play_handle (p, on_thread);
 }
 
+static enum level level;
+static bool begun;
+
 /* Returns false if it is no option, which come first. */
 static bool
-play_option (const char *p, enum level *level)
+is_option (const char *p)
 {
   if (strcmp (p, "FAST") == 0)
-    *level = LEVEL_FAST;
+    level = LEVEL_FAST;
   else if (strcmp (p, "OFF") == 0)
-    *level = LEVEL_OFF;
+    level = LEVEL_OFF;
   else if (strcmp (p, "PLUGIN") == 0)
     policy.mode = MODE_PLUGIN;
   else if (strcmp (p, "KEEP") == 0)
@@ -408,26 +336,28 @@ play_option (const char *p, enum level *level)
 }
 
 static void
+play_any (const char *p)
+{
+  if (!begun && is_option (p))
+    return;
+  if (!begun)
+    begin (level);
+  begun = true;
+  if (strncmp (p, "S:", 2) == 0 || strncmp (p, "P:", 2) == 0) {
+    if ((*p == 'P') != (model == PARALLEL))
+      return;
+    p += 2;
+  }
+  play_word (p);
+}
+
+static void
 play (const char *script)
 {
-  enum level level = LEVEL_CONNECTION;
-  bool begun = false;
-  char buffer[32], *p = buffer;
-
+  level = LEVEL_CONNECTION;
+  begun = false;
   memset (by_letter, 0, sizeof by_letter);
-  for (at = script; *at != '\0'; at += strspn (at, " ")) {
-    snprintf (buffer, sizeof buffer, "%.*s", (int) strcspn (at, " "), at);
-    if (!begun && !play_option (buffer, &level)) {
-      begin (level);
-      begun = true;
-    }
-    p = buffer;
-    if (strncmp (p, "S:", 2) == 0 || strncmp (p, "P:", 2) == 0)
-      p += (*p == 'P') == (model == PARALLEL) ? 2 : strlen (p);
-    if (begun && *p != '\0')
-      play_word (p);
-    at += strcspn (at, " ");
-  }
+  play_words (script, play_any);
 }
 
 /* What does not fit into a script. */
@@ -593,7 +523,7 @@ test_most_threads (void)
       do_write (&conns[i], 1);
       gate_shut (&conns[i].flushes);
     }
-    start (FLUSH, &conns[0], 0, 0, 0);
+    start ((struct call) { FLUSH, &conns[0], 0, 0, 0 });
     CHECK (inside_all == 64, "%u", inside_all);
     for (i = 0; i < 66; i++)
       gate_open (&conns[i].flushes);
@@ -1091,13 +1021,9 @@ static const struct {
 #define LENGTH(array) (sizeof array / sizeof array[0])
 
 static void
-run_script (void)
+play_and_end (const char *script)
 {
-  unsigned i = 0;
-
-  while (strcmp (scripts[i].name, unit_name) != 0)
-    i++;
-  play (scripts[i].script);
+  play (script);
   end ();
 }
 
@@ -1109,24 +1035,24 @@ main (void)
     [SERIALIZE_HANDLE] = "replicate, one per handle",
     [PARALLEL] = "replicate, parallel",
   };
-  struct unit_test tests[LENGTH (scripts) + LENGTH (functions) + 1], *next;
   int r = EXIT_SUCCESS;
-  unsigned i;
+  unsigned i, n;
 
   for (model = SERIALIZE_ALL; model <= PARALLEL; model++) {
+    struct script played[LENGTH (scripts)];
+    struct unit_test run[LENGTH (functions) + 1] = { { NULL, NULL } }, *next;
+
 #ifdef __SANITIZE_THREAD__
     if (model == SERIALIZE_ALL)
       continue;                 /* there is one thread */
 #endif
-    next = tests;
-    for (i = 0; i < LENGTH (scripts); i++)
+    for (i = n = 0; i < LENGTH (scripts); i++)
       if (scripts[i].models & (1 << model))
-        *next++ = (struct unit_test) { scripts[i].name, run_script };
-    for (i = 0; i < LENGTH (functions); i++)
+        played[n++] = (struct script) { scripts[i].name, scripts[i].script };
+    for (i = 0, next = run; i < LENGTH (functions); i++)
       if (functions[i].models & (1 << model))
         *next++ = (struct unit_test) { functions[i].name, functions[i].run };
-    *next = (struct unit_test) { NULL, NULL };
-    r |= unit_main (programs[model], tests);
+    r |= scripts_main (programs[model], played, n, play_and_end, run);
   }
   return r;
 }
