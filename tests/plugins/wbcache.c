@@ -72,8 +72,7 @@
  *
  * POINT is open (after it has copied), read, write, zero, trim, cache,
  * extents, flush, close; or fill: between fetch and fill of a read, cache
- * or extents that missed; or half and end: in a flush, halfway through the
- * write-back and after it.
+ * or extents that missed.
  *
  * log=FILE gets a line "H POINT" as each of these is reached.
  *
@@ -920,27 +919,6 @@ read_range (struct handle *h, uint8_t *buf, uint32_t count, uint64_t offset)
   return r;
 }
 
-/* At which point this flush must fail, or NULL.  Needs h->flush_lock. */
-static const char *
-choose_failure (struct handle *h)
-{
-  static const char *const points[] = { "flush", "half", "end" };
-  uint64_t r = mix (&h->fate);
-
-  return r % 1000 < failflush ? points[r / 1000 % 3] : NULL;
-}
-
-/* Like reach, for a point within a flush. */
-static int
-reach_in_flush (const struct handle *h, const char *name, const char *failure)
-{
-  int r = reach (h, name, -1);
-
-  if (r == 0 && failure && strcmp (failure, name) == 0)
-    r = told_to_fail (h, name, EIO);
-  return r;
-}
-
 /* Write back up to N blocks.  Needs h->lock. */
 static void
 write_back (struct handle *h, uint64_t n)
@@ -965,11 +943,13 @@ write_back (struct handle *h, uint64_t n)
 static int
 flush_in_turn (struct handle *h)
 {
-  const char *failure = choose_failure (h);
+  /* Before it writes back, halfway, or after it. */
+  enum { FIRST, HALF, LAST, NEVER } fails;
+  const uint64_t fate = mix (&h->fate);
   uint64_t b, dirty = 0;
-  int r;
 
-  if (failure && strcmp (failure, "flush") == 0)
+  fails = fate % 1000 < failflush ? fate / 1000 % NEVER : NEVER;
+  if (fails == FIRST)
     return told_to_fail (h, "flush", EIO);
 
   lock (&h->lock);
@@ -988,27 +968,14 @@ flush_in_turn (struct handle *h)
     delay (writebackdelay);
 
   lock (&h->lock);
-  write_back (h, dirty / 2);
-  unlock (&h->lock);
-  r = reach_in_flush (h, "half", failure);
-  lock (&h->lock);
-  if (r == 0)
-    write_back (h, UINT64_MAX);
-  else
-    for (b = 0; h->cached && b < nr_blocks; ++b)
-      if (h->state[b] & FLUSHING)
-        h->state[b] = CACHED|DIRTY;
-  unlock (&h->lock);
-  if (r == 0)
-    r = reach_in_flush (h, "end", failure);
-
-  lock (&h->lock);
-  if (r == 0)
-    r = check_open (h);
-  if (r == 0 && !earlydrop)
+  write_back (h, fails == HALF ? dirty / 2 : UINT64_MAX);
+  for (b = 0; h->cached && b < nr_blocks; ++b)
+    if (h->state[b] & FLUSHING)
+      h->state[b] = CACHED|DIRTY;
+  if (fails == NEVER && !earlydrop && h->data)
     renew (h);
   unlock (&h->lock);
-  return r;
+  return fails == NEVER ? 0 : told_to_fail (h, "flush", EIO);
 }
 
 static int
