@@ -225,6 +225,14 @@ taken ()
   wait_until counts process_id "$(<"$server/pid")"
 }
 
+@test "a directory in which the server's user may not write" {
+  [ "$(id -u)" -eq 0 ] || skip "needs root to change to another user"
+  run under_shim MCSHIM_STATS_FILE="$stats" nbdkit -u nobody -U - "$wbcache" \
+    --run true
+  assert_output --partial "MCSHIM_STATS_FILE: $stats: Permission denied"
+  refute [ -s "$stats" ]
+}
+
 @test "%p in the path is the process ID: a file for each server" {
   local first
   mkdir d
