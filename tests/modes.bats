@@ -238,14 +238,6 @@ apart ()
   client <<<'expect(conn("name").can_multi_conn(), True)'
 }
 
-@test "auto: nbdcopy can copy an export that one connection has locked" {
-  has_plugin ondemand
-  mkdir exports
-  serve ondemand dir="$PWD/exports" size=300M \
-    command='truncate -s $size $disk'
-  nbdcopy --connections=4 --threads=4 "$uri" null:
-}
-
 @test "emulate: no flush: refused, with a mode that does connect" {
   ODD=noflush serve MCSHIM_MODE=emulate "$plugins/odd.so" log="$log"
   refused "MCSHIM_MODE="
