@@ -210,10 +210,8 @@ EOT
 
 # Connections that only read #################################################
 
-# only_reads [PARAMETER...]
-only_reads ()
-{
-  start -r "$@"
+@test "only reading: any idle handle, and a wait when all are busy" {
+  start -r
   ask <<'EOT'
 h = conn()
 for i in range(6):
@@ -229,33 +227,17 @@ hung = []
 for i in range(4):
     hung.append(read(h, i))
     wait_log("%d read" % i)
-more = [read(h, 10000), read(h, 20000)]
-if os.environ["waits"]:
-    expect(held(h, more[0]), True)
-    expect(held(h, more[1]), True)
-    control("block-read @0", "block-read @1", "block-read @3")
-    finish(h, hung.pop(2))
-    finish(h, more[0])
-    finish(h, more[1])
-    expect(handles("read")[-2:], [2, 2])
-else:
-    finish(h, more[0])
-    finish(h, more[1])
+more = read(h, 10000)
+expect(held(h, more), True)
+control("block-read @0", "block-read @1", "block-read @3")
+finish(h, hung.pop(2))
+finish(h, more)
+expect(handles("read")[-1:], [2])
 control()
 for cookie in hung:
     finish(h, cookie)
 EOT
   ends_well
-}
-
-@test "only reading: any idle handle, and a wait when all are busy" {
-  export waits=yes
-  only_reads
-}
-
-@test "only reading, parallel: a busy one where none is idle" {
-  export waits=
-  only_reads model=parallel
 }
 
 @test "only reading: a request that crosses ranges is one call, a longer one is cut" {
@@ -336,12 +318,11 @@ EOT
   done
 }
 
-# at_once OPTION...: a long read runs on the handles that "first" says, and then
-# has called those of "all".
-at_once ()
-{
-  start "$@"
-  ask <<'EOT'
+# Or, if it only reads, in one call.
+@test "one after the other, where no other thread may call the plugin" {
+  for options in "" -r; do
+    start MCSHIM_FLUSH_THREADS=1 $options
+    ask <<'EOT'
 h = conn()
 for i in range(3):              # The thread of a request opens one.
     opened(h)
@@ -349,25 +330,13 @@ forget()
 control("block-read @0")
 cookie = read(h, 0, 5 * 4096)
 settle()
-expect(str(handles("read")), os.environ["first"])
+expect(handles("read"), [0])
 control()
 finish(h, cookie)
-expect(str(handles("read")), os.environ["all"])
+expect(handles("read"), [0] if h.is_read_only() else [0, 1, 2, 3, 0])
 EOT
-  ends_well
-}
-
-@test "one after the other, where no other thread may call the plugin" {
-  export first="[0]" all="[0, 1, 2, 3, 0]"
-  at_once MCSHIM_FLUSH_THREADS=1
-  # It would gain nothing.
-  at_once model=parallel
-}
-
-@test "only reading: in one call, where no other thread may call the plugin" {
-  export first="[0]" all="[0]"
-  at_once MCSHIM_FLUSH_THREADS=1 -r
-  at_once model=parallel -r
+    ends_well
+  done
 }
 
 @test "the client is killed while pieces run" {
@@ -888,13 +857,6 @@ EOT
   done
 }
 
-@test "one that keeps connections apart, too" {
-  has_plugin info
-  serve MCSHIM_HANDLES=4 -v info mode=conntime
-  client <<<'conn().pread(4, 0)'
-  has 'handles of a connection: 1:' "$server_err"
-}
-
 @test "-v: how many there are" {
   start -v
   ask <<<'h = conn(); h.pread(9000, 0); settle()'
@@ -998,13 +960,4 @@ def calls():
 wait_beside("more handles", lambda: calls() ==
             sorted("16384 0 16384 16384 7232 32768".split()), h)
 EOT
-}
-
-@test "a filter that serializes all requests does no harm" {
-  start --filter=noparallel
-  client <<'EOT'
-h = [conn() for i in range(4)]
-all_see(h)
-EOT
-  ends_well
 }

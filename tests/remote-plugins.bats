@@ -147,25 +147,6 @@ EOT
   [ "$(value handles_most_at_once)" -gt 1 ]
 }
 
-@test "ssh: one connection writes, overwrites and reads, and no handle is late" {
-  wired=yes serve_ssh 4M MCSHIM_HANDLES=4 MCSHIM_STRIPE=64K
-  client <<'EOT'
-h = conn()
-def fill(letter):
-    def done(offset):
-        buf = nbd.Buffer.from_bytearray(bytearray(letter * 100000, 'ascii'))
-        return h.aio_pwrite(buf, offset)
-    return [done(i * 100000) for i in range(40)]
-for letter in "ab":
-    for cookie in fill(letter):
-        finish(h, cookie)
-expect(bytes(h.pread(4000000, 0)), b"b" * 4000000)
-h.flush()
-EOT
-  stop_server
-  assert_equal "$(tr -d b < remote/disk | tr -d '\0' | wc -c)" 0
-}
-
 @test "curl: one connection reads with sixteen handles, over a wire" {
   backend nginx curl
   head -c 65M /dev/urandom > remote/disk
