@@ -7,24 +7,13 @@
 
 load common
 
-# start [MCSHIM_X=VALUE...] [NBDKIT-OPTION...] [PARAMETER...]: four handles, and
-# stripes of 4096 bytes.
+# start [MCSHIM_X=VALUE...] [NBDKIT-ARGUMENT...]: four handles, and stripes of
+# 4096 bytes.
 start ()
 {
-  local knobs=() options=()
-  while [[ ${1-} = MCSHIM_* ]]; do
-    knobs+=("$1")
-    shift
-  done
-  while [[ ${1-} = -* ]]; do
-    options+=("$1")
-    shift
-  done
-  : > "$control"
-  : > "$log"
   serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K MCSHIM_STATS_FILE="$stats" \
-    "${knobs[@]}" "${options[@]}" "$wbcache" model=requests log="$log" \
-    control="$control" summary="$summary" "$@"
+    "$wbcache" model=requests log="$log" control="$control" \
+    summary="$summary" "$@"
 }
 
 ends_well ()

@@ -7,17 +7,10 @@
 
 load common
 
-# start VARIABLE... OPTION...
 start ()
 {
-  local vars=()
-  while [[ ${1-} =~ ^[A-Z_]+= ]]; do
-    vars+=("$1")
-    shift
-  done
-  : > "$control"
-  serve "${vars[@]}" "$wbcache" log="$log" control="$control" \
-    summary="$summary" fua=emulate "$@"
+  serve "$wbcache" log="$log" control="$control" summary="$summary" \
+    fua=emulate "$@"
 }
 
 # rewrite VARIABLE... OPTION...: two connections rewrite places in turn, in every way.

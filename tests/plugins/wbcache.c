@@ -46,7 +46,7 @@
  *                   reads needs this to see its own writes
  *
  * flushdelay, writebackdelay (where there is something to write), readdelay,
- * filldelay, writedelay, opendelay and closedelay are in microseconds.
+ * filldelay, writedelay and opendelay are in microseconds.
  * fuaflush=1: with fua=native, one flushes what was written before.
  *
  * strayerror=1: callbacks that succeed leave an error set, and those that fail
@@ -160,7 +160,7 @@ static int fua = NBDKIT_FUA_NONE;
 static int fuaflush, earlydrop, mapcache, refresh, opencopy, ownorder,
   strayerror;
 static unsigned flushdelay, writebackdelay, readdelay, filldelay, writedelay,
-  opendelay, closedelay, readahead, failflush, seed, smaller, differs,
+  opendelay, readahead, failflush, seed, smaller, differs,
   lateflush, together = 1, prefers;
 static char *summary_file, *control_file;
 static int log_fd = -1;
@@ -428,7 +428,7 @@ wbcache_config (const char *key, const char *value)
     { "flushdelay", &flushdelay }, { "writebackdelay", &writebackdelay },
     { "readdelay", &readdelay }, { "filldelay", &filldelay },
     { "writedelay", &writedelay }, { "opendelay", &opendelay },
-    { "closedelay", &closedelay }, { "readahead", &readahead },
+    { "readahead", &readahead },
     { "failflush", &failflush }, { "seed", &seed }, { "smaller", &smaller },
     { "differs", &differs }, { "lateflush", &lateflush },
     { "together", &together }, { "prefers", &prefers },
@@ -749,7 +749,6 @@ wbcache_close (void *handle)
       model != NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS)
     atomic_fetch_add (&overlaps, 1);
   enter_logged (h, "close", -1);
-  delay (closedelay);
   atomic_fetch_add (&closes, 1);
   stop_reading_ahead (h);
   lock (&h->lock);

@@ -427,86 +427,48 @@ test_no_memory (void)
   spread_free (NULL);
 }
 
-/* Many threads: with a handle for each, no two are in the same one, and
+/* Many threads: where any handle will do, no two are in the same one; and
  * nothing is inside with the one that is alone.
  */
-
-static atomic_uint in_handle[HANDLES_MAX];
-static atomic_uint in_all;
+static atomic_uint in_handle[HANDLES_MAX], in_all;
 
 static void *
-run_any (void *arg)
+pass (void *arg)
 {
-  struct handle *h;
-  unsigned i;
+  unsigned i, n;
 
   for (i = 0; i < 3000; i++) {
-    h = spread_enter (s, i);
-    CHECK (atomic_fetch_add (&in_handle[h - handles], 1) == 0);
-    atomic_fetch_sub (&in_handle[h - handles], 1);
-    spread_leave (s, h);
-  }
-  return arg;
-}
-
-static void *
-run_ranges (void *arg)
-{
-  unsigned i, class, seed = (uintptr_t) arg;
-  static atomic_uint of_class[MOST]; /* who is inside, and in which handle */
-  unsigned seen;
-  struct handle *h;
-
-  for (i = 0; i < 3000; i++) {
-    seed = seed * 1103515245 + 12345;
-    class = seed >> 16 & (MOST - 1);
-    if (i % 50 == 0) {
+    if (!s->any && i % 50 == 0) {
       CHECK (spread_alone_begin (s) == 0);
       CHECK (in_all == 0);
       CHECK (spread_alone_end (s) == 0);
     }
-    h = spread_enter (s, (uint64_t) class * STRIPE);
+    n = spread_enter (s, (uintptr_t) arg + (uint64_t) i * STRIPE) - handles;
     in_all++;
-    seen = of_class[class];
-    do
-      CHECK (seen < 256 || seen % 256 == h - handles,
-             "two handles for a range");
-    while (!atomic_compare_exchange_weak (&of_class[class], &seen,
-                                          (seen / 256 + 1) * 256 +
-                                          (h - handles)));
-    of_class[class] -= 256;
+    CHECK (atomic_fetch_add (&in_handle[n], 1) == 0 || !s->any);
+    in_handle[n]--;
     in_all--;
-    spread_leave (s, h);
+    spread_leave (s, &handles[n]);
   }
   return arg;
 }
 
 static void
-run_all (void *(*run) (void *))
+test_many (void)
 {
   pthread_t t[8];
-  uintptr_t i;
+  unsigned any, i;
 
   free_running = true;
-  for (i = 0; i < 8; i++)
-    start_thread (&t[i], run, (void *) i);
-  for (i = 0; i < 8; i++)
-    __wrap_pthread_join (t[i], NULL);
-  end ();
-}
-
-static void
-test_many_any (void)
-{
-  begin (true, false, false);
-  run_all (run_any);
-}
-
-static void
-test_many_ranges (void)
-{
-  begin (false, false, false);
-  run_all (run_ranges);
+  for (any = 0; any <= 1; any++) {
+    nr_opened = 0;
+    begin (any, false, false);
+    for (i = 0; i < 8; i++)
+      start_thread (&t[i], pass, (void *) (uintptr_t) i);
+    for (i = 0; i < 8; i++)
+      __wrap_pthread_join (t[i], NULL);
+    end ();
+  }
 }
 
 static void
@@ -523,8 +485,7 @@ main (void)
     { "how a request is split", test_lengths },
     { "any: whether it pays to cut a request is learnt", test_pays },
     { "no memory", test_no_memory },
-    { "many threads, any handle", test_many_any },
-    { "many threads, ranges", test_many_ranges },
+    { "many threads", test_many },
     { NULL, NULL }
   };
 
