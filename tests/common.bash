@@ -267,9 +267,9 @@ not_under_tsan ()
     skip "not possible with the thread sanitizer's runtime"
 }
 
-# serve NBDKIT-ARGUMENT...: a server on $sock, ready when this returns; $log and
-# $control are empty then.  MCSHIM_X=VALUE, anywhere, is a variable for it.  Its
-# stderr goes to $server_err, and its pid and exit status to $server/pid and
+# serve NBDKIT-ARGUMENT...: a server on $sock, ready when this returns; $log
+# and $control are empty then.  MCSHIM_X=VALUE, anywhere, is a variable for it.
+# Its stderr goes to $server_err, its pid and exit status to $server/pid and
 # $server/status.
 # SERVE_WITH=no_shim starts it without the library, and SERVE_ON="WORDS" has it
 # listen elsewhere.

@@ -116,13 +116,6 @@ EOT
   has 'debug: mcshim: flush: replicas 0, phases 0, [0-9.]* ms$' "$server_err"
 }
 
-@test "unsafe is said once, at start" {
-  serve MCSHIM_MODE=unsafe "$wbcache"
-  client <<<'h = [conn() for i in range(2)]'
-  stop_server
-  assert_equal "$(grep -c 'mcshim: warning: MCSHIM_MODE=unsafe' "$server_err")" 1
-}
-
 @test "the multi-conn filter beside us is said once, and another is not" {
   has_filter multi-conn
   serve --filter=multi-conn "$wbcache"

@@ -60,14 +60,6 @@ END
   [ "$(grep -c 'thread_model$' "$log")" -le 1 ]
 }
 
-@test "auto is disable for a plugin that serializes connections" {
-  # Otherwise it would be told that there is no flush.
-  disk "${no_flush[@]}" thread_model='echo serialize_connections'
-  serve MCSHIM_MODE=auto eval "${disk[@]}"
-  flag False
-  said 1 "disable: it serializes connections"
-}
-
 # no_flag: a writable connection without a flush is served as without the shim.
 no_flag ()
 {
@@ -237,14 +229,6 @@ apart ()
   mode=$(sed -n 's/.*MCSHIM_MODE=\([a-z]*\).*/\1/p' "$server_err" | head -1)
   ODD=noflush serve MCSHIM_MODE="$mode" "$plugins/odd.so"
   client <<<'conn().pwrite(b"next", 0)'
-}
-
-@test "plugin, disable and unsafe do without a flush" {
-  for mode in plugin disable unsafe; do
-    ODD=noflush serve MCSHIM_MODE=$mode "$plugins/odd.so"
-    client <<<'h = conn(); h.pwrite(b"next", 0); expect(bytes(h.pread(4, 0)), b"next")'
-    stop_server
-  done
 }
 
 @test "auto: nobody can write, and no flush: the flag, and no replication" {

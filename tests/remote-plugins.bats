@@ -124,17 +124,6 @@ EOT
   counted connections_most_at_once 4 plugin_flush_seconds_count 0
 }
 
-@test "curl, which could write: as without the shim" {
-  backend nginx curl
-  echo first > remote/disk
-  serve curl url="http://127.0.0.1:$port/disk"
-  client <<'EOT'
-expect(conn().can_multi_conn(), False)
-expect(bytes(conn().pread(5, 0)), b"first")
-EOT
-  has 'mcshim .*: disable: no flush, start with -r; ' "$server_err"
-}
-
 # Over one connection, with several handles.
 
 @test "ssh: one connection writes with eight handles, over a wire" {

@@ -232,16 +232,6 @@ taken ()
   stats=$PWD/a-$server_pid counted running 0
 }
 
-@test "what has the old name of the temporary file stays, as a rotated log" {
-  not_under_tsan
-  run -0 under_shim MCSHIM_STATS_FILE="$stats" sh -c '
-    echo log > "$1.$$"
-    echo "$1.$$" > name
-    exec nbdkit -U - "$2" --run true' sh "$stats" "$wbcache"
-  [ -s "$stats" ]
-  assert_equal "$(<"$(<name)")" log
-}
-
 # A file that a thread of the library's opened meanwhile would take the place of
 # /dev/null, and the server would end.
 @test "the file is left alone while the server reopens its standard input" {

@@ -180,8 +180,7 @@ static unsigned nr_handles;
 static pthread_mutex_t control_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static atomic_uint plugin_busy;
-static atomic_ulong overlaps, after_close, foreign_thread, dirty_dropped,
-  opens, closes, reads, writes, flushes, failed_flushes, held;
+static atomic_ulong overlaps, after_close, foreign_thread, dirty_dropped;
 
 /* At model=all and below a connection has one thread of the server, which
  * also opens it.
@@ -342,7 +341,6 @@ wait_while_blocked (const struct handle *h, const char *action,
 
   if (!control (action, h, offset, false))
     return;
-  atomic_fetch_add (&held, 1);
   fd = inotify_init1 (IN_CLOEXEC);
   do
     if (fd == -1 ||             /* There are only so many. */
@@ -543,12 +541,8 @@ wbcache_unload (void)
     fp = fopen (summary_file, "w");
     if (!fp ||
         fprintf (fp, "overlaps: %lu\nafter_close: %lu\n"
-                 "foreign_thread: %lu\ndirty_dropped_at_close: %lu\n"
-                 "opens: %lu\ncloses: %lu\nreads: %lu\nwrites: %lu\n"
-                 "flushes: %lu\nfailed_flushes: %lu\nheld: %lu\n",
-                 overlaps, after_close, foreign_thread, dirty_dropped,
-                 opens, closes, reads, writes, flushes,
-                 failed_flushes, held) < 0 ||
+                 "foreign_thread: %lu\ndirty_dropped_at_close: %lu\n",
+                 overlaps, after_close, foreign_thread, dirty_dropped) < 0 ||
         fclose (fp) == EOF)
       nbdkit_error ("%s: %m", summary_file);
   }
@@ -749,7 +743,6 @@ wbcache_close (void *handle)
       model != NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS)
     atomic_fetch_add (&overlaps, 1);
   enter_logged (h, "close", -1);
-  atomic_fetch_add (&closes, 1);
   stop_reading_ahead (h);
   lock (&h->lock);
   for (uint64_t b = 0; h->state && h->cached && b < nr_blocks; ++b)
@@ -815,7 +808,6 @@ wbcache_open (int readonly)
     if (!h->reads_ahead)
       nbdkit_error ("pthread_create: no thread that reads ahead");
   }
-  atomic_fetch_add (&opens, 1);
   leave (h, 0);
   return h;
 }
@@ -1063,7 +1055,6 @@ wbcache_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
   (void) flags;
   if (enter_logged (handle, "read", offset) == -1)
     return leave (handle, -1);
-  atomic_fetch_add (&reads, 1);
   delay (readdelay);
   return leave (handle, read_range (handle, buf, count, offset));
 }
@@ -1074,7 +1065,6 @@ wbcache_pwrite (void *handle, const void *buf, uint32_t count,
 {
   if (enter_logged (handle, "write", offset) == -1)
     return leave (handle, -1);
-  atomic_fetch_add (&writes, 1);
   return leave (handle, write_range (handle, buf, count, offset, flags));
 }
 
@@ -1085,11 +1075,8 @@ wbcache_flush (void *handle, uint32_t flags)
 
   (void) flags;
   r = enter_logged (handle, "flush", -1);
-  atomic_fetch_add (&flushes, 1);
   if (r == 0)
     r = flush_handle (handle);
-  if (r == -1)
-    atomic_fetch_add (&failed_flushes, 1);
   return leave (handle, r);
 }
 
@@ -1099,7 +1086,6 @@ clear (void *handle, const char *name, uint32_t count, uint64_t offset,
 {
   if (enter_logged (handle, name, offset) == -1)
     return leave (handle, -1);
-  atomic_fetch_add (&writes, 1);
   return leave (handle, write_range (handle, NULL, count, offset, flags));
 }
 

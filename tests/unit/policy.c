@@ -44,9 +44,7 @@ test_good_values (void)
     [MODE] = MODE_AUTO, [LEVEL] = LEVEL_CONNECTION, [CLOSE] = true,
     [HANDLES] = 1, [STRIPE] = 0,
   };
-#define BOTH(word, b)                                                   \
-  { "MCSHIM_EXPORTNAME=" word, EXPORTNAME, b },                         \
-  { "MCSHIM_FLUSH_ON_CLOSE=" word, CLOSE, b }
+#define WORD(word, b) { "MCSHIM_EXPORTNAME=" word, EXPORTNAME, b }
   static const struct {
     const char *env;
     int knob;
@@ -67,12 +65,14 @@ test_good_values (void)
     { "MCSHIM_TRACK_DIRTY=off", LEVEL, LEVEL_OFF },
     { "MCSHIM_EXPORTNAME=", EXPORTNAME, false },
     { "MCSHIM_FLUSH_ON_CLOSE=", CLOSE, true },
-    BOTH ("1", true), BOTH ("true", true), BOTH ("t", true),
-    BOTH ("yes", true), BOTH ("y", true), BOTH ("on", true),
-    BOTH ("TRUE", true), BOTH ("Yes", true), BOTH ("oN", true),
-    BOTH ("0", false), BOTH ("false", false), BOTH ("f", false),
-    BOTH ("no", false), BOTH ("n", false), BOTH ("off", false),
-    BOTH ("FALSE", false), BOTH ("No", false), BOTH ("oFF", false),
+    { "MCSHIM_FLUSH_ON_CLOSE=1", CLOSE, true },
+    { "MCSHIM_FLUSH_ON_CLOSE=0", CLOSE, false },
+    WORD ("1", true), WORD ("true", true), WORD ("t", true),
+    WORD ("yes", true), WORD ("y", true), WORD ("on", true),
+    WORD ("TRUE", true), WORD ("Yes", true), WORD ("oN", true),
+    WORD ("0", false), WORD ("false", false), WORD ("f", false),
+    WORD ("no", false), WORD ("n", false), WORD ("off", false),
+    WORD ("FALSE", false), WORD ("No", false), WORD ("oFF", false),
     { "MCSHIM_FLUSH_THREADS=", THREADS, 0 },
     { "MCSHIM_FLUSH_THREADS=auto", THREADS, 0 },
     { "MCSHIM_FLUSH_THREADS=1", THREADS, 1 },
