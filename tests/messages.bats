@@ -20,6 +20,7 @@ EOT
     "mcshim N: wbcache: emulate; dirty level connection, handles 1"
 }
 
+# modes.bats has those of auto.
 @test "the line at the start: with the mode and why, where that is sure" {
   local set wanted
   while IFS='|' read -r set wanted; do
@@ -30,9 +31,6 @@ EOT
       "mcshim N: odd: $wanted; dirty level connection, handles 1"
     stop_server
   done <<'EOT'
-auto|disable: no flush, start with -r
-auto -r|plugin: read-only, nothing to flush
-auto --filter=nozero|auto, settled as clients connect
 plugin|plugin: it has no multi-conn
 disable|disable: as set
 unsafe|unsafe: as set

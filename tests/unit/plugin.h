@@ -26,7 +26,7 @@ struct conn {
   struct handle h;
 
   /* What a test does to it. */
-  struct gate requests, flushes, opens; /* each passes it inside the plugin */
+  struct gate requests, flushes; /* each passes it inside the plugin */
   int flush_err;
   uint64_t flush_ns;
   uint32_t block;               /* which it writes back, unless 0 */
@@ -176,18 +176,10 @@ plugin_flush (struct handle *h)
 static void
 plugin_open (struct conn *c)
 {
-  int copy[CONNECTIONS];
-
   world_lock ();
   CHECK (!c->open);
-  memcpy (copy, disk, sizeof copy);
-  world_unlock ();
-
-  gate_pass (&c->opens);
-
-  world_lock ();
   if (refreshes) {
-    memcpy (c->cache, copy, sizeof copy);
+    memcpy (c->cache, disk, sizeof disk);
     c->cached = true;
   }
   c->open = true;
@@ -238,12 +230,6 @@ do_request (struct conn *c, unsigned cell, uint64_t count, int value)
   CHECK (errno == E2BIG, "request_end changes errno");
   CHECK (nr_held == 0);
   return writes ? 0 : r;
-}
-
-static inline int
-do_read (struct conn *c, unsigned cell)
-{
-  return do_request (c, cell, 0, 0);
 }
 
 /* Of its own cell. */
@@ -388,15 +374,6 @@ begin (enum level level)
   policy.level = level;
   replicate_init (&policy, &ops);
   replicate_set_thread_model (model);
-}
-
-static inline int
-flush (struct conn *c)
-{
-  int r = do_flush (c).err;
-
-  settle ();
-  return r;
 }
 
 static void
