@@ -9,9 +9,11 @@ load common
 
 start () { serve "$1" "$wbcache" size=32 initial="Initial contents" log="$log" "${@:2}"; }
 
-flag_off_script ()
-{
-  client <<'EOT'
+@test "plugin, disable: each connection's cache is its own" {
+  local mode
+  for mode in plugin disable; do
+    start MCSHIM_MODE=$mode
+    client <<'EOT'
 h = [conn() for i in range(4)]
 expect([c.can_multi_conn() for c in h], [False] * 4)
 def see(i):
@@ -27,6 +29,10 @@ h[0].flush()
 h[2].flush()
 expect([see(i) for i in range(4)], [b"next"] * 4)
 EOT
+    stop_server
+  done
+  start MCSHIM_MODE=disable multiconn=1 fua=native
+  client <<<'expect(conn().can_multi_conn(), False)'
 }
 
 # flag_on_script FIRST SECOND: what h0 reads after each flush.
@@ -42,17 +48,6 @@ h[1].pwrite(b"world.", 6)
 h[2].flush()
 expect(bytes(h[0].pread(12, 0)), b"$2")
 EOT
-}
-
-@test "plugin, disable: each connection's cache is its own" {
-  local mode
-  for mode in plugin disable; do
-    start MCSHIM_MODE=$mode
-    flag_off_script
-    stop_server
-  done
-  start MCSHIM_MODE=disable multiconn=1 fua=native
-  client <<<'expect(conn().can_multi_conn(), False)'
 }
 
 # Whatever the plugin's FUA, as the server emulates it.

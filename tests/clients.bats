@@ -62,15 +62,6 @@ expect(hashlib.sha256(copy).hexdigest(), hashlib.sha256(image).hexdigest())
 EOT
 }
 
-@test "nbdinfo" {
-  run -0 nbdinfo "$uri"
-  assert_line --regexp '^\s*can_multi_conn: true$'
-  run -0 nbdinfo --can multi-conn "$uri"
-  run -0 nbdinfo --size "$uri"
-  assert_output $((8 * 1024 * 1024))
-  run -0 nbdinfo --map "$uri"
-}
-
 @test "nbdcopy" {
   local model
   for model in parallel requests all; do

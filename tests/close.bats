@@ -60,21 +60,6 @@ EOT
   assert_equal "$(dropped)" 1
 }
 
-@test "outside emulate a close is the plugin's own affair, and the next flush too" {
-  for mode in plugin disable unsafe; do
-    start MCSHIM_MODE=$mode
-    client <<'EOT'
-h = conn()
-h.pwrite(b"lost", 0)
-close(h, 0)
-expect(flushes(), [])
-conn().flush()
-expect(flushes(), ["1"])
-EOT
-    stop_server
-  done
-}
-
 @test "no close in the plugin: flushed all the same" {
   ODD=noclose serve MCSHIM_STATS_FILE="$stats" "$plugins/odd.so" log="$log"
   client <<'EOT'

@@ -267,17 +267,17 @@ not_under_tsan ()
     skip "not possible with the thread sanitizer's runtime"
 }
 
-# serve [MCSHIM_X=VALUE...] NBDKIT-ARGUMENT...: a server on $sock, ready when
-# this returns; $log and $control are empty then.  Its stderr goes to
-# $server_err, and its pid and exit status to $server/pid and $server/status.
+# serve NBDKIT-ARGUMENT...: a server on $sock, ready when this returns; $log
+# and $control are empty then.  MCSHIM_X=VALUE, anywhere, is a variable for it.
+# Its stderr goes to $server_err, its pid and exit status to $server/pid and
+# $server/status.
 # SERVE_WITH=no_shim starts it without the library, and SERVE_ON="WORDS" has it
 # listen elsewhere.
 serve ()
 {
-  local vars=() with=${SERVE_WITH:-under_shim}
-  while [[ $1 =~ ^[A-Z_]+= ]]; do
-    vars+=("$1")
-    shift
+  local vars=() words=() word with=${SERVE_WITH:-under_shim}
+  for word; do
+    if [[ $word = MCSHIM_* ]]; then vars+=("$word"); else words+=("$word"); fi
   done
   server=$(mktemp -d "$BATS_TEST_TMPDIR/server.XXXXXX") || return
   : | tee "$log" "$control"
@@ -287,7 +287,7 @@ serve ()
   {
     # bats would end this shell at a failure.
     local status=0
-    "$with" "${vars[@]}" nbdkit -f "${on[@]}" -P "$server/pid" "$@" ||
+    "$with" "${vars[@]}" nbdkit -f "${on[@]}" -P "$server/pid" "${words[@]}" ||
       status=$?
     echo $status > "$server/status"
   } </dev/null >>"$server_err" 2>&1 3>&- &
@@ -442,10 +442,4 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 # client [COMMAND...]: runs the Python script on stdin, under COMMAND if given,
 # with the helpers of clients/script.py.
-client ()
-{
-  # bats runs a copy of the test file.
-  "$@" python3 "$BATS_TEST_DIRNAME/clients/script.py" \
-    "${BASH_SOURCE[1]/#"$BATS_TEST_SOURCE"/"$BATS_TEST_FILENAME"}" \
-    "${BASH_LINENO[0]}"
-}
+client () { "$@" python3 "$BATS_TEST_DIRNAME/clients/script.py"; }

@@ -7,25 +7,21 @@
 
 load common
 
-# consistent [MCSHIM_X=VALUE...] "PLUGIN-PARAMETER..." CLIENT-OPTION...
+# consistent [MCSHIM_X=VALUE...] [PLUGIN-PARAMETER...] [--CHECKER-OPTION...]
 # "beside" has what the checker runs beside.
 consistent ()
 {
-  local vars=() parameters
-  while [[ $1 =~ ^MCSHIM_ ]]; do
-    vars+=("$1")
-    shift
+  local word options=() words=()
+  for word; do
+    case $word in --*) options+=("$word") ;; *) words+=("$word") ;; esac
   done
-  read -ra parameters <<< "$1"
-  shift
-  serve "${vars[@]}" "$wbcache" summary="$summary" size=2M flushdelay=200 \
-    readdelay=50 filldelay=100 writedelay=50 closedelay=100 fua=native \
-    "${parameters[@]}"
-  run -0 "${beside[@]}" "$checker" --seconds=1 "$@" "$uri"
+  serve "$wbcache" summary="$summary" size=2M flushdelay=200 readdelay=50 \
+    filldelay=100 writedelay=50 fua=native "${words[@]}"
+  run -0 "${beside[@]}" "$checker" --seconds=1 "${options[@]}" "$uri"
   stop_server
   none overlaps after_close foreign_thread
   # A flush that fails at close loses what it should have written back.
-  [[ ${parameters[*]} == *failflush* ]] || none dirty_dropped_at_close
+  [[ ${words[*]} == *failflush* ]] || none dirty_dropped_at_close
 }
 
 @test "parallel" {
@@ -45,44 +41,45 @@ consistent ()
 }
 
 @test "a map of extents that is a cache of its own" {
-  consistent "mapcache=1" --mixed --commands-in-flight
+  consistent mapcache=1 --mixed --commands-in-flight
 }
 
 # What the levels fast and off promise to handle.
-demanding="refresh=1 opencopy=1 opendelay=500 readahead=300 mapcache=1"
+demanding=(refresh=1 opencopy=1 opendelay=500 readahead=300 mapcache=1)
 
 @test "fast: copies that are renewed, taken at open and read ahead" {
-  consistent MCSHIM_TRACK_DIRTY=fast "$demanding" --mixed --churn
+  consistent MCSHIM_TRACK_DIRTY=fast "${demanding[@]}" --mixed --churn
 }
 
 @test "off, requests serialized: the same" {
-  consistent MCSHIM_TRACK_DIRTY=off "model=requests $demanding" --mixed \
+  consistent MCSHIM_TRACK_DIRTY=off model=requests "${demanding[@]}" --mixed \
     --churn --hard-cuts
 }
 
 @test "fast, all requests serialized: the same" {
-  consistent MCSHIM_TRACK_DIRTY=fast "model=all $demanding earlydrop=1" --mixed
+  consistent MCSHIM_TRACK_DIRTY=fast model=all "${demanding[@]}" earlydrop=1 \
+    --mixed
 }
 
 @test "fast, with one flush thread: copies that are renewed at once" {
   consistent MCSHIM_TRACK_DIRTY=fast MCSHIM_FLUSH_THREADS=1 \
-    "refresh=1 earlydrop=1"
+    refresh=1 earlydrop=1
 }
 
 # One in ten, as a slow machine gets only to some dozens.
 @test "flushes that fail" {
-  consistent "failflush=100 seed=1" --churn --allow-errors
+  consistent failflush=100 seed=1 --churn --allow-errors
   refute_line "errors: 0"
 }
 
 @test "requests serialized: flushes that fail" {
-  consistent "model=requests failflush=100 seed=2" --churn --hard-cuts \
+  consistent model=requests failflush=100 seed=2 --churn --hard-cuts \
     --allow-errors
   refute_line "errors: 0"
 }
 
 @test "off: flushes that fail, copies that are renewed" {
-  consistent MCSHIM_TRACK_DIRTY=off "$demanding failflush=100 seed=3" \
+  consistent MCSHIM_TRACK_DIRTY=off "${demanding[@]}" failflush=100 seed=3 \
     --mixed --allow-errors
   refute_line "errors: 0"
 }
@@ -98,39 +95,34 @@ beside_hanging ()
 }
 
 @test "beside requests that hang, flushes do not" {
-  beside_hanging "--writes --opens" "control=$control mapcache=1" --mixed
+  beside_hanging "--writes --opens" control="$control" mapcache=1 --mixed
 }
 
 @test "requests serialized: nor there" {
   beside_hanging --opens MCSHIM_TRACK_DIRTY=fast \
-    "model=requests control=$control"
+    model=requests control="$control"
 }
 
 @test "nor where clients come and go" {
-  beside_hanging "" "control=$control" --churn
+  beside_hanging "" control="$control" --churn
 }
 
-# in_order [MCSHIM_X=VALUE...] "PLUGIN-PARAMETER..." CLIENT-OPTION...
+# in_order: the same, and each connection sees what it has itself done.
 in_order ()
 {
-  local vars=()
-  while [[ $1 =~ ^MCSHIM_ ]]; do
-    vars+=("$1")
-    shift
-  done
-  consistent "${vars[@]}" "$1 mapcache=1" --own-order --mixed --threads=12 \
-    --commands-in-flight "${@:2}"
+  consistent "$@" mapcache=1 --own-order --mixed --threads=12 \
+    --commands-in-flight
 }
 
 @test "one connection's own order, without the shim" {
   export SERVE_WITH=no_shim
   for model in parallel requests all connections; do
-    in_order "model=$model ownorder=1" --connections=1
+    in_order model=$model ownorder=1 --connections=1
   done
 }
 
 @test "one connection's own order" {
-  in_order "model=parallel ownorder=1" --connections=1 --block=1024 --stripe=4096
+  in_order model=parallel ownorder=1 --connections=1 --block=1024 --stripe=4096
   in_order model=requests --connections=3 --stripe=65536
 }
 
@@ -140,7 +132,7 @@ across=(--connections=1 --block=4096 --stripe=4096 --churn)
 
 @test "several handles: one connection's own order" {
   for model in parallel requests all; do
-    in_order "${several[@]}" "model=$model ownorder=1" "${across[@]}"
+    in_order "${several[@]}" model=$model ownorder=1 "${across[@]}"
   done
   in_order MCSHIM_HANDLES=16 MCSHIM_STRIPE=4096 model=requests \
     --connections=1 --block=1024 --stripe=4096
@@ -148,27 +140,27 @@ across=(--connections=1 --block=4096 --stripe=4096 --churn)
 
 @test "several handles: the same in other modes" {
   for mode in plugin disable unsafe; do
-    in_order "${several[@]}" MCSHIM_MODE=$mode "model=requests" "${across[@]}"
+    in_order "${several[@]}" MCSHIM_MODE=$mode model=requests "${across[@]}"
   done
-  in_order "${several[@]}" MCSHIM_MODE=disable "model=parallel ownorder=1" \
+  in_order "${several[@]}" MCSHIM_MODE=disable model=parallel ownorder=1 \
     "${across[@]}"
 }
 
 @test "several handles: copies that are renewed, taken at open and read ahead" {
   in_order "${several[@]}" MCSHIM_TRACK_DIRTY=fast \
-    "model=requests refresh=1 opencopy=1 opendelay=500 readahead=300" \
+    model=requests refresh=1 opencopy=1 opendelay=500 readahead=300 \
     "${across[@]}"
 }
 
 @test "several handles: many connections, clients come and go" {
   for model in parallel requests; do
-    consistent "${several[@]}" "model=$model mapcache=1" --mixed --churn \
+    consistent "${several[@]}" model=$model mapcache=1 --mixed --churn \
       --commands-in-flight --block=4096
   done
 }
 
 @test "several handles: flushes that fail" {
-  consistent "${several[@]}" "model=requests failflush=100 seed=4" --churn \
+  consistent "${several[@]}" model=requests failflush=100 seed=4 --churn \
     --allow-errors --block=4096
   refute_line "errors: 0"
 }

@@ -4,7 +4,7 @@
 
 # A plugin flush that fails: the client is told, the other connections are
 # flushed all the same, and the next flush tries again.  tests/unit/replicate.c
-# has each case; troubleshooting.bats that of a flush at close.
+# has each case; handles.bats that of a flush at close.
 
 load common
 

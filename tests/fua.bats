@@ -35,17 +35,6 @@ start () { serve "$1" "$wbcache" size=32 initial="Initial contents" log="$log" "
   lacks flush "$log"
 }
 
-@test "plugin: an older cached write can undo another connection's FUA" {
-  start MCSHIM_MODE=plugin fua=native
-  client <<'EOT'
-h = [conn() for i in range(3)]
-h[0].pwrite(b"older", 0)
-h[1].pwrite(b"newer", 0, nbd.CMD_FLAG_FUA)
-h[0].flush()
-expect(bytes(h[2].pread(5, 0)), b"older")
-EOT
-}
-
 @test "emulate: a plugin's native FUA becomes a write and a flush" {
   serve MCSHIM_MODE=emulate "$wbcache" fua=native fuaflush=1 log="$log"
   client <<'EOT'

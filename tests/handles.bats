@@ -7,24 +7,13 @@
 
 load common
 
-# start [MCSHIM_X=VALUE...] [NBDKIT-OPTION...] [PARAMETER...]: four handles, and
-# stripes of 4096 bytes.
+# start [MCSHIM_X=VALUE...] [NBDKIT-ARGUMENT...]: four handles, and stripes of
+# 4096 bytes.
 start ()
 {
-  local knobs=() options=()
-  while [[ ${1-} = MCSHIM_* ]]; do
-    knobs+=("$1")
-    shift
-  done
-  while [[ ${1-} = -* ]]; do
-    options+=("$1")
-    shift
-  done
-  : > "$control"
-  : > "$log"
   serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K MCSHIM_STATS_FILE="$stats" \
-    "${knobs[@]}" "${options[@]}" "$wbcache" model=requests log="$log" \
-    control="$control" summary="$summary" "$@"
+    "$wbcache" model=requests log="$log" control="$control" \
+    summary="$summary" "$@"
 }
 
 ends_well ()
@@ -175,30 +164,6 @@ EOT
   ends_well
 }
 
-@test "overlapping writes, one after the other, leave the last one" {
-  for model in requests parallel; do
-    start model=$model
-    ask <<'EOT'
-h = conn()
-disk = bytearray(5 * 4096)
-for i in range(60):
-    offset = i * 1201 % (4 * 4096)
-    data = bytes([i + 1]) * (1 + i * 2003 % 4096)
-    disk[offset:offset + len(data)] = data
-    h.pwrite(data, offset)
-    if i == 20:
-        opened(h)
-    expect(bytes(h.pread(len(data), offset)), data)
-    if i % 7 == 0:
-        h.flush()
-expect(bytes(h.pread(len(disk), 0)), bytes(disk))
-h.flush()
-expect(bytes(conn().pread(len(disk), 0)), bytes(disk))
-EOT
-    ends_well
-  done
-}
-
 @test "extents are asked once, of a handle that sees what the others hold" {
   for mapcache in 0 1; do
     start mapcache=$mapcache
@@ -234,10 +199,8 @@ EOT
 
 # Connections that only read #################################################
 
-# only_reads [PARAMETER...]
-only_reads ()
-{
-  start -r "$@"
+@test "only reading: any idle handle, and a wait when all are busy" {
+  start -r
   ask <<'EOT'
 h = conn()
 for i in range(6):
@@ -253,33 +216,17 @@ hung = []
 for i in range(4):
     hung.append(read(h, i))
     wait_log("%d read" % i)
-more = [read(h, 10000), read(h, 20000)]
-if os.environ["waits"]:
-    expect(held(h, more[0]), True)
-    expect(held(h, more[1]), True)
-    control("block-read @0", "block-read @1", "block-read @3")
-    finish(h, hung.pop(2))
-    finish(h, more[0])
-    finish(h, more[1])
-    expect(handles("read")[-2:], [2, 2])
-else:
-    finish(h, more[0])
-    finish(h, more[1])
+more = read(h, 10000)
+expect(held(h, more), True)
+control("block-read @0", "block-read @1", "block-read @3")
+finish(h, hung.pop(2))
+finish(h, more)
+expect(handles("read")[-1:], [2])
 control()
 for cookie in hung:
     finish(h, cookie)
 EOT
   ends_well
-}
-
-@test "only reading: any idle handle, and a wait when all are busy" {
-  export waits=yes
-  only_reads
-}
-
-@test "only reading, parallel: a busy one where none is idle" {
-  export waits=
-  only_reads model=parallel
 }
 
 @test "only reading: a request that crosses ranges is one call, a longer one is cut" {
@@ -381,12 +328,11 @@ EOT
   done
 }
 
-# at_once OPTION...: a long read runs on the handles that "first" says, and then
-# has called those of "all".
-at_once ()
-{
-  start "$@"
-  ask <<'EOT'
+# Or, if it only reads, in one call.
+@test "one after the other, where no other thread may call the plugin" {
+  for options in "" -r; do
+    start MCSHIM_FLUSH_THREADS=1 $options
+    ask <<'EOT'
 h = conn()
 for i in range(3):              # The thread of a request opens one.
     opened(h)
@@ -394,58 +340,13 @@ forget()
 control("block-read @0")
 cookie = read(h, 0, 5 * 4096)
 settle()
-expect(str(handles("read")), os.environ["first"])
+expect(handles("read"), [0])
 control()
 finish(h, cookie)
-expect(str(handles("read")), os.environ["all"])
+expect(handles("read"), [0] if h.is_read_only() else [0, 1, 2, 3, 0])
 EOT
-  ends_well
-}
-
-@test "one after the other, where no other thread may call the plugin" {
-  export first="[0]" all="[0, 1, 2, 3, 0]"
-  at_once MCSHIM_FLUSH_THREADS=1
-  # It would gain nothing.
-  at_once model=parallel
-}
-
-@test "only reading: in one call, where no other thread may call the plugin" {
-  export first="[0]" all="[0]"
-  at_once MCSHIM_FLUSH_THREADS=1 -r
-  at_once model=parallel -r
-}
-
-@test "not beside another request, which uses the other handles" {
-  start -r
-  ask <<'EOT'
-h = conn()
-opened(h)
-forget()
-control("block-read @0")
-first = read(h, 0)
-wait_log("0 read")
-finish(h, read(h, 100, 5 * 4096))
-expect(handles("read"), [0, 1])
-control()
-finish(h, first)
-EOT
-  ends_well
-  start
-  ask <<'EOT'
-h = conn()
-opened(h)
-forget()
-control("block-read @0", "block-read @4096")
-first = read(h, 0)
-wait_log("0 read")
-second = read(h, 4096, 3 * 4096)
-settle()
-expect(handles("read"), [0, 1])
-control()
-finish(h, first)
-finish(h, second)
-EOT
-  ends_well
+    ends_well
+  done
 }
 
 @test "the client is killed while pieces run" {
@@ -512,35 +413,6 @@ EOT
   flushes_of plugin 0 "" multiconn=1
 }
 
-@test "the levels, of one connection" {
-  # By the marks; all handles, if any is write-dirty; all, always.
-  local level
-  for level in connection fast off; do
-    export level
-    start MCSHIM_MODE=disable MCSHIM_TRACK_DIRTY=$level
-    ask <<'EOT'
-h = conn()
-opened(h)
-forget()
-for i in range(3):
-    h.pread(3, stripe(i))
-h.flush()
-expect(len(flushes()), 4 if os.environ["level"] == "off" else 0)
-forget()
-h.pwrite(b"new", 0)
-h.flush()
-expect(sorted(handles("flush")),
-       [0, 1, 2] if os.environ["level"] == "connection" else [0, 1, 2, 3])
-# The write-back comes first.
-expect(handles("flush")[0] == 0 or os.environ["level"] == "off", True)
-forget()
-h.flush()
-expect(len(flushes()), 4 if os.environ["level"] == "off" else 0)
-EOT
-    ends_well
-  done
-}
-
 @test "a flush, a FUA write: what another connection sees" {
   for fua in none emulate native; do
     start MCSHIM_MODE=emulate fua=$fua
@@ -562,28 +434,24 @@ EOT
   done
 }
 
-@test "plugin: FUA of the plugin's own is so for each part" {
-  start MCSHIM_MODE=plugin fua=native
-  ask <<'EOT'
+# Each part has the plugin's own FUA; an emulated one covers the connection.
+@test "plugin, disable: what another connection sees of a FUA write" {
+  local mode fua
+  while IFS='|' read -r mode fua flushed; do
+    export flushed
+    start MCSHIM_MODE=$mode fua=$fua
+    ask <<'EOT'
 a, b = conn(), conn()
 opened(a)
 a.pwrite(letters(10000), 100, nbd.CMD_FLAG_FUA)
-expect(flushes(), [])
+expect(str(sorted(handles("flush"))), os.environ["flushed"])
 expect(bytes(b.pread(10000, 100)), letters(10000))
 EOT
-  ends_well
-}
-
-@test "disable: an emulated FUA covers the connection" {
-  start MCSHIM_MODE=disable fua=emulate
-  ask <<'EOT'
-a, b = conn(), conn()
-opened(a)
-a.pwrite(letters(10000), 100, nbd.CMD_FLAG_FUA)
-expect(sorted(handles("flush")), [0, 2, 3])
-expect(bytes(b.pread(10000, 100)), letters(10000))
-EOT
-  ends_well
+    ends_well
+  done <<'END'
+plugin|native|[]
+disable|emulate|[0, 2, 3]
+END
 }
 
 # It may hold what it has written, and no flush takes it away.
@@ -646,48 +514,6 @@ expect(handles("flush"), [2])
 EOT
 }
 
-@test "a busy handle owes its flush, and nothing waits for it" {
-  start MCSHIM_MODE=emulate
-  ask <<'EOT'
-a, b = conn(), conn()
-opened(a)
-forget()
-a.pread(3, 0)
-a.pread(3, stripe(1))           # Handle 2.
-control("block-fill 2")
-a.flush()
-hung = read(a, stripe(1) + 1024)
-wait_log("2 fill", 2)
-b.pwrite(b"new", stripe(1))     # It has only 1.
-b.flush()
-expect(handles("flush"), [1, 0])
-control()
-finish(a, hung)
-expect(bytes(a.pread(3, stripe(1))), b"new")
-expect(handles("flush"), [1, 0, 2])
-EOT
-  ends_well
-}
-
-@test "groups by export: a flush covers the handles of its own" {
-  start MCSHIM_EXPORTNAME=true
-  ask <<'EOT'
-h = [conn("x"), conn("y"), conn("x")]   # Handles 0, 1 and 2;
-for c in h:
-    opened(c)                           # and then 3, 6 and 9.
-forget()
-for i in range(2):
-    for n in range(3):
-        h[n].pwrite(b"new", stripe(4 * n + i))
-h[0].flush()
-expect(sorted(handles("flush")), [0, 2, 3, 9])
-forget()
-h[1].flush()
-expect(sorted(handles("flush")), [1, 6])
-EOT
-  ends_well
-}
-
 # Zero and trim of many stripes ##############################################
 
 # long_zero [MCSHIM_X=VALUE...] [PARAMETER...]
@@ -730,31 +556,6 @@ EOT
   long_zero MCSHIM_TRACK_DIRTY=off MCSHIM_MODE=plugin refresh=1 opencopy=1
 }
 
-@test "a long zero is alone: it waits for what is inside, and the others for it" {
-  start
-  ask <<'EOT'
-h = filled()
-control("block-write @4096", "block-zero @0")
-hung = write(h, stripe(1))
-wait_log("1 write", 2)
-zero = h.aio_zero(20 * 4096, 0)
-expect(held(h, zero), True)
-expect(handles("zero"), [])
-later = write(h, stripe(2))
-expect(held(h, later), True)
-control("block-zero @0")
-finish(h, hung)
-wait_log("0 zero")
-expect(held(h, later), True)
-control()
-finish(h, zero)
-finish(h, later)
-expect([bytes(h.pread(3, stripe(i))) for i in range(4)],
-       [bytes(3), bytes(3), b"new", bytes(3)])
-EOT
-  ends_well
-}
-
 @test "a long zero fails with the flush before it, the next request with that after it" {
   start
   ask <<'EOT'
@@ -766,33 +567,14 @@ h.zero(20 * 4096, 0)
 forget()
 h.zero(20 * 4096, 0)
 expect([handles("zero"), handles("flush")], [[0], []])
-control("fail-flush-once 0 EPERM")
-fails(errno.EPERM, h.pread, 3, stripe(1))
-expect(bytes(h.pread(20 * 4096, 0)), bytes(20 * 4096))
-h.flush()
-EOT
-  ends_well
-}
-
-# The zeroes are held by one handle until it has been flushed: what others write
-# on their parts must not be written back before them.
-@test "a long zero whose flush fails: no write before one that succeeds" {
-  start
-  ask <<'EOT'
-h = filled()
-h.flush()
 control("fail-flush 0 EPERM")
-h.zero(20 * 4096, 0)
+# Nothing is let in before that flush succeeds.
 fails(errno.EPERM, h.pwrite, b"new", stripe(1))
 fails(errno.EPERM, h.pread, 3, stripe(1))
-fails(errno.EPERM, h.pread, 2 * 4096, 0)
-h.zero(20 * 4096, 0)
 fails(errno.EPERM, h.flush)
 control()
-h.pwrite(b"new", stripe(1))
 h.flush()
-expect(bytes(h.pread(20 * 4096, 0)),
-       bytes(4096) + b"new" + bytes(19 * 4096 - 3))
+expect(bytes(h.pread(20 * 4096, 0)), bytes(20 * 4096))
 EOT
   ends_well
 }
@@ -894,28 +676,6 @@ expect(h.get_size(), 1 << 20)
 EOT
 }
 
-@test "a flush that fails on one handle fails, and the next one tries again" {
-  for mode in emulate disable; do
-    start MCSHIM_MODE=$mode
-    ask <<'EOT'
-h = filled()
-forget()
-for i in range(4):
-    h.pwrite(b"new", stripe(i))
-control("fail-flush 2 ENOSPC")
-fails(errno.ENOSPC, h.flush)
-expect(sorted(handles("flush")), [0, 1, 2, 3])
-forget()
-control()
-h.flush()
-expect(handles("flush").count(2), 1)
-c = conn()
-expect([bytes(c.pread(3, stripe(i))) for i in range(4)], [b"new"] * 4)
-EOT
-    ends_well
-  done
-}
-
 # Close ######################################################################
 
 @test "close flushes and closes all of them" {
@@ -935,18 +695,6 @@ EOT
     ends_well
     none dirty_dropped_at_close
   done
-}
-
-@test "the client is killed: the same" {
-  start
-  ask <<'EOT'
-cut(0)
-h = conn()
-expect(bytes(h.pread(3, 0)), b"cut")
-close(h, 1)
-EOT
-  ends_well
-  none dirty_dropped_at_close
 }
 
 @test "a flush at close that fails is said, and the next one fails once" {
@@ -1011,24 +759,6 @@ EOT
   done
 }
 
-@test "the same where the connection only reads" {
-  start -r
-  ask <<'EOT'
-h = conn()
-control("block-read @0", "fail-open 1 EIO")
-first = read(h, 0)
-wait_log("0 read")
-second = read(h, 4096)
-expect(held(h, second), True)
-control()
-finish(h, first)
-finish(h, second)
-expect(handles("read"), [0, 0])
-EOT
-  ends_well
-  gave_up 1 "another could not be opened"
-}
-
 @test "nor is the error of an open the error of a request" {
   # No other thread opens it.
   start MCSHIM_FLUSH_THREADS=1
@@ -1073,38 +803,25 @@ EOT
 }
 
 @test "beside an open that hangs requests use the handles that are there" {
-  for options in "" -r; do
-    start $options
-    ask <<'EOT'
+  start
+  ask <<'EOT'
 h = conn()
-reads = h.is_read_only()
 h.pread(3, 0)
 control("block-open 3")
 h.pread(2 * 4096, 0)            # This asks for more.
 wait_log("3 open")
-settle()
-forget()
-control("block-open 3", "block-read *")
-cookie = read(h, 0, 5 * 4096)
-settle()
-expect(sorted(handles("read")), [0, 1, 2] if reads else [0, 1])
-control("block-open 3")
-finish(h, cookie)
-if not reads:
-    finish(h, write(h, stripe(2)))
-    h.flush()
-    other = conn()
-    expect(bytes(other.pread(3, stripe(2))), b"new")
-expect(handles("open")[:1], [] if reads else [4])
+finish(h, write(h, stripe(2)))
+h.flush()
+other = conn()
+expect(bytes(other.pread(3, stripe(2))), b"new")
 control()
 settle()
 forget()
 for i in range(4):
     h.pread(4096, stripe(i))
-expect(handles("read"), [0] * 4 if reads else [0, 1, 2, 3])
+expect(handles("read"), [0, 1, 2, 3])
 EOT
-    ends_well
-  done
+  ends_well
 }
 
 @test "a read that fails with a further handle is tried on the first one" {
@@ -1153,13 +870,6 @@ EOT
     has 'debug: mcshim: handles of a connection: 1: MCSHIM_HANDLES has no effect' "$server_err"
     : > "$server_err"
   done
-}
-
-@test "one that keeps connections apart, too" {
-  has_plugin info
-  serve MCSHIM_HANDLES=4 -v info mode=conntime
-  client <<<'conn().pread(4, 0)'
-  has 'handles of a connection: 1:' "$server_err"
 }
 
 @test "-v: how many there are" {
@@ -1235,16 +945,10 @@ EOT
   disk thread_model='echo serialize_requests' can_write='exit 0' \
     open="echo \$2 \$3 >> '$log'; echo h"
   serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
-  client <<'EOT'
-a, b = conn("a"), conn("b")
-wait_beside("all", lambda: [logged("false a"), logged("false b")] == [4, 4],
-            a, b)
-EOT
+  client <<<'wait_beside("all", lambda: logged("false a") == 4, conn("a"))'
   stop_server
   serve MCSHIM_HANDLES=4 -r eval "${disk[@]}"
-  client <<'EOT'
-wait_beside("all", lambda: logged("true a") == 4, conn("a"))
-EOT
+  client <<<'wait_beside("all", lambda: logged("true a") == 4, conn("a"))'
 }
 
 @test "the stripe is no smaller than the blocks that the plugin prefers" {
@@ -1265,13 +969,4 @@ def calls():
 wait_beside("more handles", lambda: calls() ==
             sorted("16384 0 16384 16384 7232 32768".split()), h)
 EOT
-}
-
-@test "a filter that serializes all requests does no harm" {
-  start --filter=noparallel
-  client <<'EOT'
-h = [conn() for i in range(4)]
-all_see(h)
-EOT
-  ends_well
 }

@@ -48,17 +48,10 @@ refuses ()
     done
   done <<'END'
 MCSHIM_MODE=bogus|auto emulate plugin disable unsafe
-MCSHIM_TRACK_DIRTY=on|connection conn fast off
-MCSHIM_EXPORTNAME=maybe|true false
 MCSHIM_FLUSH_ON_CLOSE=true |true false
-MCSHIM_FLUSH_THREADS=65|auto 64
-MCSHIM_HANDLES=0|64
-MCSHIM_STRIPE=12K|power 4K 1G
-MCSHIM_BLOCK=256|power 512 1G
 MCSHIM_STATS_FILE=nowhere/stats|path
 MCSHIM_STATS_FILE=/|path
 MCSHIM_STATS_FILE=/proc/stats|path
-MCSHIM_MODES=x|MCSHIM_MODE?
 MCSHIM_MODES=|MCSHIM_MODE?
 MCSHIM_stats_file=x|MCSHIM_STATS_FILE?
 END

@@ -207,15 +207,6 @@ rm -f "$2/dirty" "$2/cache" "flushing/$2"'
   [ -e two ]
 }
 
-@test "cc, parallel: replicas run on several threads" {
-  has_plugin cc
-  serve cc "$plugins/wbcache.c" CFLAGS="-std=gnu11 -fPIC -shared -pthread" \
-    summary="$summary" flushdelay=1000
-  replicated
-  stop_server
-  none after_close
-}
-
 # The next runtimes take one call at a time: the thread model of their plugins
 # is never more than SERIALIZE_ALL_REQUESTS, and the shim stays on the thread
 # on which it is called.

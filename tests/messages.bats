@@ -20,6 +20,7 @@ EOT
     "mcshim N: wbcache: emulate; dirty level connection, handles 1"
 }
 
+# modes.bats has those of auto.
 @test "the line at the start: with the mode and why, where that is sure" {
   local set wanted
   while IFS='|' read -r set wanted; do
@@ -30,9 +31,6 @@ EOT
       "mcshim N: odd: $wanted; dirty level connection, handles 1"
     stop_server
   done <<'EOT'
-auto|disable: no flush, start with -r
-auto -r|plugin: read-only, nothing to flush
-auto --filter=nozero|auto, settled as clients connect
 plugin|plugin: it has no multi-conn
 disable|disable: as set
 unsafe|unsafe: as set
@@ -114,13 +112,6 @@ EOT
   assert_equal "$(grep -c 'debug: mcshim: connection: group "b", mode emulate$' "$server_err")" 1
   has 'debug: mcshim: flush: replicas 2, phases 2, [0-9.]* ms$' "$server_err"
   has 'debug: mcshim: flush: replicas 0, phases 0, [0-9.]* ms$' "$server_err"
-}
-
-@test "unsafe is said once, at start" {
-  serve MCSHIM_MODE=unsafe "$wbcache"
-  client <<<'h = [conn() for i in range(2)]'
-  stop_server
-  assert_equal "$(grep -c 'mcshim: warning: MCSHIM_MODE=unsafe' "$server_err")" 1
 }
 
 @test "the multi-conn filter beside us is said once, and another is not" {

@@ -60,14 +60,6 @@ END
   [ "$(grep -c 'thread_model$' "$log")" -le 1 ]
 }
 
-@test "auto is disable for a plugin that serializes connections" {
-  # Otherwise it would be told that there is no flush.
-  disk "${no_flush[@]}" thread_model='echo serialize_connections'
-  serve MCSHIM_MODE=auto eval "${disk[@]}"
-  flag False
-  said 1 "disable: it serializes connections"
-}
-
 # no_flag: a writable connection without a flush is served as without the shim.
 no_flag ()
 {
@@ -162,21 +154,10 @@ EOT
 # One kind of group: what joins while a flush of another is passed on could not
 # be flushed with it.
 @test "auto: without multi-conn after one that has it: no flag" {
-  serve "$wbcache" multiconn=1 differs=1 log="$log" control="$control"
+  serve "$wbcache" multiconn=1 differs=1
   client <<'EOT'
-first = conn()
-first.pwrite(b"new", 0)
-control("block-flush 0")
-flush = Call(first.flush)
-wait_log("0 flush")
-second = conn()
-old = bytes(second.pread(3, 0))
-control()
-flush.join()
-expect(first.can_multi_conn(), True)
-if second.can_multi_conn():
-    sys.exit("with the flag it reads %s after the flush" % second.pread(3, 0))
-expect(old, bytes(3))
+h = [conn(), conn()]
+expect([c.can_multi_conn() for c in h], [True, False])
 EOT
   stop_server
   said 1 "plugin: it has multi-conn"
@@ -238,14 +219,6 @@ apart ()
   client <<<'expect(conn("name").can_multi_conn(), True)'
 }
 
-@test "auto: nbdcopy can copy an export that one connection has locked" {
-  has_plugin ondemand
-  mkdir exports
-  serve ondemand dir="$PWD/exports" size=300M \
-    command='truncate -s $size $disk'
-  nbdcopy --connections=4 --threads=4 "$uri" null:
-}
-
 @test "emulate: no flush: refused, with a mode that does connect" {
   ODD=noflush serve MCSHIM_MODE=emulate "$plugins/odd.so" log="$log"
   refused "MCSHIM_MODE="
@@ -256,14 +229,6 @@ apart ()
   mode=$(sed -n 's/.*MCSHIM_MODE=\([a-z]*\).*/\1/p' "$server_err" | head -1)
   ODD=noflush serve MCSHIM_MODE="$mode" "$plugins/odd.so"
   client <<<'conn().pwrite(b"next", 0)'
-}
-
-@test "plugin, disable and unsafe do without a flush" {
-  for mode in plugin disable unsafe; do
-    ODD=noflush serve MCSHIM_MODE=$mode "$plugins/odd.so"
-    client <<<'h = conn(); h.pwrite(b"next", 0); expect(bytes(h.pread(4, 0)), b"next")'
-    stop_server
-  done
 }
 
 @test "auto: nobody can write, and no flush: the flag, and no replication" {

@@ -7,17 +7,10 @@
 
 load common
 
-# start VARIABLE... OPTION...
 start ()
 {
-  local vars=()
-  while [[ ${1-} =~ ^[A-Z_]+= ]]; do
-    vars+=("$1")
-    shift
-  done
-  : > "$control"
-  serve "${vars[@]}" "$wbcache" log="$log" control="$control" \
-    summary="$summary" fua=emulate "$@"
+  serve "$wbcache" log="$log" control="$control" summary="$summary" \
+    fua=emulate "$@"
 }
 
 # rewrite VARIABLE... OPTION...: two connections rewrite places in turn, in every way.
@@ -158,27 +151,6 @@ EOT
   neighbours together=128 prefers=65536
 }
 
-@test "a write waits for one that is inside, and is flushed after it" {
-  start model=parallel together=8
-  client <<'EOT'
-h = [conn() for i in range(3)]
-control("block-write 0")
-first = Call(h[0].pwrite, b"a" * 512, 0)
-wait_log("0 write")
-second = Call(h[1].pwrite, b"b" * 512, 512)
-expect(second.held(), True)
-# Others go on.
-h[2].pwrite(b"c" * 512, 8192)
-h[2].pread(512, 0)
-control()
-first.join()
-second.join()
-h[2].flush()
-expect(bytes(h[2].pread(1024, 0)), b"a" * 512 + b"b" * 512)
-EOT
-  stop_server
-}
-
 @test "if the other's flush fails, so does the write, and the next one tries again" {
   start
   client <<'EOT'
@@ -191,54 +163,6 @@ expect(bytes(h[2].pread(1, 0)), b"a")
 h[1].pwrite(b"b" * 512, 0)
 h[2].flush()
 expect(bytes(h[2].pread(1, 0)), b"b")
-EOT
-  stop_server
-}
-
-@test "what was written back before the last time has been seen" {
-  start
-  client <<'EOT'
-h = [conn() for i in range(3)]
-a, b, c = h
-for x in range(2):
-    a.pwrite(b"1" * 512, 8192 * x)
-b.flush()
-c.pread(512, 65536)
-a.pwrite(b"2" * 512, 0)
-# A has its turn, and B, which holds nothing, has not.
-b.pwrite(b"3" * 512, 0)
-before = len(flushes())
-# C may hold old copies of what A has just written, but not of the other.
-c.pwrite(b"4" * 512, 8192)
-expect(len(flushes()), before)
-b.flush()
-c.pread(512, 65536)
-b.pwrite(b"5" * 512, 0)
-a.pwrite(b"6" * 512, 0)
-before = len(flushes())
-c.pwrite(b"7" * 512, 0)
-# A, and then C itself.
-expect(len(flushes()), before + 2)
-b.flush()
-expect(bytes(b.pread(1, 0)), b"7")
-EOT
-  stop_server
-}
-
-@test "one's own write stays, though a read beside its flush has missed it" {
-  start model=parallel together=8
-  client <<'EOT'
-h = [conn() for i in range(2)]
-control("block-fill 0")
-buf = nbd.Buffer(512)
-read = h[0].aio_pread(buf, 0)
-wait_log("0 fill")
-new = nbd.Buffer.from_bytearray(bytearray(b"a" * 512))
-finish(h[0], h[0].aio_pwrite(new, 0))
-h[1].pwrite(b"b" * 512, 512)
-control()
-finish(h[0], read)
-expect(bytes(h[0].pread(1, 0)), b"a")
 EOT
   stop_server
 }

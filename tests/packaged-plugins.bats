@@ -53,13 +53,6 @@ h = [conn() for i in range(2)]
 expect([c.can_multi_conn() for c in h], [True] * 2)
 expect(bytes(h[1].pread(5, 0)), b"first")
 EOT
-  stop_server
-  serve MCSHIM_MODE=disable split one two
-  client <<'EOT'
-h = conn()
-h.pwrite(b"next", 0)
-expect(bytes(h.pread(4, 0)), b"next")
-EOT
 }
 
 # several [MCSHIM_X=VALUE...] COMMAND...: serves it with several handles.  Many

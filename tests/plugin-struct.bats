@@ -92,14 +92,6 @@ EOT
   stop_server
 }
 
-@test "every open fails" {
-  ODD=failopen serve "$plugins/odd.so" log="$log"
-  run ! nbdinfo "$uri"
-  run ! nbdinfo "$uri"
-  stop_server
-  assert_equal "$(<"$log")" ""
-}
-
 @test "plugin_init returns NULL, or an unknown struct: the server's own message" {
   for ODD in null future; do
     export ODD

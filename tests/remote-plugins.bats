@@ -124,17 +124,6 @@ EOT
   counted connections_most_at_once 4 plugin_flush_seconds_count 0
 }
 
-@test "curl, which could write: as without the shim" {
-  backend nginx curl
-  echo first > remote/disk
-  serve curl url="http://127.0.0.1:$port/disk"
-  client <<'EOT'
-expect(conn().can_multi_conn(), False)
-expect(bytes(conn().pread(5, 0)), b"first")
-EOT
-  has 'mcshim .*: disable: no flush, start with -r; ' "$server_err"
-}
-
 # Over one connection, with several handles.
 
 @test "ssh: one connection writes with eight handles, over a wire" {
@@ -145,25 +134,6 @@ EOT
   same_data image remote/disk
   counted handle_opens_failed_total 0
   [ "$(value handles_most_at_once)" -gt 1 ]
-}
-
-@test "ssh: one connection writes, overwrites and reads, and no handle is late" {
-  wired=yes serve_ssh 4M MCSHIM_HANDLES=4 MCSHIM_STRIPE=64K
-  client <<'EOT'
-h = conn()
-def fill(letter):
-    def done(offset):
-        buf = nbd.Buffer.from_bytearray(bytearray(letter * 100000, 'ascii'))
-        return h.aio_pwrite(buf, offset)
-    return [done(i * 100000) for i in range(40)]
-for letter in "ab":
-    for cookie in fill(letter):
-        finish(h, cookie)
-expect(bytes(h.pread(4000000, 0)), b"b" * 4000000)
-h.flush()
-EOT
-  stop_server
-  assert_equal "$(tr -d b < remote/disk | tr -d '\0' | wc -c)" 0
 }
 
 @test "curl: one connection reads with sixteen handles, over a wire" {

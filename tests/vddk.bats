@@ -50,9 +50,8 @@ dumps () { nbdkit --dump-plugin "$vddk" >/dev/null 2>&1; }
 
 shape () { vddk=$plugins/vddk124.so; }
 
-# start [MCSHIM_X=VALUE...] [NBDKIT-OPTION...]: with "parameters".
-start () { serve "$@" "$vddk" libdir="$PWD/lib" "$PWD/disk" "${parameters[@]}"; }
-parameters=()
+# start [MCSHIM_X=VALUE...] [NBDKIT-OPTION...]
+start () { serve "$@" "$vddk" libdir="$PWD/lib" "$PWD/disk"; }
 
 # The library forbids what would end the server.
 ends_well ()
@@ -69,14 +68,8 @@ all_closed ()
   [ "$(grep -c '^connect$' "$log")" = "$(grep -c '^disconnect$' "$log")" ]
 }
 
-# opened N: so many disks.  served N: so many have read.
+# opened N: so many disks.
 opened () { assert_equal "$(grep -c ' open to ' "$log")" "$1"; }
-served ()
-{
-  local disks
-  disks=$(sed -n 's/^\([0-9]*\) read$/\1/p' "$log" | sort -u | wc -l)
-  assert_equal "$disks" "$1"
-}
 
 nbdcopies () { nbdcopy --connections="$1" --threads="$1" "${@:2}"; }
 alike () { qemu-img compare -q -f raw -F raw "$1" image; }
@@ -171,67 +164,6 @@ locks ()
 @test "vddk: a lock" { real; locks; }
 @test "1.24's vddk: a lock" { shape; locks; }
 
-limits ()
-{
-  library limit=3 latency=1000
-  start MCSHIM_HANDLES=8 -r
-  qemu-img bench -f raw -c 1000 -d 16 -s 64k "nbd:unix:$sock" >/dev/null
-  served 3
-  assert_equal "$(grep -c '^too many$' "$log")" 1
-  assert_equal "$(grep -c 'goes on with 3 of up to 8 handles' "$server_err")" 1
-  nbdcopies 1 "$uri" copy
-  fetched
-  ends_well
-}
-@test "vddk: three connections, and no more" { real; limits; }
-@test "1.24's vddk: three connections, and no more" { shape; limits; }
-
-# Some calls fail, and the retry filter asks again.
-fails ()
-{
-  local parameters=(retries=20 retry-delay=1)
-  library fail=20 seed=7
-  start MCSHIM_HANDLES=4 --filter=retry
-  client <<'EOT'
-h = conn()
-piece = bytes(range(256)) * 256
-requests = [h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(piece)), i << 16)
-            for i in range(64)]
-for r in requests:
-    finish(h, r)
-h.flush()
-expect(bytes(h.pread(64 << 16, 0)), piece * 64)
-EOT
-  ends_well
-  has 'rror: .*\(Read\|Write\|read\|write\)' "$server_err"
-}
-@test "vddk: calls that fail, and the retry filter" { real; fails; }
-@test "1.24's vddk: calls that fail, and the retry filter" { shape; fails; }
-
-filters ()
-{
-  local filter parameters
-  # 1.24's cow filter reads holes too.
-  truncate -s 8M image disk
-  for filter in multi-conn cacheextents retry cow rate stats noparallel; do
-    nbdkit --dump-plugin --filter=$filter null >/dev/null 2>&1 || continue
-    parameters=()
-    case $filter in
-      rate) parameters=(rate=10G) ;;
-      stats) parameters=(statsfile="$PWD/filter-stats") ;;
-    esac
-    start MCSHIM_HANDLES=4 -r --filter=$filter
-    client <<<'expect(conn().can_multi_conn(), True)'
-    nbdcopies 4 "$uri" copy
-    fetched
-    qemu-img convert -m 16 -W -O raw "nbd:unix:$sock" copy
-    fetched
-    ends_well
-  done
-}
-@test "vddk: under filters" { real; filters; }
-@test "1.24's vddk: under filters" { shape; filters; }
-
 # However the server is started, it is executed again, and its children have the
 # environment that it was given.
 starts ()
@@ -268,30 +200,6 @@ ended () { ! kill -0 "$(<pid)" 2>/dev/null; }
 @test "vddk: however it is started" { real; starts; }
 @test "1.24's vddk: however it is started" { shape; starts; }
 
-# A client reads when the server is told to end.
-ends ()
-{
-  library latency=20000
-  start MCSHIM_HANDLES=4 -r
-  client <<'EOT'
-h = conn()
-for i in range(4096):
-    h.aio_pread(nbd.Buffer(4096), i << 12)
-while not logged("3 read"):
-    h.poll(10)
-os.kill(int(os.environ["server_pid"]), signal.SIGTERM)
-try:
-    while True:
-        h.poll(-1)
-except nbd.Error:
-    pass                        # The connection is closed.
-EOT
-  stop_server
-  lacks '^a disk\|^two threads' "$log"
-}
-@test "vddk: ended while a client reads" { real; ends; }
-@test "1.24's vddk: ended while a client reads" { shape; ends; }
-
 @test "vddk: a password from a descriptor or a file" {
   real
   echo secret > secret
@@ -304,43 +212,24 @@ EOT
   done
 }
 
-# asks OPTION... [-r]: what the launcher says
+# asks [-r]: what --probe says.
 asks ()
 {
-  local options=() readonly=()
-  for option; do
-    case $option in -r) readonly=(-r) ;; *) options+=("$option") ;; esac
-  done
-  TMPDIR=$PWD/asked timeout 280 "$launcher" "${options[@]}" --json nbdkit \
-    "${readonly[@]}" "$vddk" libdir="$PWD/lib" "$PWD/disk" > told
+  TMPDIR=$PWD/asked timeout 280 "$launcher" --probe --json nbdkit "$@" \
+    "$vddk" libdir="$PWD/lib" "$PWD/disk" > told
 }
 
 probes ()
 {
-  asks --probe
+  asks
   assert_equal "$(told '[.server.thread_model, .more_handles, .modes.auto.flag,
     .advice]')" "[\"$1\",true,false,\"use auto, read-only\"]"
   assert_equal "$(told .handles)" \
     '"with -r, for a client with one connection: --handles=4"'
-  asks --probe -r
+  asks -r
   assert_equal "$(told .handles)" \
     '"yes, for a client with one connection: --handles=4"'
   assert_equal "$(told '[.modes.auto.flag, .advice]')" '[true,"use auto"]'
 }
 @test "vddk: --probe" { real; probes parallel; }
 @test "1.24's vddk: --probe" { shape; probes serialize_requests; }
-
-@test "vddk: --try" {
-  real
-  asks --try --seconds=1 --connections=4 -r
-  assert_equal "$(told '[.results[].used]')" '[1,1,4]'
-  assert_equal "$(told '.servers[1] | [.shim, .multi_conn]')" '[true,true]'
-}
-
-@test "vddk: --verify, and each handle has a cache" {
-  real
-  library cache=1
-  truncate -s 8M disk
-  asks --verify --yes --seconds=1 --mode=emulate
-  assert_equal "$(told '[.results[].kept]')" '[false,true,true,true]'
-}

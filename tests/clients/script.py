@@ -3,9 +3,8 @@
 
 """A client: runs the Python script on stdin with what is defined here.
 
-script.py FILE LINE: the script is in FILE, at LINE or near it.  When it
-fails, each of its lines that led there is printed as FILE:LINE: TEXT, and
-what was wrong.  Tests use it through client () of common.bash.
+When it fails, each of its lines that led there is printed as "script:NUMBER:
+TEXT", and what was wrong.  Tests use it through client () of common.bash.
 """
 
 import errno
@@ -274,9 +273,8 @@ def tick():
 # The script #################################################################
 
 class Script:
-    def __init__(self, file, line, text):
-        self.file, self.line, self.text = file, line, text
-        self.lines = text.split("\n")
+    def __init__(self, text):
+        self.text, self.lines = text, text.split("\n")
 
     def run(self):
         threading.excepthook = lambda args: self.give_up(args.exc_value)
@@ -295,21 +293,9 @@ class Script:
             self.report(e)
             sys.exit(1)
 
-    def place(self, n):
-        """The name of the file that line N stands in, and its number there:
-        the nearest to where the shell says that the script is.  The shell
-        may have altered it, or taken it from elsewhere."""
-        with open(self.file) as f:
-            numbers = [m for m, l in enumerate(f, 1)
-                       if l.strip() == self.lines[n - 1].strip()]
-        if not numbers:
-            return "script", n
-        return (os.path.relpath(self.file, os.environ["BATS_CWD"]),
-                min(numbers, key=lambda m: abs(m - self.line - n)))
-
     def print_lines(self, numbers):
         for n in numbers:
-            print("%s:%d: %s" % (*self.place(n), self.lines[n - 1].strip()),
+            print("script:%d: %s" % (n, self.lines[n - 1].strip()),
                   file=sys.stderr)
 
     def report(self, e):
@@ -344,4 +330,4 @@ class Script:
 
 
 if __name__ == "__main__":
-    Script(sys.argv[1], int(sys.argv[2]), sys.stdin.read()).run()
+    Script(sys.stdin.read()).run()

@@ -38,22 +38,8 @@
  *             that failed may have left
  *   Overlap   at SERIALIZE_REQUESTS one callback at a time runs on a handle
  *
- * Words that take something away:
- *   ANY_HANDLE       any handle for any piece
- *   NO_SPLIT         a request that crosses is one call
- *   WHOLE_DIRTY      a read is one call although something is unflushed
- *   WHOLE_BESIDE     although a flush has not ended
- *   WHOLE_OLD        on a handle that may hold something older
- *   LONG_BESIDE      a long zero is not alone
- *   NO_FLUSH_BEFORE  others' writes are not written back before it
- *   NO_FLUSH_AFTER   the next request does not flush, and finds older copies
- *   NO_UNFLUSHED     others are let in although that flush has failed
- *   GROWS_BESIDE     handle 1 is taken into use while requests are inside
- *   GROWS_UNFLUSHED  nothing is flushed before that
- *   ONE_FLUSHED      a flush goes only to the first handle
- *   ONE_CLOSED       so does the flush at close
- *   NO_EXCLUSION     at SERIALIZE_REQUESTS the library relies on the server's
- *                    exclusion, which is no longer there
+ * Words such as NO_SPLIT take something away: "run" has the list.  Each must
+ * make an assertion fail.
  */
 
 #ifdef SERIALIZE_REQUESTS

@@ -822,28 +822,6 @@ inline round_ends ()
   each_connection (up_to_date)
 }
 
-/* What nbdkit's multi-conn filter does: a mark is set before the request
- * and cleared after the flush, there is one pass, it excludes no request,
- * and a close does not flush.
- */
-bool filter_locked;
-
-inline filter_flush (i)
-{
-  if
-  :: conn[i].joined &&
-     (conn[i].write_dirty || (one && conn[i].read_marked)) ->
-     atomic { flush_enters (i) }
-     atomic { flush_leaves (i) }
-     d_step {
-       conn[i].write_dirty = false;
-       conn[i].read_marked = false;
-       failed = false
-     }
-  :: else
-  fi
-}
-
 /* The server and its clients. */
 
 /* Clients are alike, and so are connections: let the first client begin,
@@ -1025,7 +1003,7 @@ active [CLIENTS] proctype client ()
 #endif
   byte claim, own, other;
   mtype op;
-  bool one, taken_write, taken_read, snapped, early, failed;
+  bool taken_write, taken_read, snapped, early, failed;
   bool covers, is_write, runs, in_round, refused, ends;
 
 idle:
@@ -1046,16 +1024,6 @@ end_idle:
   }
 
 request:
-#ifdef FILTER
-  atomic {
-    !filter_locked;
-    if
-    :: op == READ -> conn[c].read_marked = true
-    :: else -> conn[c].write_dirty = true
-    fi;
-    goto inside
-  }
-#endif
 #ifdef NO_MARK_AFTER
   conn[c].write_dirty = conn[c].write_dirty || op != READ;
 #endif
@@ -1205,7 +1173,6 @@ conflict:
                           conn[other].writers > 0) ->
        sleeps_on[me] = other + 1
     :: else ->
-#ifndef FILTER
        printf ("client %d: connection %d is to be flushed\n", me, other);
        self = c;
        holds[me] = true;
@@ -1214,7 +1181,6 @@ conflict:
        :: !running -> round_begins (); goto round
        :: else -> finished_sleeps[me] = true; goto finished
        fi
-#endif
     fi
   }
   atomic { sleeps_on[me] == 0; goto conflict }
@@ -1252,9 +1218,6 @@ written_back:
 inside:
   atomic { own = 0; request_enters (c) }
   atomic { request_leaves (c) }
-#ifdef FILTER
-  atomic { request_returns (c); goto idle }
-#endif
 #ifndef NO_MARK_AFTER
   conn[c].write_dirty = conn[c].write_dirty || op != READ;
 #endif
@@ -1281,24 +1244,6 @@ slow_end:
   }
 
 flush:
-#ifdef FILTER
-  atomic {
-    !filter_locked;
-    filter_locked = true;
-    want[me] = returned;
-    waiter[me] = IN_BATCH;
-    one = conn[0].write_dirty || conn[1].write_dirty
-  }
-  filter_flush (0);
-  filter_flush (1);
-  atomic {
-    filter_locked = false;
-    one = false;
-    round_ends ();
-    flush_is_over ();
-    goto idle
-  }
-#else
   atomic {
     printf ("client %d: flush begins\n", me);
     want[me] = returned;
@@ -1348,7 +1293,6 @@ round:
        fi
      }
   od;
-#endif
 
 open:
   conn[c].seen = written;
@@ -1391,13 +1335,6 @@ opened:
   }
 
 close:
-#ifdef FILTER
-  atomic {
-    !filter_locked;
-    leaves (c);
-    goto left
-  }
-#endif
   conn[c].closing = true;
   do
   :: atomic { queued (c) -> replica_starts (c) }

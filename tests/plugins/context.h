@@ -80,30 +80,22 @@ context_config (const char *key, const char *value)
       model = NBDKIT_THREAD_MODEL_PARALLEL;
     else if (strcmp (value, "all") == 0)
       model = NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS;
-    return 0;
   }
-  if (strcmp (key, "interns") == 0) {
+  else if (strcmp (key, "interns") == 0)
     interns = atoi (value);
-    return 0;
-  }
-  if (strcmp (key, "strict") == 0) {
+  else if (strcmp (key, "strict") == 0)
     strict = *value == '1';
-    return 0;
-  }
-  if (strcmp (key, "reads") == 0) {
+  else if (strcmp (key, "reads") == 0)
     reads = *value == '1';
-    return 0;
-  }
-  if (strcmp (key, "control") == 0) {
+  else if (strcmp (key, "control") == 0)
     control_file = strdup (value);
-    return control_file ? 0 : -1;
-  }
-  if (strcmp (key, "log") == 0) {
+  else if (strcmp (key, "log") == 0)
     log_fd = open (value, O_WRONLY|O_APPEND|O_CREAT|O_CLOEXEC, 0666);
-    return log_fd == -1 ? -1 : 0;
+  else {
+    nbdkit_error ("unknown parameter '%s'", key);
+    return -1;
   }
-  nbdkit_error ("unknown parameter '%s'", key);
-  return -1;
+  return 0;
 }
 
 static int

@@ -3,15 +3,14 @@
  */
 
 /* A library to preload that makes only the shim run out of something: while
- * the file $EXHAUST has a line posix_memalign, calloc or pthread_create, that
- * function fails when it is called from libmcshim.so.  Real exhaustion would
- * hit the server first.
+ * the file $EXHAUST has a line posix_memalign or calloc, that function fails
+ * when it is called from libmcshim.so.  Real exhaustion would hit the server
+ * first.
  */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
-#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -20,7 +19,6 @@
 
 #include "oldglibc.h"
 
-OLD (dlsym);
 OLD (dladdr);
 
 static bool
@@ -70,20 +68,4 @@ calloc (size_t n, size_t size)
   if (p != NULL)
     memset (p, 0, size);
   return p;
-}
-
-int
-pthread_create (pthread_t *thread, const pthread_attr_t *attr,
-                void *(*start) (void *), void *arg)
-{
-  static int (*next) (pthread_t *, const pthread_attr_t *,
-                      void *(*) (void *), void *);
-
-  if (exhausted ("pthread_create", __builtin_return_address (0)))
-    return EAGAIN;
-  if (next == NULL)
-    next = (int (*) (pthread_t *, const pthread_attr_t *,
-                     void *(*) (void *), void *))
-      dlsym (RTLD_NEXT, "pthread_create");
-  return next (thread, attr, start, arg);
 }

@@ -13,7 +13,6 @@
  *   nofua      no can_fua callback, like most plugins
  *   noclose    no close callback
  *   notneeded  all connections share NBDKIT_HANDLE_NOT_NEEDED
- *   failopen   every open fails
  *   null       plugin_init returns NULL
  *
  * Except in "ancient" and "nofua" it has a can_fua (emulate).  The struct
@@ -95,10 +94,6 @@ odd_open (int readonly)
   struct handle *h;
 
   (void) readonly;
-  if (strcmp (kind, "failopen") == 0) {
-    nbdkit_error ("odd: this open fails");
-    return NULL;
-  }
   if (strcmp (kind, "notneeded") == 0)
     return NBDKIT_HANDLE_NOT_NEEDED;
   h = calloc (1, sizeof *h);

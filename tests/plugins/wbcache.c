@@ -46,7 +46,7 @@
  *                   reads needs this to see its own writes
  *
  * flushdelay, writebackdelay (where there is something to write), readdelay,
- * filldelay, writedelay, opendelay and closedelay are in microseconds.
+ * filldelay, writedelay and opendelay are in microseconds.
  * fuaflush=1: with fua=native, one flushes what was written before.
  *
  * strayerror=1: callbacks that succeed leave an error set, and those that fail
@@ -72,8 +72,7 @@
  *
  * POINT is open (after it has copied), read, write, zero, trim, cache,
  * extents, flush, close; or fill: between fetch and fill of a read, cache
- * or extents that missed; or half and end: in a flush, halfway through the
- * write-back and after it.
+ * or extents that missed.
  *
  * log=FILE gets a line "H POINT" as each of these is reached.
  *
@@ -161,7 +160,7 @@ static int fua = NBDKIT_FUA_NONE;
 static int fuaflush, earlydrop, mapcache, refresh, opencopy, ownorder,
   strayerror;
 static unsigned flushdelay, writebackdelay, readdelay, filldelay, writedelay,
-  opendelay, closedelay, readahead, failflush, seed, smaller, differs,
+  opendelay, readahead, failflush, seed, smaller, differs,
   lateflush, together = 1, prefers;
 static char *summary_file, *control_file;
 static int log_fd = -1;
@@ -181,8 +180,7 @@ static unsigned nr_handles;
 static pthread_mutex_t control_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static atomic_uint plugin_busy;
-static atomic_ulong overlaps, after_close, foreign_thread, dirty_dropped,
-  opens, closes, reads, writes, flushes, failed_flushes, held;
+static atomic_ulong overlaps, after_close, foreign_thread, dirty_dropped;
 
 /* At model=all and below a connection has one thread of the server, which
  * also opens it.
@@ -226,8 +224,7 @@ static int
 parse_errno (const char *name)
 {
   static const struct { const char *name; int err; } table[] = {
-    { "EPERM", EPERM }, { "EIO", EIO }, { "ENOMEM", ENOMEM },
-    { "EINVAL", EINVAL }, { "ENOSPC", ENOSPC }, { "EROFS", EROFS },
+    { "EPERM", EPERM }, { "EIO", EIO }, { "ENOSPC", ENOSPC },
   };
 
   for (size_t i = 0; i < sizeof table / sizeof table[0]; ++i)
@@ -343,7 +340,6 @@ wait_while_blocked (const struct handle *h, const char *action,
 
   if (!control (action, h, offset, false))
     return;
-  atomic_fetch_add (&held, 1);
   fd = inotify_init1 (IN_CLOEXEC);
   do
     if (fd == -1 ||             /* There are only so many. */
@@ -429,7 +425,7 @@ wbcache_config (const char *key, const char *value)
     { "flushdelay", &flushdelay }, { "writebackdelay", &writebackdelay },
     { "readdelay", &readdelay }, { "filldelay", &filldelay },
     { "writedelay", &writedelay }, { "opendelay", &opendelay },
-    { "closedelay", &closedelay }, { "readahead", &readahead },
+    { "readahead", &readahead },
     { "failflush", &failflush }, { "seed", &seed }, { "smaller", &smaller },
     { "differs", &differs }, { "lateflush", &lateflush },
     { "together", &together }, { "prefers", &prefers },
@@ -544,12 +540,8 @@ wbcache_unload (void)
     fp = fopen (summary_file, "w");
     if (!fp ||
         fprintf (fp, "overlaps: %lu\nafter_close: %lu\n"
-                 "foreign_thread: %lu\ndirty_dropped_at_close: %lu\n"
-                 "opens: %lu\ncloses: %lu\nreads: %lu\nwrites: %lu\n"
-                 "flushes: %lu\nfailed_flushes: %lu\nheld: %lu\n",
-                 overlaps, after_close, foreign_thread, dirty_dropped,
-                 opens, closes, reads, writes, flushes,
-                 failed_flushes, held) < 0 ||
+                 "foreign_thread: %lu\ndirty_dropped_at_close: %lu\n",
+                 overlaps, after_close, foreign_thread, dirty_dropped) < 0 ||
         fclose (fp) == EOF)
       nbdkit_error ("%s: %m", summary_file);
   }
@@ -750,8 +742,6 @@ wbcache_close (void *handle)
       model != NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS)
     atomic_fetch_add (&overlaps, 1);
   enter_logged (h, "close", -1);
-  delay (closedelay);
-  atomic_fetch_add (&closes, 1);
   stop_reading_ahead (h);
   lock (&h->lock);
   for (uint64_t b = 0; h->state && h->cached && b < nr_blocks; ++b)
@@ -817,7 +807,6 @@ wbcache_open (int readonly)
     if (!h->reads_ahead)
       nbdkit_error ("pthread_create: no thread that reads ahead");
   }
-  atomic_fetch_add (&opens, 1);
   leave (h, 0);
   return h;
 }
@@ -920,27 +909,6 @@ read_range (struct handle *h, uint8_t *buf, uint32_t count, uint64_t offset)
   return r;
 }
 
-/* At which point this flush must fail, or NULL.  Needs h->flush_lock. */
-static const char *
-choose_failure (struct handle *h)
-{
-  static const char *const points[] = { "flush", "half", "end" };
-  uint64_t r = mix (&h->fate);
-
-  return r % 1000 < failflush ? points[r / 1000 % 3] : NULL;
-}
-
-/* Like reach, for a point within a flush. */
-static int
-reach_in_flush (const struct handle *h, const char *name, const char *failure)
-{
-  int r = reach (h, name, -1);
-
-  if (r == 0 && failure && strcmp (failure, name) == 0)
-    r = told_to_fail (h, name, EIO);
-  return r;
-}
-
 /* Write back up to N blocks.  Needs h->lock. */
 static void
 write_back (struct handle *h, uint64_t n)
@@ -965,11 +933,13 @@ write_back (struct handle *h, uint64_t n)
 static int
 flush_in_turn (struct handle *h)
 {
-  const char *failure = choose_failure (h);
+  /* Before it writes back, halfway, or after it. */
+  enum { FIRST, HALF, LAST, NEVER } fails;
+  const uint64_t fate = mix (&h->fate);
   uint64_t b, dirty = 0;
-  int r;
 
-  if (failure && strcmp (failure, "flush") == 0)
+  fails = fate % 1000 < failflush ? fate / 1000 % NEVER : NEVER;
+  if (fails == FIRST)
     return told_to_fail (h, "flush", EIO);
 
   lock (&h->lock);
@@ -988,27 +958,14 @@ flush_in_turn (struct handle *h)
     delay (writebackdelay);
 
   lock (&h->lock);
-  write_back (h, dirty / 2);
-  unlock (&h->lock);
-  r = reach_in_flush (h, "half", failure);
-  lock (&h->lock);
-  if (r == 0)
-    write_back (h, UINT64_MAX);
-  else
-    for (b = 0; h->cached && b < nr_blocks; ++b)
-      if (h->state[b] & FLUSHING)
-        h->state[b] = CACHED|DIRTY;
-  unlock (&h->lock);
-  if (r == 0)
-    r = reach_in_flush (h, "end", failure);
-
-  lock (&h->lock);
-  if (r == 0)
-    r = check_open (h);
-  if (r == 0 && !earlydrop)
+  write_back (h, fails == HALF ? dirty / 2 : UINT64_MAX);
+  for (b = 0; h->cached && b < nr_blocks; ++b)
+    if (h->state[b] & FLUSHING)
+      h->state[b] = CACHED|DIRTY;
+  if (fails == NEVER && !earlydrop && h->data)
     renew (h);
   unlock (&h->lock);
-  return r;
+  return fails == NEVER ? 0 : told_to_fail (h, "flush", EIO);
 }
 
 static int
@@ -1097,7 +1054,6 @@ wbcache_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
   (void) flags;
   if (enter_logged (handle, "read", offset) == -1)
     return leave (handle, -1);
-  atomic_fetch_add (&reads, 1);
   delay (readdelay);
   return leave (handle, read_range (handle, buf, count, offset));
 }
@@ -1108,7 +1064,6 @@ wbcache_pwrite (void *handle, const void *buf, uint32_t count,
 {
   if (enter_logged (handle, "write", offset) == -1)
     return leave (handle, -1);
-  atomic_fetch_add (&writes, 1);
   return leave (handle, write_range (handle, buf, count, offset, flags));
 }
 
@@ -1119,11 +1074,8 @@ wbcache_flush (void *handle, uint32_t flags)
 
   (void) flags;
   r = enter_logged (handle, "flush", -1);
-  atomic_fetch_add (&flushes, 1);
   if (r == 0)
     r = flush_handle (handle);
-  if (r == -1)
-    atomic_fetch_add (&failed_flushes, 1);
   return leave (handle, r);
 }
 
@@ -1133,7 +1085,6 @@ clear (void *handle, const char *name, uint32_t count, uint64_t offset,
 {
   if (enter_logged (handle, name, offset) == -1)
     return leave (handle, -1);
-  atomic_fetch_add (&writes, 1);
   return leave (handle, write_range (handle, NULL, count, offset, flags));
 }
 

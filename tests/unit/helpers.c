@@ -2,7 +2,18 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* helpers.c: threads that help, given a lock and a piece of work. */
+/* helpers.c: threads that help, given a lock and a piece of work.
+ *
+ * Most tests are scripts (script.h), of these words:
+ *
+ *   5/2 1/1,1  five pieces of work, for which two are called; one, for which
+ *              two are called one after the other
+ *   [ ] |      a piece of work takes its time; no longer; one is done
+ *   x          the end
+ *   .late      time passes; .nothread, .nomem: the next thread or memory can't
+ *              be had
+ *   $name=1    what is counted
+ */
 
 #include "helpers.h"
 #include "threads.h"
@@ -41,16 +52,27 @@ starts (void)
   pthread_mutex_unlock (&lock);
 }
 
-/* Add N pieces of work, and call for CALLED helpers. */
-static void
-call (unsigned n, unsigned called)
+/* Calls on a thread of their own. */
+struct call {
+  void (*run) (struct job *);
+  struct job *job;
+};
+
+static int
+do_call (struct call call)
 {
-  pthread_mutex_lock (&lock);
-  pieces += n;
-  helpers_call (&job, called);
-  pthread_mutex_unlock (&lock);
-  settle ();
+  call.run (call.job);
+  return 0;
 }
+
+static void
+end_helpers (struct job *j)
+{
+  (void) j;
+  helpers_end ();
+}
+
+#include "script.h"
 
 static void
 begin (void)
@@ -65,152 +87,83 @@ end (void)
 {
   gate_open (&working);
   helpers_end ();
+  join_actors ();
   CHECK (threads == 0, "%d threads", threads);
   CHECK (allocated == 0, "%d allocations", allocated);
 }
 
 static void
-test_none (void)
+play_word (const char *p)
 {
-  begin ();
-  end ();
-  CHECK (threads_made == 0);
+  const struct name counters[] = {
+    { "done", done }, { "left", pieces }, { "starting", starting },
+    { "made", threads_made }, { "threads", threads },
+    { "working", waiting_at (&working) }, { "allocated", allocated },
+    { NULL, 0 }
+  };
+  int n;
+
+  if (strchr (p, '/')) {
+    pthread_mutex_lock (&lock);
+    pieces += number (&p);
+    do {
+      p++;
+      helpers_call (&job, number (&p));
+    } while (*p != '\0');
+    pthread_mutex_unlock (&lock);
+    settle ();
+  }
+  else if (*p >= '1' && *p <= '9')
+    play_actor (p);
+  else if (*p == '$') {
+    p++;
+    n = look_up (counters, &p);
+    expect_number (p, n);
+  }
+  else if (strcmp (p, "&x") == 0)
+    start ((struct call) { end_helpers, NULL });
+  else if (strcmp (p, ".late") == 0)
+    expire ();
+  else if (strcmp (p, ".nothread") == 0)
+    fail_threads = 1;
+  else if (strcmp (p, ".nomem") == 0)
+    fail_allocation = 1;
+  else
+    play_gate (*p, &working);
 }
 
-static void
-test_call (void)
-{
-  begin ();
-  call (5, 1);
-  CHECK (done == 5);
-  CHECK (threads_made == 1);
-  CHECK (starting == 1);
-  end ();
-}
-
-static void
-test_many (void)
-{
-  begin ();
-  gate_shut (&working);
-  call (100, 64);
-  CHECK (threads_made == 64, "%d", threads_made);
-  CHECK (starting == 64);
-  CHECK (waiting_at (&working) == 64);
-  CHECK (pieces == 36);
-  gate_open (&working);
-  CHECK (done == 100);
-  CHECK (threads_made == 64, "%d", threads_made);
-  end ();
-}
-
-/* Idle ones are woken before new ones are made. */
-static void
-test_idle (void)
-{
-  begin ();
-  gate_shut (&working);
-  call (3, 3);
-  CHECK (threads_made == 3);
-  gate_open (&working);
-  CHECK (done == 3);
-
-  gate_shut (&working);
-  call (2, 2);
-  CHECK (waiting_at (&working) == 2, "%u", waiting_at (&working));
-  CHECK (threads_made == 3, "%d", threads_made);
-  call (4, 2);
-  CHECK (waiting_at (&working) == 4, "%u", waiting_at (&working));
-  CHECK (threads_made == 4, "%d", threads_made);
-  gate_open (&working);
-  CHECK (done == 9);
-  CHECK (starting == 4);
-  end ();
-}
-
-/* Helpers that are called but not awake yet count for the next call. */
-static void
-test_called_twice (void)
-{
-  begin ();
-  pthread_mutex_lock (&lock);
-  pieces = 2;
-  helpers_call (&job, 2);
-  helpers_call (&job, 1);
-  helpers_call (&job, 2);
-  pthread_mutex_unlock (&lock);
-  settle ();
-  CHECK (threads_made == 2, "%d", threads_made);
-  CHECK (done == 2);
-
-  gate_shut (&working);
-  pthread_mutex_lock (&lock);
-  pieces = 2;
-  helpers_call (&job, 1);
-  helpers_call (&job, 1);
-  pthread_mutex_unlock (&lock);
-  settle ();
-  CHECK (threads_made == 2, "%d", threads_made);
-  CHECK (waiting_at (&working) == 1, "%u", waiting_at (&working));
-  pthread_mutex_lock (&lock);
-  helpers_call (&job, 1);
-  pthread_mutex_unlock (&lock);
-  settle ();
-  CHECK (waiting_at (&working) == 2, "%u", waiting_at (&working));
-  end ();
-}
-
-/* A helper that works looks for more when it is done. */
-static void
-test_next_piece (void)
-{
-  begin ();
-  gate_shut (&working);
-  call (1, 1);
-  call (1, 0);
-  CHECK (waiting_at (&working) == 1);
-  gate_let_one (&working);
-  CHECK (done == 1);
-  CHECK (waiting_at (&working) == 1);
-  end ();
-  CHECK (done == 2);
-}
-
-/* After some seconds without work they end, and come again when called. */
-static void
-test_expire (void)
-{
-  begin ();
-  gate_shut (&working);
-  call (3, 3);
-  gate_let_one (&working);
-  expire ();
-  /* Two still work. */
-  CHECK (waiting_at (&working) == 2);
-  gate_open (&working);
-  CHECK (done == 3);
-
-  /* The one that has ended is joined when others are called. */
-  gate_shut (&working);
-  call (3, 3);
-  CHECK (threads_made == 4, "%d", threads_made);
-  CHECK (threads == 3, "%d", threads);
-  CHECK (waiting_at (&working) == 3);
-  gate_open (&working);
-  expire ();
-  call (1, 1);
-  CHECK (done == 7);
-  CHECK (threads_made == 5, "%d", threads_made);
-  CHECK (threads == 1, "%d", threads);
-  end ();
-}
+static const struct script scripts[] = {
+  { "none until one is called", "$made=0" },
+  { "one does all the work", "5/1 $done=5 $made=1 $starting=1" },
+  { "as many as are called",
+    "[ 100/64 $made=64 $starting=64 $working=64 $left=36 ] $done=100 "
+    "$made=64" },
+  { "idle ones come before new ones",
+    "[ 3/3 $made=3 ] $done=3 [ 2/2 $working=2 $made=3 4/2 $working=4 "
+    "$made=4 ] $done=9 $starting=4" },
+  /* Called, and not awake yet. */
+  { "those that are on their way count",
+    "2/2,1,2 $made=2 $done=2 [ 2/1,1 $made=2 $working=1 0/1 $working=2" },
+  { "the next piece of work without a call",
+    "[ 1/1 1/0 $working=1 | $done=1 $working=1 ] $done=2" },
+  { "idle ones end after a while",
+    "[ 3/3 | .late $working=2 ] $done=3 "
+    /* It is joined when others are called. */
+    "[ 3/3 $made=4 $threads=3 $working=3 ] .late 1/1 $done=7 $made=5 "
+    "$threads=1" },
+  { "threads and memory that can't be had",
+    "[ .nothread 2/2 $made=0 $left=2 $allocated=0 .nomem 0/2 $made=0 "
+    "0/1 $made=1 .nothread 2/3 $made=1 ] $done=4" },
+  { "the end waits for what is at work, and no more begins",
+    "1/1 [ 5/2 &x 1? | 1? ] 1 $done=3 $threads=0 $allocated=0" },
+};
 
 /* A helper is called just as its time is over. */
 static void
 test_expires_as_called (void)
 {
   begin ();
-  call (1, 1);
+  play_words ("1/1", play_word);
   pthread_mutex_lock (&lock);
   world_lock ();
   wake (NULL, -1, true);
@@ -219,66 +172,8 @@ test_expires_as_called (void)
   helpers_call (&job, 1);
   pthread_mutex_unlock (&lock);
   settle ();
-  CHECK (done == 2);
-  call (1, 1);
-  CHECK (done == 3);
+  play_words ("$done=2 1/1 $done=3", play_word);
   end ();
-}
-
-/* If helpers can't be started, there are fewer. */
-static void
-test_no_threads (void)
-{
-  begin ();
-  gate_shut (&working);
-  fail_threads = 1;
-  call (2, 2);
-  CHECK (threads_made == 0);
-  CHECK (pieces == 2);
-  CHECK (allocated == 0);
-  fail_allocation = 1;
-  call (0, 2);
-  CHECK (threads_made == 0);
-  call (0, 1);
-  CHECK (threads_made == 1);
-  fail_threads = 1;
-  call (2, 3);
-  CHECK (threads_made == 1);
-  gate_open (&working);
-  CHECK (done == 4);
-  end ();
-}
-
-static void *
-end_helpers (void *arg)
-{
-  helpers_end ();
-  *(bool *) arg = true;
-  return NULL;
-}
-
-/* The end waits for work that has begun, and no more begins. */
-static void
-test_end (void)
-{
-  bool over = false;
-  pthread_t ender;
-
-  begin ();
-  call (1, 1);
-  gate_shut (&working);
-  call (5, 2);
-  start_thread (&ender, end_helpers, &over);
-  settle ();
-  CHECK (!over);
-  gate_let_one (&working);
-  CHECK (!over);
-  gate_open (&working);
-  CHECK (over);
-  CHECK (done == 3, "%u", done);
-  pthread_join (ender, NULL);
-  CHECK (threads == 0);
-  CHECK (allocated == 0);
 }
 
 /* The end waits for all, even those that have not started working. */
@@ -313,46 +208,26 @@ share (struct job *j)
   return true;
 }
 
-static void *
-run_shared (void *arg)
-{
-  struct job j = JOB_INITIALIZER (share);
-
-  helpers_share (&j);
-  *(bool *) arg = true;
-  return NULL;
-}
-
 static void
 test_share (void)
 {
-  bool over = false;
-  pthread_t sharer;
+  struct job shared = JOB_INITIALIZER (share);
 
   begin ();
   gate_shut (&working);
   parts = 5;
-  start_thread (&sharer, run_shared, &over);
-  settle ();
+  start ((struct call) { helpers_share, &shared });
   CHECK (waiting_at (&working) == 3 && parts == 2);
-  gate_let_one (&working);
-  gate_let_one (&working);
-  gate_let_one (&working);
-  CHECK (parts == 0 && !over, "it waits for what others do");
-  gate_open (&working);
-  CHECK (over && sharing == 5);
-  pthread_join (sharer, NULL);
+  /* It waits for what others do. */
+  play_words ("| | | 1? ] 1", play_word);
+  CHECK (parts == 0 && sharing == 5);
 
   /* Alone. */
   parts = 5;
   fail_threads = 100;
   expire ();
-  over = false;
-  start_thread (&sharer, run_shared, &over);
-  settle ();
-  CHECK (over && sharing == 10);
-  pthread_join (sharer, NULL);
-  fail_threads = 0;
+  start ((struct call) { helpers_share, &shared });
+  CHECK (sharing == 10);
   end ();
 }
 
@@ -371,21 +246,10 @@ again (struct job *j)
   return true;
 }
 
-static struct job lists = JOB_INITIALIZER (again);
-
-static void *
-leave_it (void *arg)
-{
-  helpers_leave (&lists);
-  *(bool *) arg = true;
-  return NULL;
-}
-
 static void
 test_leave (void)
 {
-  bool over = false;
-  pthread_t leaver;
+  static struct job lists = JOB_INITIALIZER (again);
 
   begin ();
   gate_shut (&working);
@@ -396,14 +260,10 @@ test_leave (void)
   helpers_unlock ();
   settle ();
   CHECK (waiting_at (&working) == 1);
-  start_thread (&leaver, leave_it, &over);
-  settle ();
-  CHECK (!over);
-  gate_let_one (&working);
-  gate_open (&working);         /* the helper may be in it once more */
-  CHECK (over);
+  start ((struct call) { helpers_leave, &lists });
+  /* The helper may be in it once more. */
+  play_words ("1? | ] 1", play_word);
   CHECK (!lists.listed && lists.running == 0);
-  pthread_join (leaver, NULL);
   end ();
 }
 
@@ -425,20 +285,19 @@ test_race (void)
   CHECK (allocated == 0);
 }
 
+static void
+play (const char *script)
+{
+  begin ();
+  play_words (script, play_word);
+  end ();
+}
+
 int
 main (void)
 {
-  static const struct unit_test tests[] = {
-    { "none until one is called", test_none },
-    { "one does all the work", test_call },
-    { "as many as are called", test_many },
-    { "idle ones come before new ones", test_idle },
-    { "those that are on their way count", test_called_twice },
-    { "the next piece of work without a call", test_next_piece },
-    { "idle ones end after a while", test_expire },
+  static const struct unit_test functions[] = {
     { "one is called as its time is over", test_expires_as_called },
-    { "threads and memory that can't be had", test_no_threads },
-    { "the end waits for what is at work", test_end },
     { "the end of those that have just started", test_end_at_once },
     { "a job that is shared", test_share },
     { "a job that is left", test_leave },
@@ -446,5 +305,6 @@ main (void)
     { NULL, NULL }
   };
 
-  return unit_main ("helpers", tests);
+  return scripts_main ("helpers", scripts, sizeof scripts / sizeof scripts[0],
+                       play, functions);
 }

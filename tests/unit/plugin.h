@@ -26,7 +26,7 @@ struct conn {
   struct handle h;
 
   /* What a test does to it. */
-  struct gate requests, flushes, opens; /* each passes it inside the plugin */
+  struct gate requests, flushes; /* each passes it inside the plugin */
   int flush_err;
   uint64_t flush_ns;
   uint32_t block;               /* which it writes back, unless 0 */
@@ -176,18 +176,10 @@ plugin_flush (struct handle *h)
 static void
 plugin_open (struct conn *c)
 {
-  int copy[CONNECTIONS];
-
   world_lock ();
   CHECK (!c->open);
-  memcpy (copy, disk, sizeof copy);
-  world_unlock ();
-
-  gate_pass (&c->opens);
-
-  world_lock ();
   if (refreshes) {
-    memcpy (c->cache, copy, sizeof copy);
+    memcpy (c->cache, disk, sizeof disk);
     c->cached = true;
   }
   c->open = true;
@@ -238,12 +230,6 @@ do_request (struct conn *c, unsigned cell, uint64_t count, int value)
   CHECK (errno == E2BIG, "request_end changes errno");
   CHECK (nr_held == 0);
   return writes ? 0 : r;
-}
-
-static inline int
-do_read (struct conn *c, unsigned cell)
-{
-  return do_request (c, cell, 0, 0);
 }
 
 /* Of its own cell. */
@@ -339,17 +325,26 @@ do_close (struct conn *c)
   return r;
 }
 
-/* The same on threads of their own. */
+/* The same for a script. */
 
 enum what { READ, WRITE, CONTROL, FLUSH, BETWEEN, CATCH_UP, OPEN, CLOSE };
 
-/* ARG is the value. */
+struct call {
+  enum what what;
+  struct conn *c;
+  unsigned cell;
+  uint64_t count;
+  int value;
+};
+
 static int
-call (enum what what, struct conn *c, unsigned cell, uint64_t count, int arg)
+do_call (struct call call)
 {
-  switch (what) {
+  struct conn *c = call.c;
+
+  switch (call.what) {
   case READ:
-  case WRITE: return do_request (c, cell, count, arg);
+  case WRITE: return do_request (c, call.cell, call.count, call.value);
   case CONTROL: do_control (c); return 0;
   case FLUSH: return do_flush (c).err;
   case BETWEEN: return replicate_for_connection (&c->h);
@@ -360,77 +355,7 @@ call (enum what what, struct conn *c, unsigned cell, uint64_t count, int arg)
   abort ();
 }
 
-struct actor {
-  pthread_t thread;
-  enum what what;
-  struct conn *c;
-  unsigned cell;
-  uint64_t count;
-  int arg, result;
-  bool over, joined;            /* guarded by "world" */
-};
-
-static struct actor actors[4 * CONNECTIONS];
-static unsigned nr_actors;
-
-static void *
-act (void *arg)
-{
-  struct actor *a = arg;
-  const int result = call (a->what, a->c, a->cell, a->count, a->arg);
-
-  world_lock ();
-  a->result = result;
-  a->over = true;
-  world_unlock ();
-  return NULL;
-}
-
-/* Let it go as far as it can. */
-static inline struct actor *
-start_request (enum what what, struct conn *c, unsigned cell, uint64_t count,
-               int arg)
-{
-  struct actor *a = &actors[nr_actors++];
-
-  CHECK (nr_actors <= sizeof actors / sizeof actors[0]);
-  *a = (struct actor) {
-    .what = what, .c = c, .cell = cell, .count = count, .arg = arg,
-  };
-  start_thread (&a->thread, act, a);
-  settle ();
-  return a;
-}
-
-/* ARG is the cell, or the value. */
-static inline struct actor *
-start (enum what what, struct conn *c, int arg)
-{
-  return what == READ ? start_request (what, c, arg, 0, 0) :
-    start_request (what, c, c->cell, what == WRITE ? 512 : 0, arg);
-}
-
-static inline bool
-over (struct actor *a)
-{
-  bool r;
-
-  world_lock ();
-  r = a->over;
-  world_unlock ();
-  return r;
-}
-
-/* The call must be over.  Returns its result. */
-static inline int
-result (struct actor *a)
-{
-  CHECK (over (a));
-  if (!a->joined)
-    __wrap_pthread_join (a->thread, NULL);
-  a->joined = true;
-  return a->result;
-}
+#include "script.h"
 
 /* The beginning and the end of each test. */
 
@@ -451,56 +376,6 @@ begin (enum level level)
   replicate_set_thread_model (model);
 }
 
-/* Returns one that is open. */
-static inline struct conn *
-opened (void)
-{
-  struct conn *c = another ();
-
-  do_open (c, NULL);
-  return c;
-}
-
-static inline struct conn *
-opened_as (const char *name)
-{
-  struct conn *c = another ();
-
-  do_open (c, name);
-  return c;
-}
-
-/* A further handle. */
-static inline struct conn *
-opened_beside (struct conn *first)
-{
-  struct conn *c = another ();
-
-  /* Until it is told. */
-  c->h.flushable = !first->h.flushable;
-  c->h.multi_conn = !first->h.multi_conn;
-  c->h.resolution = (struct resolution) { .verdict = NR_VERDICTS };
-  handle_opens_beside (&c->h, &first->h);
-  CHECK (nr_held == 0);
-  CHECK (c->h.flushable == first->h.flushable);
-  CHECK (c->h.multi_conn == first->h.multi_conn);
-  CHECK (c->h.block == first->h.block);
-  CHECK (c->h.resolution.verdict == first->h.resolution.verdict);
-  CHECK (c->h.resolution.replicate == first->h.resolution.replicate);
-  plugin_open (c);
-  handle_joins (&c->h);
-  return c;
-}
-
-static inline int
-flush (struct conn *c)
-{
-  int r = do_flush (c).err;
-
-  settle ();
-  return r;
-}
-
 static void
 free_handle (struct handle *h)
 {
@@ -513,8 +388,7 @@ end (void)
 {
   unsigned i;
 
-  for (i = 0; i < nr_actors; i++)
-    result (&actors[i]);
+  join_actors ();
   for (i = 0; i < nr_conns; i++)
     if (conns[i].open) {
       conns[i].flush_err = 0;

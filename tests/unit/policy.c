@@ -44,9 +44,7 @@ test_good_values (void)
     [MODE] = MODE_AUTO, [LEVEL] = LEVEL_CONNECTION, [CLOSE] = true,
     [HANDLES] = 1, [STRIPE] = 0,
   };
-#define BOTH(word, b)                                                   \
-  { "MCSHIM_EXPORTNAME=" word, EXPORTNAME, b },                         \
-  { "MCSHIM_FLUSH_ON_CLOSE=" word, CLOSE, b }
+#define WORD(word, b) { "MCSHIM_EXPORTNAME=" word, EXPORTNAME, b }
   static const struct {
     const char *env;
     int knob;
@@ -67,12 +65,14 @@ test_good_values (void)
     { "MCSHIM_TRACK_DIRTY=off", LEVEL, LEVEL_OFF },
     { "MCSHIM_EXPORTNAME=", EXPORTNAME, false },
     { "MCSHIM_FLUSH_ON_CLOSE=", CLOSE, true },
-    BOTH ("1", true), BOTH ("true", true), BOTH ("t", true),
-    BOTH ("yes", true), BOTH ("y", true), BOTH ("on", true),
-    BOTH ("TRUE", true), BOTH ("Yes", true), BOTH ("oN", true),
-    BOTH ("0", false), BOTH ("false", false), BOTH ("f", false),
-    BOTH ("no", false), BOTH ("n", false), BOTH ("off", false),
-    BOTH ("FALSE", false), BOTH ("No", false), BOTH ("oFF", false),
+    { "MCSHIM_FLUSH_ON_CLOSE=1", CLOSE, true },
+    { "MCSHIM_FLUSH_ON_CLOSE=0", CLOSE, false },
+    WORD ("1", true), WORD ("true", true), WORD ("t", true),
+    WORD ("yes", true), WORD ("y", true), WORD ("on", true),
+    WORD ("TRUE", true), WORD ("Yes", true), WORD ("oN", true),
+    WORD ("0", false), WORD ("false", false), WORD ("f", false),
+    WORD ("no", false), WORD ("n", false), WORD ("off", false),
+    WORD ("FALSE", false), WORD ("No", false), WORD ("oFF", false),
     { "MCSHIM_FLUSH_THREADS=", THREADS, 0 },
     { "MCSHIM_FLUSH_THREADS=auto", THREADS, 0 },
     { "MCSHIM_FLUSH_THREADS=1", THREADS, 1 },
@@ -261,131 +261,57 @@ test_two_bad_values (void)
   check_refused (huge, NULL, 1);
 }
 
-/* Each knob has a line; their names are wanted below. */
-static char names[16][32];
-static unsigned nr_names;
-
+/* Each has a line, and an empty value means that it is not set. */
 static void
-read_names (void)
+test_print_knobs (void)
 {
   FILE *all = tmpfile ();
-  int out = dup (STDOUT_FILENO);
-  char line[256];
+  const int out = dup (STDOUT_FILENO);
+  char line[256], name[32], env[64];
+  struct policy p;
+  unsigned nr = 0;
 
-  CHECK (all != NULL && out != -1);
-  fflush (stdout);
-  CHECK (dup2 (fileno (all), STDOUT_FILENO) != -1);
+  CHECK (all != NULL && dup2 (fileno (all), STDOUT_FILENO) != -1);
   policy_print_knobs ();
   fflush (stdout);
   CHECK (dup2 (out, STDOUT_FILENO) != -1);
 
   rewind (all);
-  while (fgets (line, sizeof line, all) != NULL) {
-    CHECK (nr_names < 16);
-    CHECK (sscanf (line, "MCSHIM_%31[A-Z_]: ", names[nr_names]) == 1, "%s",
-           line);
-    CHECK (strlen (line) > strlen ("MCSHIM_: \n") + strlen (names[nr_names]),
-           "%s", line);
-    nr_names++;
-  }
-  fclose (all);
-  close (out);
-}
-
-static void
-test_print_knobs (void)
-{
-  const char *const some[] = { "MODE", "TRACK_DIRTY", "STATS_FILE" };
-  unsigned i, j;
-
-  read_names ();
-  for (i = 0; i < sizeof some / sizeof some[0]; i++) {
-    for (j = 0; j < nr_names && strcmp (names[j], some[i]) != 0; j++)
-      ;
-    CHECK (j < nr_names, "%s", some[i]);
-  }
-  for (i = 0; i < nr_names; i++) {
-    char env[64];
-    struct policy p;
-
-    snprintf (env, sizeof env, "MCSHIM_%s=", names[i]);
+  for (; fgets (line, sizeof line, all) != NULL; nr++) {
+    CHECK (sscanf (line, "MCSHIM_%31[A-Z_]: ", name) == 1, "%s", line);
+    CHECK (strlen (line) > strlen ("MCSHIM_: \n") + strlen (name), "%s", line);
+    snprintf (env, sizeof env, "MCSHIM_%s=", name);
     CHECK (load (&p, env, NULL) == 0, "%s", env);
-    policy_free (&p);
   }
+  CHECK (nr == 9, "%u", nr);
 }
 
-/* Letters to insert, delete or replace, by the whole matrix. */
-static unsigned
-distance (const char *a, const char *b)
-{
-  unsigned d[33][33], i, j;
-  const unsigned la = strlen (a), lb = strlen (b);
-
-  for (i = 0; i <= la; i++)
-    for (j = 0; j <= lb; j++) {
-      d[i][j] = i == 0 ? j : j == 0 ? i : UINT_MAX;
-      if (i > 0 && j > 0 && d[i][j] > d[i-1][j-1] + (a[i-1] != b[j-1]))
-        d[i][j] = d[i-1][j-1] + (a[i-1] != b[j-1]);
-      if (i > 0 && d[i][j] > d[i-1][j] + 1)
-        d[i][j] = d[i-1][j] + 1;
-      if (j > 0 && d[i][j] > d[i][j-1] + 1)
-        d[i][j] = d[i][j-1] + 1;
-    }
-  return d[la][lb];
-}
-
-/* TYPED is no variable: the suggestion must be a name that begins with it,
- * otherwise the closest, and the first of several.
- */
-static void
-check_suggestion (const char *typed)
-{
-  char env[64], says[96];
-  unsigned i, best = 0;
-  struct policy p;
-
-  for (i = 0; i < nr_names; i++)
-    if (typed[0] != '\0' &&
-        strncmp (typed, names[i], strlen (typed)) == 0) {
-      best = i;
-      break;
-    }
-    else if (distance (typed, names[i]) < distance (typed, names[best]))
-      best = i;
-  if (strcmp (typed, names[best]) == 0)
-    return;
-
-  snprintf (env, sizeof env, "MCSHIM_%s=x", typed);
-  CHECK (load (&p, env, NULL) == -1, "%s", env);
-  snprintf (says, sizeof says, "did you mean MCSHIM_%.31s?",
-            names[best]);
-  CHECK (strstr (complaints, says), "%s, not %s", complaints, says);
-  policy_free (&p);
-}
-
+/* A name that begins so, otherwise the closest, and the first of several. */
 static void
 test_suggestions (void)
 {
-  unsigned a, b;
-  size_t i, j;
+  static const struct { const char *typed, *meant; } table[] = {
+    { "", "MODE" }, { "T", "TRACK_DIRTY" }, { "FLUSH", "FLUSH_ON_CLOSE" },
+    { "FLUSH_T", "FLUSH_THREADS" }, { "S", "STRIPE" }, { "STA", "STATS_FILE" },
+    { "X", "MODE" }, { "XXXXX", "MODE" }, { "MOD3", "MODE" },
+    { "ODE", "MODE" }, { "XMODE", "MODE" }, { "LOCK", "BLOCK" },
+    { "BLOCKS", "BLOCK" }, { "BLOKC", "BLOCK" }, { "RACK", "BLOCK" },
+    { "HANDEL", "HANDLES" }, { "TRACK_STATS", "TRACK_DIRTY" },
+    { "STRIP_FILE", "STATS_FILE" }, { "TRIPE", "STRIPE" },
+    { "FLUSH_ON_THREADS", "FLUSH_THREADS" }, { "CLOSE", "MODE" },
+    { "FLUSHONCLOSE", "FLUSH_ON_CLOSE" }, { "EXPORTSTRIPE", "EXPORTNAME" },
+    { "A_NAME_THAT_IS_LONGER_THAN_ANY_OF_THESE", "TRACK_DIRTY" },
+  };
 
-  read_names ();
-  check_suggestion ("");
-  check_suggestion ("T");
-  check_suggestion ("FLUSH");
-  check_suggestion ("FLUSH_T");
+  for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+    char env[64], says[96];
+    struct policy p;
 
-  /* The beginning of a name with the end of another. */
-  for (a = 0; a < nr_names; a++)
-    for (b = 0; b < nr_names; b++)
-      for (i = 0; i <= strlen (names[a]); i++)
-        for (j = 0; j <= strlen (names[b]); j++) {
-          char typed[64];
-
-          snprintf (typed, sizeof typed, "%.*s%s", (int) i, names[a],
-                    names[b] + j);
-          check_suggestion (typed);
-        }
+    snprintf (env, sizeof env, "MCSHIM_%s=x", table[i].typed);
+    snprintf (says, sizeof says, "did you mean MCSHIM_%s?", table[i].meant);
+    CHECK (load (&p, env, NULL) == -1, "%s", env);
+    CHECK (strstr (complaints, says), "%s, not %s", complaints, says);
+  }
 }
 
 /* What each combination of answers is like, by number. */
@@ -398,174 +324,130 @@ plugin_like (unsigned i)
   };
 }
 
-static bool
-same (struct resolution a, struct resolution b)
+/* What each mode makes of each plugin, as the manual has it: the first row
+ * that fits.  "like" has letters for what the plugin is, capital ones for what
+ * it is not: connections are serialized, multi-conn, a flush, read-only; it
+ * keeps its connections apart; VMware.  "then": advertised, replicated, FUA is
+ * a flush, or refused (x).
+ */
+static const struct row {
+  enum mode mode;
+  const char *like;
+  enum verdict verdict;
+  const char *then;
+} rows[] = {
+  { MODE_AUTO, "s", DISABLE_SERIALIZED, "" },
+  { MODE_AUTO, "m", PLUGIN_HAS_FLAG, "a" },
+  { MODE_AUTO, "k", DISABLE_APART, "" },
+  { MODE_AUTO, "vR", DISABLE_OPENS_ONCE, "" },
+  { MODE_AUTO, "f", EMULATE, "arf" },
+  { MODE_AUTO, "r", PLUGIN_READ_ONLY, "ar" },
+  /* The group is left to those that have a flush. */
+  { MODE_AUTO, "", DISABLE_NO_FLUSH, "r" },
+  { MODE_EMULATE, "F", EMULATE, "x" },
+  { MODE_EMULATE, "s", EMULATE, "rf" },
+  { MODE_EMULATE, "", EMULATE, "arf" },
+  { MODE_PLUGIN, "sm", PLUGIN_HAS_FLAG, "" },
+  { MODE_PLUGIN, "m", PLUGIN_HAS_FLAG, "a" },
+  { MODE_PLUGIN, "", PLUGIN_HAS_NO_FLAG, "" },
+  { MODE_DISABLE, "", DISABLE_SET, "" },
+  { MODE_UNSAFE, "s", UNSAFE_SET, "" },
+  { MODE_UNSAFE, "", UNSAFE_SET, "a" },
+};
+
+static const struct row *
+row_for (enum mode mode, const struct traits *t, char kind)
 {
-  return a.verdict == b.verdict && a.advertise == b.advertise &&
-    a.replicate == b.replicate && a.refusal == b.refusal &&
-    a.notice == b.notice;
+  const char is[] = {
+    t->connections_serialized ? 's' : 'S', t->multi_conn ? 'm' : 'M',
+    t->can_flush ? 'f' : 'F', t->readonly ? 'r' : 'R', kind, '\0'
+  };
+  const struct row *row = rows;
+
+  while (row->mode != mode || strspn (row->like, is) != strlen (row->like))
+    row++;
+  return row;
 }
 
-/* The result for every mode and every kind of plugin, written from the table
- * of modes, not from the code.
+/* The same at each level, with one handle and with two, and in a group that
+ * somebody else has settled.
  */
+static void
+check_resolution (const struct policy *p, struct traits t, char kind)
+{
+  const struct row *row = row_for (p->mode, &t, kind);
+  enum verdict verdict = row->verdict;
+  /* The plugin's own multi-conn covers several handles. */
+  bool replicate = strchr (row->then, 'r') || (t.handles > 1 && !t.multi_conn);
+  const bool other_kind =
+    t.group != UNSETTLED && (t.group == REPLICATES) != replicate;
+  const struct resolution r = policy_resolve (p, &t);
+  const char *words = verdict_words (r.verdict);
+  char what[160];
+
+  snprintf (what, sizeof what, "%s, level %d, %s, serialized %d, multi-conn "
+            "%d, flush %d, read-only %d, handles %u, group %d",
+            mode_name (p->mode), p->level, t.plugin ? t.plugin : "NULL",
+            t.connections_serialized, t.multi_conn, t.can_flush, t.readonly,
+            t.handles, t.group);
+  CHECK ((r.refusal != NULL) == (*row->then == 'x'), "%s", what);
+  if (r.refusal) {
+    CHECK (strstr (r.refusal, "flush"), "%s: %s", what, r.refusal);
+    CHECK (strstr (r.refusal, "MCSHIM_MODE=auto"), "%s: %s", what, r.refusal);
+    return;
+  }
+  if (other_kind) {
+    replicate = !replicate;
+    if (verdict == EMULATE || verdict == PLUGIN_READ_ONLY)
+      verdict = DISABLE_AS_OTHERS;
+    else if (verdict == PLUGIN_HAS_FLAG && p->mode == MODE_AUTO && t.can_flush)
+      verdict = EMULATE_AS_OTHERS;
+  }
+  CHECK (r.verdict == verdict, "%s: %s", what, words);
+  CHECK (r.replicate == replicate, "%s", what);
+  CHECK (r.advertise == (strchr (row->then, 'a') &&
+                         verdict != DISABLE_AS_OTHERS), "%s", what);
+  CHECK (r.fua_is_flush == (verdict == EMULATE ||
+                            verdict == EMULATE_AS_OTHERS), "%s", what);
+  /* What is passed on covers one handle. */
+  CHECK (r.handles == (replicate || t.multi_conn || !t.can_flush ?
+                       t.handles : 1), "%s", what);
+  /* A flush may be skipped although another connection needs it. */
+  CHECK ((r.notice && strstr (r.notice, "=fast: ")) ==
+         (p->level == LEVEL_FAST && p->mode != MODE_AUTO &&
+          p->mode != MODE_EMULATE && !t.connections_serialized &&
+          !t.multi_conn && t.can_flush && !replicate), "%s", what);
+  /* The words begin with the mode, which is not auto. */
+  CHECK (strncmp (words, mode_name (p->mode), strlen (mode_name (p->mode))) ==
+         0 || p->mode == MODE_AUTO, "%s: %s", what, words);
+  CHECK (strncmp (words, "auto", 4) != 0, "%s", what);
+}
+
 static void
 test_resolve (void)
 {
-  for (int i = 0; i < 5 * 16; i++) {
-    const struct policy p = { .mode = (enum mode) (i / 16) };
-    const struct traits t = plugin_like (i % 16);
-    const struct resolution r = policy_resolve (&p, &t);
-    bool emulates = p.mode == MODE_EMULATE, flag = false, refused;
-    char what[128];
-
-    snprintf (what, sizeof what, "%s, serialized %d, multi-conn %d, "
-              "flush %d, read-only %d", mode_name (p.mode),
-              t.connections_serialized, t.multi_conn, t.can_flush,
-              t.readonly);
-
-    if (p.mode == MODE_AUTO && !t.connections_serialized)
-      emulates = !t.multi_conn && t.can_flush;
-    refused = emulates && !t.can_flush;
-
-    if (!t.connections_serialized)
-      switch (p.mode) {
-      case MODE_AUTO:
-        flag = t.multi_conn || t.can_flush || t.readonly;
-        break;
-      case MODE_EMULATE:
-      case MODE_UNSAFE:
-        flag = true;
-        break;
-      case MODE_PLUGIN:
-        flag = t.multi_conn;
-        break;
-      case MODE_DISABLE:
-        break;
-      }
-
-    CHECK ((r.refusal != NULL) == refused, "%s", what);
-    if (r.refusal) {
-      CHECK (strstr (r.refusal, "flush"), "%s: %s", what, r.refusal);
-      CHECK (strstr (r.refusal, "MCSHIM_MODE="), "%s: %s", what, r.refusal);
-      /* It does not advise what is already set. */
-      CHECK (!strstr (r.refusal, "auto") == (p.mode == MODE_AUTO), "%s: %s",
-             what, r.refusal);
-      continue;
-    }
-    CHECK (r.advertise == flag, "%s", what);
-    /* Where there is no flush, auto leaves the group to those that have. */
-    CHECK (r.replicate == (emulates || (p.mode == MODE_AUTO &&
-                                        !t.connections_serialized &&
-                                        !t.multi_conn)), "%s", what);
-    CHECK (r.fua_is_flush == emulates, "%s", what);
-    CHECK ((r.verdict == EMULATE) == emulates, "%s", what);
-    CHECK (!r.notice, "%s: %s", what, r.notice);
-
-    /* Told if auto would have emulated, but could not. */
-    CHECK ((r.verdict == DISABLE_NO_FLUSH) ==
-           (p.mode == MODE_AUTO && !flag && !t.connections_serialized), "%s",
-           what);
-    CHECK ((r.verdict == DISABLE_SERIALIZED) ==
-           (p.mode == MODE_AUTO && t.connections_serialized), "%s", what);
-    CHECK ((r.verdict == PLUGIN_READ_ONLY) ==
-           (p.mode == MODE_AUTO && flag && !t.multi_conn && !t.can_flush),
-           "%s", what);
-    CHECK ((r.verdict == PLUGIN_HAS_FLAG) ==
-           (t.multi_conn && (p.mode == MODE_PLUGIN ||
-                             (p.mode == MODE_AUTO &&
-                              !t.connections_serialized))), "%s", what);
-    /* The words begin with the mode, which is not auto. */
-    CHECK (strncmp (verdict_words (r.verdict), mode_name (p.mode),
-                    strlen (mode_name (p.mode))) == 0 || p.mode == MODE_AUTO,
-           "%s: %s", what, verdict_words (r.verdict));
-    CHECK (strncmp (verdict_words (r.verdict), "auto", 4) != 0, "%s", what);
-  }
-}
-
-/* At "fast" a flush that is not replicated may be skipped although another
- * connection needs it: a warning says so.
- */
-static void
-test_fast (void)
-{
-  for (int i = 0; i < 3 * 5 * 8; i++) {
-    const struct policy p =
-      { .mode = (enum mode) (i / 8 % 5), .level = (enum level) (i / 40) };
-    const struct traits t = plugin_like (i % 8);
-    const struct resolution r = policy_resolve (&p, &t);
-    const bool told = r.notice && strstr (r.notice, "=fast: ");
-
-    CHECK (told == (p.level == LEVEL_FAST && p.mode != MODE_AUTO &&
-                    !t.connections_serialized && !t.multi_conn &&
-                    t.can_flush && !r.replicate),
-           "%d: %s", i, r.notice ? r.notice : "");
-  }
-}
-
-/* In auto, plugins that keep their connections apart decide the flag; plugins
- * with similar names do not.
- */
-static void
-test_apart (void)
-{
-  static const struct {
-    const char *plugin;
-    bool apart;
-  } table[] = {
-    { "example3", true }, { "info", true }, { "ondemand", true },
-    { "tmpdisk", true }, { "example2", false }, { "tmpdisk2", false },
-    { "tmp", false }, { "Info", false }, { "", false }, { NULL, false },
+  static const struct { const char *name; char kind; } plugins[] = {
+    { "file", '.' }, { "example3", 'k' }, { "info", 'k' }, { "ondemand", 'k' },
+    { "tmpdisk", 'k' }, { "vddk", 'v' }, { "example2", '.' },
+    { "tmpdisk2", '.' }, { "tmp", '.' }, { "Info", '.' }, { "", '.' },
+    { NULL, '.' },
   };
+  struct policy p = { .mode = MODE_AUTO };
+  unsigned plugin, i, group;
 
-  for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
-    for (int j = 0; j < 5 * 8; j++) {
-      const struct policy p = { .mode = (enum mode) (j / 8) };
-      struct traits t = {
-        .plugin = table[i].plugin, .multi_conn = j & 1, .can_flush = j & 2,
-        .readonly = j & 4,
-      };
-      const struct resolution r = policy_resolve (&p, &t);
+  for (plugin = 0; plugin < sizeof plugins / sizeof plugins[0]; plugin++)
+    for (i = 0; i < 5 * 3 * 2 * 16; i++)
+      for (group = UNSETTLED; group <= PASSES_ON; group++) {
+        struct traits t = plugin_like (i % 16);
 
-      t.plugin = "file";
-      const struct resolution file = policy_resolve (&p, &t);
-      char what[128];
-
-      snprintf (what, sizeof what, "%zu, %s, multi-conn %d, flush %d, "
-                "read-only %d", i, mode_name (p.mode),
-                t.multi_conn, t.can_flush, t.readonly);
-      if (table[i].apart && p.mode == MODE_AUTO) {
-        CHECK (r.advertise == t.multi_conn, "%s", what);
-        CHECK (r.verdict == (t.multi_conn ? PLUGIN_HAS_FLAG : DISABLE_APART),
-               "%s", what);
-        CHECK (!r.replicate && !r.refusal && !r.notice, "%s", what);
+        p.mode = (enum mode) (i / 96);
+        p.level = (enum level) (i / 32 % 3);
+        t.plugin = plugins[plugin].name;
+        t.handles = 1 + i / 16 % 2;
+        /* In emulate all are of one kind. */
+        t.group = p.mode == MODE_EMULATE ? UNSETTLED : group;
+        check_resolution (&p, t, plugins[plugin].kind);
       }
-      else
-        CHECK (same (r, file), "%s", what);
-    }
-}
-
-static void
-test_opens_once (void)
-{
-  for (int j = 0; j < 5 * 4; j++) {
-    const struct policy p = { .mode = (enum mode) (j / 4) };
-    struct traits t = {
-      .plugin = "vddk", .can_flush = true, .readonly = j & 1,
-      .multi_conn = j & 2,
-    };
-    const struct resolution r = policy_resolve (&p, &t);
-
-    t.plugin = "file";
-    const struct resolution file = policy_resolve (&p, &t);
-
-    if (p.mode == MODE_AUTO && !t.readonly && !t.multi_conn)
-      CHECK (r.verdict == DISABLE_OPENS_ONCE && !r.advertise && !r.replicate &&
-             !r.refusal && !r.notice, "auto");
-    else
-      CHECK (r.verdict == file.verdict && r.advertise == file.advertise,
-             "%s %d", mode_name (p.mode), j);
-  }
 }
 
 static void
@@ -594,77 +476,10 @@ test_wants (void)
       t.can_flush = !t.can_flush;
     const struct resolution b = policy_resolve (&p, &t);
 
-    CHECK (same (a, b), "%s, %d", mode_name (p.mode), i % 16);
+    CHECK (a.verdict == b.verdict && a.advertise == b.advertise &&
+           a.replicate == b.replicate && a.refusal == b.refusal &&
+           a.notice == b.notice, "%s, %d", mode_name (p.mode), i % 16);
   }
-}
-
-/* With several handles every flush is replicated, unless the plugin's own
- * multi-conn covers them; all else is as with one.
- */
-static void
-test_several (void)
-{
-  for (int i = 0; i < 5 * 16 * 3; i++) {
-    const struct policy p = {
-      .mode = (enum mode) (i / 16 % 5), .level = (enum level) (i / 80),
-    };
-    struct traits t = plugin_like (i % 16);
-    const struct resolution one = policy_resolve (&p, &t);
-
-    t.handles = 2;
-    const struct resolution two = policy_resolve (&p, &t);
-
-    CHECK (two.replicate == (!t.multi_conn || one.replicate), "%d", i);
-    CHECK (one.handles == 1 && two.handles == 2, "%d", i);
-    CHECK (one.verdict == two.verdict && one.advertise == two.advertise &&
-           one.refusal == two.refusal && one.fua_is_flush == two.fua_is_flush,
-           "%d", i);
-    /* Nothing is skipped that needs a warning. */
-    CHECK (two.notice == NULL, "%d", i);
-  }
-}
-
-/* A connection in a group whose kind is not the one that it would have
- * settled.
- */
-static void
-test_other_kind (void)
-{
-  for (int i = 0; i < 5 * 32 * 3; i++) {
-    const struct policy p = {
-      .mode = (enum mode) (i / 32 % 5), .level = (enum level) (i / 160),
-    };
-    struct traits t = plugin_like (i % 16);
-
-    t.handles = i & 16 ? 2 : 1;
-    const struct resolution alone = policy_resolve (&p, &t);
-    enum verdict verdict = alone.verdict;
-
-    if (p.mode == MODE_EMULATE)
-      continue;                 /* all are of one kind */
-    t.group = alone.replicate ? PASSES_ON : REPLICATES;
-    const struct resolution r = policy_resolve (&p, &t);
-
-    if (verdict == EMULATE || verdict == PLUGIN_READ_ONLY)
-      verdict = DISABLE_AS_OTHERS;
-    if (verdict == PLUGIN_HAS_FLAG && p.mode == MODE_AUTO && t.can_flush)
-      verdict = EMULATE_AS_OTHERS;
-    CHECK (r.verdict == verdict, "%d: %s", i, verdict_words (r.verdict));
-    CHECK (r.replicate != alone.replicate, "%d", i);
-    CHECK (r.advertise == (alone.advertise && verdict != DISABLE_AS_OTHERS),
-           "%d", i);
-    CHECK (r.fua_is_flush == (verdict == EMULATE_AS_OTHERS), "%d", i);
-    CHECK (!r.refusal, "%d", i);
-    /* What is passed on covers one handle. */
-    CHECK (r.handles == (r.replicate || t.multi_conn || !t.can_flush ?
-                         t.handles : 1), "%d", i);
-    CHECK ((r.notice != NULL) ==
-           (!r.replicate && p.level == LEVEL_FAST && p.mode != MODE_AUTO &&
-            !t.connections_serialized && !t.multi_conn && t.can_flush),
-           "%d", i);
-  }
-  CHECK (strstr (verdict_words (EMULATE_AS_OTHERS), "emulate: "));
-  CHECK (strstr (verdict_words (DISABLE_AS_OTHERS), "disable: "));
 }
 
 static void
@@ -742,12 +557,7 @@ main (void)
     { "the list of the knobs", test_print_knobs },
     { "what was meant by a name that is wrong", test_suggestions },
     { "what each mode makes of each plugin", test_resolve },
-    { "a level of fast that skips flushes is warned of", test_fast },
-    { "connections that are kept apart have no flag in auto", test_apart },
-    { "a disk that opens once", test_opens_once },
     { "a plugin is asked what matters", test_wants },
-    { "what several handles make of it", test_several },
-    { "a group of another kind", test_other_kind },
     { "flushes that are passed on", test_passed_on },
     { "how many a plugin can have, and of which stripe", test_how_many },
     { "names of modes and levels", test_names },

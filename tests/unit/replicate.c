@@ -12,8 +12,10 @@
  *   a:plain  flushes are passed on; a:multi: and it has multi-conn
  *   a:stuck  it has no flush; a:16 its blocks are of 16 cells
  *   a:opens  all but the last of plugin.h's steps; a:joins is that
- *   a:/x     in the group of x; also a:plain/x
- *   ax       a closes
+ *   a:/x     in the group of x
+ *   b:+a     b is a further handle of a's connection; and of these all that
+ *            go together, as in a:plain,opens/x
+ *   ax ag    a closes; it gives up
  *   arb aw1  a reads the cell of b; a writes 1; awb1: to the cell of b;
  *            awbc1: to those from b to c; aw*1: to all, 4 GiB - 1
  *   ac af    a callback that is neither data nor flush; a flush
@@ -21,51 +23,46 @@
  *   au       a is to see what its connection has done
  *
  * Its result may follow, as in arb=1, aw1=-EIO or af=EIO.  Without one it is
- * 0; that of a read is any.  With & before it, it runs on a thread of its own,
- * as far as it can.  These are numbered from 1:
+ * 0; that of a read is any.  With & before it, it runs on a thread of its own:
+ * see script.h.
  *
- *   1? 1=0 1 it is not over; it is, with this result; with any
  *   a[r a]r  requests wait inside the plugin; they go on; a|r: one does
  *   a[f a]f  the same for flushes
  *   a:f a:r  those that come do not wait; those that are inside do
  *   a!EIO a! flushes fail; they no longer do
+ *   a^5      a flush takes 5 ns
  *   a~       the plugin has its write to flush once more
+ *   a( a) a. a request gets in, and no further; it is just going; it is gone
  *
  *   .late    time passes; .ends: it does, as the server is ending
  *   .nomem   there is no memory for a table, once; .full: there are no more
  *            numbers in it; .old: what a has claimed looks new, as it is old
+ *   .alone   no thread can be had; .helped: they can
  *
  * What must be so:
  *
  *   a#1 a%1  so many flushes have entered the plugin; so many requests
- *   a*1      so many are inside it
+ *   a*1 *1   so many are inside it; in all handles
  *   a@1      what is on the disk; a@=1 puts it there
  *   a<b      the last flush of b began after that of a had ended
  *   .locked  the last request took a lock; .free: it did not
- *   .empty   nothing is allocated
+ *   .empty   nothing is allocated; .bounded: it is not much
  *   .table   there is a table of who wrote what; .none: there is not
- *   $name=1  a counter of the statistics
+ *   $name=1  a counter of the statistics; $threads=1: that have been made
  *
  * A word after S: is only for SERIALIZE_REQUESTS, one after P: for PARALLEL.
  *
  * What is not as usual comes first: the level, FAST or OFF; the mode, PLUGIN;
- * KEEP, no flush at close; ONE thread for flushes; REFRESH, what flushes of
- * the plugin do; NEAR or PAIR, a block has eight or two cells.
+ * KEEP, no flush at close; T1, one thread for flushes; REFRESH, what flushes
+ * of the plugin do; NEAR or PAIR, a block has eight or two cells.
  */
 
+#include <limits.h>
 #include <stddef.h>
 
 #include "plugin.h"
 
-static const struct name {
-  const char *name;
-  int value;
-} errnos[] = {
-  { "EIO", EIO }, { "ESHUTDOWN", ESHUTDOWN },
-  { "ENOSPC", ENOSPC }, { "ENXIO", ENXIO }, { "EPERM", EPERM },
-  { "ENOMEM", ENOMEM }, { "EMFILE", EMFILE },
-  { NULL, 0 }
-}, counters[] = {
+static const struct name counters[] = {
 #define COUNTER(name, field) { name, offsetof (struct statistics, field) }
   COUNTER ("flushes", client_flushes.count),
   COUNTER ("skipped", flushes_skipped_clean),
@@ -76,55 +73,22 @@ static const struct name {
   COUNTER ("closes", flushes_at_close),
   COUNTER ("failed", failed_flushes),
   COUNTER ("conflicts", conflicts),
+  COUNTER ("opened", connections_opened[EMULATE]),
+  COUNTER ("open", connections_open),
+  COUNTER ("most", connections_most_at_once),
+  COUNTER ("handles", handles_open),
+  COUNTER ("most-handles", handles_most_at_once),
+  COUNTER ("open-fails", handle_opens_failed),
+  COUNTER ("reads", reads),
+  COUNTER ("writes", writes),
+  COUNTER ("ns", client_flushes.sum),
+  COUNTER ("plugin-ns", plugin_flushes.sum),
+  COUNTER ("plugin-flushes", plugin_flushes.count),
   { NULL, 0 }
 };
 
-static const char *at;          /* the rest of the script, for messages */
 static struct conn *by_letter[8];
 static unsigned locks;          /* that the last request has taken */
-
-static _Noreturn void
-bad_word (void)
-{
-  unit_fail (__FILE__, __LINE__, "a word", " not known, at '%s'", at);
-}
-
-static void
-expect (int got, int wanted)
-{
-  CHECK (got == wanted, "%d, at '%s'", got, at);
-}
-
-/* The beginning of *P, which is one of NAMES. */
-static int
-look_up (const struct name *names, const char **p)
-{
-  const size_t length = strcspn (*p, "=");
-
-  for (; names->name != NULL; names++)
-    if (strlen (names->name) == length &&
-        strncmp (names->name, *p, length) == 0) {
-      *p += length;
-      return names->value;
-    }
-  bad_word ();
-}
-
-/* A number, or the name of an errno. */
-static int
-number (const char **p)
-{
-  const int sign = **p == '-' ? -1 : 1;
-  char *end;
-  int n;
-
-  *p += sign < 0;
-  n = strtol (*p, &end, 10);
-  if (end == *p)
-    return sign * look_up (errnos, p);
-  *p = end;
-  return sign * n;
-}
 
 static int
 counter (const char **p)
@@ -142,13 +106,38 @@ letter (char c)
   return by_letter[c - 'a'];
 }
 
+/* All but the last step.  PLUS: the handle that is there, or NULL. */
+static void
+open_begins (struct conn *c, const char *name, const char *plus)
+{
+  struct handle *first;
+
+  if (plus == NULL)
+    CHECK (handle_opens (&c->h, name) == 0);
+  else {
+    first = &letter (plus[1])->h;
+    /* Until it is told. */
+    c->h.flushable = !first->flushable;
+    c->h.multi_conn = !first->multi_conn;
+    c->h.resolution = (struct resolution) { .verdict = NR_VERDICTS };
+    handle_opens_beside (&c->h, first);
+    CHECK (c->h.flushable == first->flushable);
+    CHECK (c->h.multi_conn == first->multi_conn);
+    CHECK (c->h.block == first->block);
+    CHECK (c->h.resolution.verdict == first->resolution.verdict);
+    CHECK (c->h.resolution.replicate == first->resolution.replicate);
+    CHECK (c->h.connection == first->connection);
+    CHECK (c->h.further && !first->further);
+  }
+  CHECK (nr_held == 0);
+  plugin_open (c);
+}
+
 static void
 play_open (const char *p, bool on_thread)
 {
   const char *how = strchr (p, ':') + 1, *slash = strchr (how, '/');
-  const bool plain = strncmp (how, "plain", 5) == 0;
-  const bool multi = strncmp (how, "multi", 5) == 0;
-  const char *name = slash ? slash + 1 : NULL;
+  const char *plus = strchr (how, '+');
   struct conn *c;
 
   for (; *p != ':'; p++) {
@@ -156,39 +145,26 @@ play_open (const char *p, bool on_thread)
       joins (letter (*p));
       continue;
     }
-    if (*p < 'a' || *p > 'h' || by_letter[*p - 'a'] != NULL)
+    if (*p < 'a' || *p > 'h')
       bad_word ();
-    by_letter[*p - 'a'] = c = another ();
-    c->h.resolution.replicate = !plain && !multi;
-    c->h.multi_conn = multi;
-    c->h.flushable = strcmp (how, "stuck") != 0;
-    c->block = atoi (how) * spacing;
-    if (on_thread)
-      start (OPEN, c, 0);
-    else if (strcmp (how, "opens") == 0) {
-      CHECK (handle_opens (&c->h, name) == 0);
-      plugin_open (c);
-    }
-    else if (*how == '\0' || slash || plain || multi || !c->h.flushable ||
-             c->block > 0)
-      do_open (c, name);
+    c = by_letter[*p - 'a'];
+    if (c != NULL && !c->open)
+      renew (c);
+    else if (c == NULL)
+      by_letter[*p - 'a'] = c = another ();
     else
       bad_word ();
-  }
-}
-
-static void
-play_actor (const char *p)
-{
-  struct actor *a = &actors[*p - '1'];
-
-  CHECK (a < actors + nr_actors, "at '%s'", at);
-  CHECK (over (a) == (p[1] != '?'), "at '%s'", at);
-  if (p[1] != '?')
-    result (a);
-  if (p[1] == '=') {
-    p += 2;
-    expect (a->result, number (&p));
+    c->h.multi_conn = strstr (how, "multi");
+    c->h.resolution.replicate = !strstr (how, "plain") && !c->h.multi_conn;
+    c->h.flushable = !strstr (how, "stuck");
+    c->block = atoi (how) * spacing;
+    if (on_thread) {
+      start ((struct call) { OPEN, c, 0, 0, 0 });
+      continue;
+    }
+    open_begins (c, slash ? slash + 1 : NULL, plus);
+    if (!strstr (how, "opens"))
+      joins (c);
   }
 }
 
@@ -200,39 +176,37 @@ play_request (struct conn *c, const char *p, bool on_thread)
     { READ, WRITE, CONTROL, FLUSH, BETWEEN, CATCH_UP, CLOSE };
   const char *op = strchr (ops, *p++);
   const unsigned before = locks_taken;
-  unsigned cell = c->cell;
-  uint64_t count = 0;
-  int arg = 0, r;
+  struct call call = { .c = c, .cell = c->cell };
+  int r;
 
   if (op == NULL)
     bad_word ();
+  call.what = whats[op - ops];
   if (*op == 'r')
-    cell = letter (*p++)->cell;
+    call.cell = letter (*p++)->cell;
   if (*op == 'w') {
-    count = 512;
+    call.count = 512;
     if (*p == '*') {
       p++;
-      cell = 0;
-      count = LONG;
+      call.cell = 0;
+      call.count = LONG;
     }
     else if (*p >= 'a') {
-      cell = letter (*p++)->cell;
+      call.cell = letter (*p++)->cell;
       if (*p >= 'a')
-        count += (letter (*p++)->cell - cell) * spacing;
+        call.count += (letter (*p++)->cell - call.cell) * spacing;
     }
-    arg = number (&p);
+    call.value = number (&p);
   }
   if (on_thread) {
-    start_request (whats[op - ops], c, cell, count, arg);
+    start (call);
     return;
   }
-  r = call (whats[op - ops], c, cell, count, arg);
+  r = do_call (call);
   locks = locks_taken - before;
   settle ();
-  if (*p == '=') {
-    p++;
-    expect (r, number (&p));
-  }
+  if (*p != '\0')
+    expect_number (p, r);
   else if (*op != 'r')
     expect (r, 0);
 }
@@ -244,9 +218,7 @@ play_handle (const char *p, bool on_thread)
   struct gate *gate = p[1] == 'r' ? &c->requests : &c->flushes;
 
   switch (*p++) {
-  case '[': gate_shut (gate); break;
-  case ']': gate_open (gate); break;
-  case '|': gate_let_one (gate); break;
+  case '[': case ']': case '|': play_gate (p[-1], gate); break;
   case '!': c->flush_err = *p ? number (&p) : 0; break;
   case ':':                     /* the gate wakes nobody */
     world_lock ();
@@ -254,6 +226,11 @@ play_handle (const char *p, bool on_thread)
     world_unlock ();
     break;
   case '~': c->own[c->cell].flushed = 0; break;
+  case '^': c->flush_ns = number (&p); break;
+  case '(': CHECK (request_begin (&c->h, false, 0, 512) == 0); break;
+  case ')': atomic_fetch_sub (&c->h.state, ONE_INSIDE); break;
+  case '.': handle_left (&c->h, 0); settle (); break;
+  case 'g': handle_gives_up (&c->h); c->open = false; break;
   case '#': expect (c->nr_flushes, number (&p)); break;
   case '%': expect (c->nr_requests, number (&p)); break;
   case '*': expect (c->inside, number (&p)); break;
@@ -287,11 +264,16 @@ play_word (const char *p)
   p += on_thread;
   if (*p >= '1' && *p <= '9')
     play_actor (p);
+  else if (*p == '*') {
+    p++;
+    expect (inside_all, number (&p));
+  }
+  else if (strncmp (p, "$threads", 8) == 0)
+    expect_number (p + 8, threads_made);
   else if (*p == '$') {
     p++;
     n = counter (&p);
-    p++;                        /* = */
-    expect (n, number (&p));
+    expect_number (p, n);
   }
   else if (strcmp (p, ".late") == 0)
     expire ();
@@ -302,6 +284,12 @@ play_word (const char *p)
   }
   else if (strcmp (p, ".empty") == 0)
     expect (allocated, 0);
+  else if (strcmp (p, ".bounded") == 0)
+    expect (allocated <= 256, true);
+  else if (strcmp (p, ".alone") == 0)
+    fail_threads = INT_MAX;
+  else if (strcmp (p, ".helped") == 0)
+    fail_threads = 0;
   else if (strcmp (p, ".nomem") == 0)
     fail_mapping = 1;
   else if (strcmp (p, ".full") == 0)
@@ -319,20 +307,23 @@ play_word (const char *p)
     play_handle (p, on_thread);
 }
 
+static enum level level;
+static bool begun;
+
 /* Returns false if it is no option, which come first. */
 static bool
-play_option (const char *p, enum level *level)
+is_option (const char *p)
 {
   if (strcmp (p, "FAST") == 0)
-    *level = LEVEL_FAST;
+    level = LEVEL_FAST;
   else if (strcmp (p, "OFF") == 0)
-    *level = LEVEL_OFF;
+    level = LEVEL_OFF;
   else if (strcmp (p, "PLUGIN") == 0)
     policy.mode = MODE_PLUGIN;
   else if (strcmp (p, "KEEP") == 0)
     policy.flush_on_close = false;
-  else if (strcmp (p, "ONE") == 0)
-    policy.flush_threads = 1;
+  else if (*p == 'T')
+    policy.flush_threads = atoi (p + 1);
   else if (strcmp (p, "REFRESH") == 0)
     refreshes = true;
   else if (strcmp (p, "NEAR") == 0)
@@ -345,26 +336,28 @@ play_option (const char *p, enum level *level)
 }
 
 static void
+play_any (const char *p)
+{
+  if (!begun && is_option (p))
+    return;
+  if (!begun)
+    begin (level);
+  begun = true;
+  if (strncmp (p, "S:", 2) == 0 || strncmp (p, "P:", 2) == 0) {
+    if ((*p == 'P') != (model == PARALLEL))
+      return;
+    p += 2;
+  }
+  play_word (p);
+}
+
+static void
 play (const char *script)
 {
-  enum level level = LEVEL_CONNECTION;
-  bool begun = false;
-  char buffer[32], *p = buffer;
-
+  level = LEVEL_CONNECTION;
+  begun = false;
   memset (by_letter, 0, sizeof by_letter);
-  for (at = script; *at != '\0'; at += strspn (at, " ")) {
-    snprintf (buffer, sizeof buffer, "%.*s", (int) strcspn (at, " "), at);
-    if (!begun && !play_option (buffer, &level)) {
-      begin (level);
-      begun = true;
-    }
-    p = buffer;
-    if (strncmp (p, "S:", 2) == 0 || strncmp (p, "P:", 2) == 0)
-      p += (*p == 'P') == (model == PARALLEL) ? 2 : strlen (p);
-    if (begun && *p != '\0')
-      play_word (p);
-    at += strcspn (at, " ");
-  }
+  play_words (script, play_any);
 }
 
 /* What does not fit into a script. */
@@ -417,257 +410,30 @@ test_scripts (void)
     }
 }
 
-/* At SERIALIZE_REQUESTS each of them waits for the one inside. */
+/* Words for each of N names, and again, in which %u is its number. */
 static void
-test_one_at_a_time (void)
+names (const char *begin, unsigned n, const char *once, const char *again,
+       const char *last)
 {
-  static const char *const what[] = { "ara", "aw1", "ac" };
-  char text[80];
+  static char text[1 << 18];
+  char *p = stpcpy (text, begin);
   unsigned i;
 
-  for (i = 0; i < 9; i++) {
-    nr_actors = 0;
-    snprintf (text, sizeof text,
-              "a: a[r &%s &%s S:a*1 P:a*2 a|r 1 2? a*1 a]r 2 ax", what[i / 3],
-              what[i % 3]);
-    play (text);
-  }
+  for (i = 0; i < n; i++)
+    p += sprintf (p, once, i);
+  for (i = 0; i < n; i++)
+    p += sprintf (p, again, i);
+  strcpy (p, last);
+  play (text);
   end ();
 }
 
-/* A request has left the plugin but has not run the replica yet: the next
- * request sees it.
- */
-static void
-test_replica_of_one_that_goes (void)
-{
-  struct conn *a, *b;
-  struct actor *r, *f;
-
-  begin (LEVEL_CONNECTION);
-  a = opened ();
-  b = opened ();
-  do_write (b, 1);
-  CHECK (request_begin (&b->h, false, 0, 512) == 0);
-  f = start (FLUSH, a, 0);
-  CHECK (!over (f));
-  atomic_fetch_sub (&b->h.state, ONE_INSIDE);
-  r = start (READ, b, 0);
-  CHECK (!over (r) && b->nr_requests == 1);
-  handle_left (&b->h, 0);
-  settle ();
-  CHECK (result (f) == 0);
-  CHECK (result (r) == 0);
-  end ();
-}
-
-/* A write-back that a further handle's open has overlapped. */
-static void
-test_beside_write_back (void)
-{
-  struct conn *a, *b;
-
-  refreshes = true;
-  begin (LEVEL_FAST);
-  a = opened ();
-  do_write (a, 1);
-  b = another ();
-  handle_opens_beside (&b->h, &a->h);
-  plugin_open (b);
-  CHECK (flush (a) == 0);
-  joins (b);
-  CHECK (b->nr_flushes == 1);
-  CHECK (do_read (b, a->cell) == 1);
-  end ();
-}
-
-/* A replica of B has failed: it keeps its old copies. */
-static void
-fail_replica (struct conn *a, struct conn *b)
-{
-  CHECK (do_read (b, a->cell) == 0);
-  do_write (a, 1);
-  b->flush_err = EIO;
-  CHECK (flush (a) == EIO);
-  b->flush_err = 0;
-}
-
-/* B is dirty, owes a flush, and has an old copy of A's
- * cell; a request is inside, and another waits for it to go.
- */
-static struct actor *
-wait_in_debt (struct conn *a, struct conn *b)
-{
-  struct actor *w, *r;
-
-  fail_replica (a, b);
-  gate_shut (&b->requests);
-  w = start (WRITE, b, 2);
-  CHECK (request_begin (&b->h, false, 0, 512) == 0); /* one more is inside */
-  do_write (a, 2);
-  CHECK (flush (a) == 0);       /* so B owes */
-  gate_open (&b->requests);
-  CHECK (result (w) == 0);
-  gate_shut (&b->requests);
-  r = start (READ, b, a->cell);
-  CHECK (!over (r) && b->nr_flushes == 1);
-  return r;
-}
-
-/* The replica F1 is inside; what is owed, F2, runs beside it and is done; then
- * F1 fails, so that what it would have dropped is still there.
- */
-static void
-fail_after_owed (struct conn *a, struct conn *b, bool gone_before)
-{
-  struct actor *r, *f, *r2;
-
-  r = wait_in_debt (a, b);
-  if (gone_before)
-    atomic_fetch_sub (&b->h.state, ONE_INSIDE);
-  gate_shut (&b->flushes);
-  f = start (FLUSH, a, 0);
-  CHECK (b->nr_flushes == 2);
-  world_lock ();
-  b->flushes.shut = false;      /* for F2; F1 is inside still */
-  world_unlock ();
-  if (!gone_before)
-    atomic_fetch_sub (&b->h.state, ONE_INSIDE);
-  handle_left (&b->h, 0);
-  settle ();
-  b->flush_err = EIO;
-  gate_open (&b->flushes);
-  CHECK (result (f) == EIO);
-  b->flush_err = 0;
-  /* F2 is now either over, or yet to come. */
-  world_lock ();
-  b->requests.shut = false;     /* R is inside, with what it has fetched */
-  world_unlock ();
-  r2 = start (READ, b, a->cell);
-  gate_open (&b->requests);     /* what it owes waits for R */
-  CHECK (result (r2) == 2, "stale: it reads %d after the flush of 2",
-         r2->result);
-  result (r);
-  end ();
-}
-
-static void
-test_fails_after_owed (void)
-{
-  struct conn *a, *b;
-
-  policy.flush_threads = 1;
-  begin (LEVEL_CONNECTION);
-  a = opened ();
-  b = opened ();
-  fail_after_owed (a, b, false);
-}
-
-static void
-test_fails_after_owed_alone (void)
-{
-  struct conn *a, *b;
-
-  policy.flush_threads = 1;
-  begin (LEVEL_CONNECTION);
-  a = opened ();
-  b = opened ();
-  fail_after_owed (a, b, true);
-}
-
-/* Those that wait with it get a try of their own, and get through. */
-static void
-test_owed_error_and_waiters (void)
-{
-  struct actor *r1, *r2, *r3;
-  struct conn *a, *b;
-
-  begin (LEVEL_CONNECTION);
-  a = opened ();
-  b = opened ();
-  gate_shut (&b->requests);
-  r1 = start (READ, b, a->cell);
-  do_write (a, 1);
-  CHECK (flush (a) == 0);
-  b->flush_err = EIO;
-  gate_shut (&b->flushes);
-  r2 = start (READ, b, a->cell);
-  r3 = start (READ, b, a->cell);
-  gate_open (&b->requests);
-  result (r1);
-  CHECK (b->nr_flushes == 1);
-  gate_let_one (&b->flushes);
-  CHECK (over (r2) != over (r3));
-  CHECK (b->nr_flushes == 2);
-  b->flush_err = 0;
-  gate_open (&b->flushes);
-  CHECK (result (r2) + result (r3) == 1 - EIO);
-  end ();
-}
-
-static void
-test_gives_up (void)
-{
-  struct conn *a, *b;
-
-  begin (LEVEL_CONNECTION);
-  a = another ();
-  CHECK (handle_opens (&a->h, "x") == 0);
-  CHECK (allocated > 0);
-  handle_gives_up (&a->h);
-  CHECK (allocated == 0);
-  CHECK (conds == 0);
-  CHECK (replicate_statistics ().connections_opened[EMULATE] == 0);
-
-  /* While it opens, its group keeps its kind. */
-  b = opened ();
-  CHECK (handle_opens (&a->h, NULL) == 0);
-  CHECK (do_close (b) == 0);
-  CHECK (handle_settles (&a->h, false));
-  handle_gives_up (&a->h);
-  renew (a);
-  CHECK (handle_opens (&a->h, NULL) == 0);
-  CHECK (!handle_settles (&a->h, false));
-  CHECK (!handle_settles (&a->h, true));
-  handle_gives_up (&a->h);
-  end ();
-}
-
-/* However many names there are, what is remembered is bounded, and no error
- * is lost.
- */
+/* What is remembered is bounded, and no error is lost. */
 static void
 test_many_names (void)
 {
-  const unsigned names = 2000;
-  int most = 0;
-  char name[16];
-  struct conn *a;
-  unsigned i;
-
-  begin (LEVEL_CONNECTION);
-  a = another ();
-  for (i = 0; i < names; i++) {
-    snprintf (name, sizeof name, "%u", i);
-    renew (a);
-    do_open (a, name);
-    do_write (a, 1);
-    a->flush_err = i % 2 ? EIO : ENOSPC;
-    CHECK (do_close (a) != 0);
-    if (allocated > most)
-      most = allocated;
-  }
-  CHECK (most <= 256, "%d allocations", most);
-  for (i = 0; i < names; i++) {
-    snprintf (name, sizeof name, "%u", i);
-    renew (a);
-    do_open (a, name);
-    CHECK (flush (a) != 0, "%u", i);
-    CHECK (flush (a) == 0, "%u", i);
-    CHECK (do_close (a) == 0);
-  }
-  CHECK (allocated == 0);
-  end ();
+  names ("", 2000, "a:/%u aw1 a!EIO ax=EIO .bounded ", "a:/%u af=EIO af ax ",
+         ".empty");
 }
 
 /* A group that comes back is not one of these, nor is the one without a name.
@@ -675,52 +441,14 @@ test_many_names (void)
 static void
 test_same_name (void)
 {
-  struct conn *a;
-  unsigned i;
-
-  begin (LEVEL_CONNECTION);
-  a = another ();
-  for (i = 0; i < 200; i++) {
-    renew (a);
-    do_open (a, i < 100 ? NULL : "x");
-    do_write (a, 1);
-    a->flush_err = EIO;
-    CHECK (do_close (a) == EIO);
-  }
-  renew (a);
-  do_open (a, "y");
-  CHECK (flush (a) == 0);
-  end ();
+  names ("", 100, "a: aw1 a!EIO ax=EIO ", "a:/x aw1 a!EIO ax=EIO ", "a:/y af");
 }
 
-/* The same of what closed unflushed. */
 static void
 test_many_names_unflushed (void)
 {
-  char name[16];
-  struct conn *a;
-  unsigned i, pass;
-
-  policy.mode = MODE_PLUGIN;
-  begin (LEVEL_CONNECTION);
-  a = another ();
-  for (pass = 0; pass < 2; pass++)
-    for (i = 0; i < 200; i++) {
-      snprintf (name, sizeof name, "%u", i);
-      renew (a);
-      a->h.resolution = (struct resolution) { .verdict = PLUGIN_HAS_FLAG };
-      a->h.multi_conn = true;
-      do_open (a, name);
-      if (pass == 0)
-        do_write (a, 1);
-      else {
-        CHECK (flush (a) == 0);
-        CHECK (a->nr_flushes == 1, "%u", i);
-      }
-      CHECK (do_close (a) == 0);
-    }
-  CHECK (allocated == 0);
-  end ();
+  names ("PLUGIN ", 200, "a:multi/%u aw1 ax ", "a:multi/%u af a#1 ax ",
+         ".empty");
 }
 
 /* One allocation fails after the other. */
@@ -743,338 +471,64 @@ test_no_memory (void)
   fail_allocation = 0;
   plugin_open (a);
   joins (a);
-  CHECK (flush (a) == 0);
-  end ();
-}
-
-static void
-test_beside (void)
-{
-  struct conn *a, *b, *c;
-  struct statistics s;
-
-  begin (LEVEL_CONNECTION);
-  a = another ();
-  a->block = 65536;
-  do_open (a, "x");
-  b = opened_beside (a);
-  c = opened_as ("x");
-  CHECK (b->h.connection == a->h.connection);
-  CHECK (b->h.further && !a->h.further);
-  CHECK (b->h.flushable && b->h.resolution.replicate);
-  do_write (b, 1);
-  CHECK (flush (c) == 0);
-  CHECK (disk[b->cell] == 1);
-  CHECK (do_read (a, b->cell) == 1);
-
-  /* One client has two handles. */
-  s = replicate_statistics ();
-  CHECK (s.connections_opened[EMULATE] == 2 && s.connections_open == 2 &&
-         s.connections_most_at_once == 2);
-  CHECK (s.handles_open == 3 && s.handles_most_at_once == 3);
-  CHECK (do_close (b) == 0);
-  s = replicate_statistics ();
-  CHECK (s.connections_open == 2);
-  CHECK (s.handles_open == 2 && s.handles_most_at_once == 3);
-
-  renew (b);
-  handle_opens_beside (&b->h, &a->h);
-  handle_gives_up (&b->h);
-  s = replicate_statistics ();
-  CHECK (s.handle_opens_failed == 1 && s.handles_open == 2);
-  CHECK (do_close (c) == 0);
-  c = opened_as ("x");
-  do_write (c, 1);
-  CHECK (flush (a) == 0);
-  CHECK (disk[c->cell] == 1, "it is the group that there was");
-
-  /* A group ends with the last of them. */
-  renew (b);
-  handle_opens_beside (&b->h, &a->h);
-  CHECK (do_close (a) == 0);
-  CHECK (do_close (c) == 0);
-  plugin_open (b);
-  joins (b);
-  do_write (b, 2);
-  CHECK (flush (b) == 0);
-  CHECK (b->nr_flushes == 1);
-  end ();
-}
-
-static void
-test_statistics (void)
-{
-  struct statistics s;
-  struct flushed f;
-  struct conn *a, *b;
-
-  begin (LEVEL_CONNECTION);
-  a = opened ();
-  b = opened ();
-  CHECK (do_close (opened ()) == 0);
-  do_read (a, 0);
-  do_read (b, 0);
-  do_write (a, 1);
-  a->flush_ns = 3000;
-  b->flush_ns = 5000;
-  f = do_flush (b);
-  CHECK (f.err == 0 && f.replicated);
-  CHECK (f.replicas == 2 && f.phases == 2);
-  CHECK (f.ns == 8000, "%llu", (unsigned long long) f.ns);
-  f = do_flush (b);
-  CHECK (f.err == 0 && f.replicated);
-  CHECK (f.replicas == 0 && f.phases == 0);
-  do_write (a, 2);
-  f = do_flush (a);
-  CHECK (f.replicas == 1 && f.phases == 1);
-  do_read (a, 0);
-  CHECK (do_close (a) == 0);
-
-  s = replicate_statistics ();
-  CHECK (s.connections_opened[EMULATE] == 3);
-  CHECK (s.connections_open == 1);
-  CHECK (s.connections_most_at_once == 3);
-  CHECK (s.reads == 3 && s.writes == 2);
-  CHECK (s.client_flushes.count == 3);
-  CHECK (s.client_flushes.sum == 11000);
-  CHECK (s.plugin_flushes.count == 3);
-  CHECK (s.plugin_flushes.sum == 11000);
-  CHECK (s.flushes_skipped_clean == 1);
-  CHECK (s.replicas == 3);
-  CHECK (s.rounds == 2);
-  CHECK (s.flushes_owed == 0 && s.owed_flushes == 0);
-  CHECK (s.flushes_at_close == 0);
-  CHECK (s.failed_flushes == 0);
+  CHECK (do_flush (a).err == 0);
   end ();
 }
 
 static void
 test_free (void)
 {
-  struct conn *a, *b;
-  struct actor *f;
-
-  begin (LEVEL_CONNECTION);
-  a = opened_as ("x");
-  b = opened_as ("y");
-  opened_as ("x");
-  do_write (a, 1);
-  do_write (b, 1);
-  f = start (FLUSH, a, 0);
-  CHECK (result (f) == 0);
+  play ("ac:/x b:/y aw1 bw1 &af 1=0");
   replicate_free (free_handle);
-  CHECK (!a->open && !b->open && !conns[2].open);
-  CHECK (b->nr_flushes == 0, "nothing of the plugin is called");
+  CHECK (!conns[0].open && !conns[1].open && !conns[2].open);
+  CHECK (letter ('b')->nr_flushes == 0, "nothing of the plugin is called");
   CHECK (allocated == 0 && mapped == 0);
   CHECK (conds == 0);
   CHECK (threads == 0);
 }
 
-/* Write on N connections, and flush: how many are flushed at once? */
-static unsigned
-at_once (struct conn **c, unsigned n, struct conn *flusher)
-{
-  static int value;
-  unsigned i, inside = 0;
-  struct actor *f;
-
-  value++;
-  for (i = 0; i < n; i++) {
-    do_write (c[i], value);
-    gate_shut (&c[i]->flushes);
-  }
-  f = start (FLUSH, flusher, 0);
-  for (i = 0; i < n; i++)
-    inside += waiting_at (&c[i]->flushes);
-  gates_open (&c[0]->flushes, n, sizeof *c[0]);
-  CHECK (result (f) == 0);
-  for (i = 0; i < n; i++)
-    CHECK (disk[c[i]->cell] == value);
-  return inside;
-}
-
+/* What the caller of a flush is told of it. */
 static void
-check_at_once (unsigned knob, unsigned dirty, unsigned expected)
+test_flushed (void)
 {
-  struct conn *c[66], *flusher;
-  unsigned i, n;
+  struct flushed f;
 
-  policy.flush_threads = knob;
-  begin (LEVEL_CONNECTION);
-  for (i = 0; i < dirty; i++) {
-    c[i] = opened ();
-    c[i]->flush_ns = 10000000;
-  }
-  flusher = opened ();
-  for (i = 0; i < 2; i++) {
-    n = at_once (c, dirty, flusher);
-    CHECK (n == expected, "%u, not %u", n, expected);
-    CHECK (threads_made == (int) expected - 1, "%d", threads_made);
-  }
+  play ("ab: ara bra aw1 a^3000 b^5000");
+  f = do_flush (letter ('b'));
+  CHECK (f.err == 0 && f.replicated);
+  CHECK (f.replicas == 2 && f.phases == 2);
+  CHECK (f.ns == 8000, "%llu", (unsigned long long) f.ns);
+  f = do_flush (letter ('b'));
+  CHECK (f.err == 0 && f.replicated);
+  CHECK (f.replicas == 0 && f.phases == 0);
+  do_write (letter ('a'), 2);
+  f = do_flush (letter ('a'));
+  CHECK (f.replicas == 1 && f.phases == 1);
   end ();
 }
 
-static void test_threads_auto_1 (void) { check_at_once (0, 1, 1); }
-static void test_threads_auto_2 (void) { check_at_once (0, 2, 2); }
-static void test_threads_auto_66 (void) { check_at_once (0, 66, 64); }
-static void test_threads_1 (void) { check_at_once (1, 8, 1); }
-static void test_threads_2 (void) { check_at_once (2, 8, 2); }
-static void test_threads_5 (void) { check_at_once (5, 4, 4); }
-/* No thread is woken for what is fast, until it turns out to be slow. */
+/* Of 66 flushes 64 run at once. */
 static void
-test_fast_flushes (void)
+test_most_threads (void)
 {
-  struct conn *c[8], *flusher;
-  struct actor *f;
-  unsigned i, n;
-
-  begin (LEVEL_CONNECTION);
-  for (i = 0; i < 8; i++)
-    c[i] = opened ();
-  flusher = opened ();
-  CHECK (at_once (c, 1, flusher) == 1);
-  for (i = 0; i < 5; i++)
-    CHECK (at_once (c, 8, flusher) == 1);
-  CHECK (threads_made == 0, "%d", threads_made);
-
-  for (i = 0; i < 8; i++) {
-    do_write (c[i], 100);
-    gate_shut (&c[i]->flushes);
-    c[i]->flush_ns = 50000000;
-  }
-  f = start (FLUSH, flusher, 0);
-  for (i = n = 0; i < 8; i++)
-    n += c[i]->nr_flushes > (i == 0 ? 6 : 5);
-  CHECK (n == 1);
-  CHECK (threads_made == 0);
-  for (i = 0; i < 8; i++)
-    if (waiting_at (&c[i]->flushes))
-      break;
-  CHECK (i < 8);
-  gate_open (&c[i]->flushes);
-  for (i = n = 0; i < 8; i++)
-    n += waiting_at (&c[i]->flushes);
-  CHECK (n == 7, "%u", n);
-  CHECK (threads_made == 6, "%d", threads_made);
-  for (i = 0; i < 8; i++)
-    gate_open (&c[i]->flushes);
-  CHECK (result (f) == 0);
-  end ();
-}
-
-/* A thread that has helped looks for more. */
-static void
-test_helps_again (void)
-{
-  struct conn *c[4], *flusher;
-  unsigned i, n, pass;
-  struct actor *f;
-
-  policy.flush_threads = 2;
-  begin (LEVEL_CONNECTION);
-  for (i = 0; i < 4; i++) {
-    c[i] = opened ();
-    do_write (c[i], 1);
-    gate_shut (&c[i]->flushes);
-  }
-  flusher = opened ();
-  f = start (FLUSH, flusher, 0);
-  for (pass = 0; pass < 2; pass++) {
-    for (i = n = 0; i < 4; i++)
-      n += c[i]->nr_flushes;
-    CHECK (n == 2 * (pass + 1), "%u", n);
-    for (i = 0; i < 4; i++)
-      if (waiting_at (&c[i]->flushes)) {
-        gate_open (&c[i]->flushes);
-        if (++n % 2 == 0)
-          break;
-      }
-  }
-  for (i = 0; i < 4; i++)
-    gate_open (&c[i]->flushes);
-  CHECK (result (f) == 0);
-  end ();
-}
-
-/* Slow flushes are not averaged away by fast ones. */
-static void
-test_slow_and_fast (void)
-{
-  struct conn *writers[4], *readers[8], *flusher;
   unsigned i, round;
 
   begin (LEVEL_CONNECTION);
-  for (i = 0; i < 4; i++) {
-    writers[i] = opened ();
-    writers[i]->flush_ns = 50000000;
+  for (i = 0; i < 66; i++) {
+    do_open (another (), NULL);
+    conns[i].flush_ns = 10000000;
   }
-  for (i = 0; i < 8; i++)
-    readers[i] = opened ();
-  flusher = opened ();
-  for (round = 0; round < 3; round++) {
-    for (i = 0; i < 8; i++)
-      do_read (readers[i], 0);
-    CHECK (at_once (writers, 4, flusher) == 4);
-    for (i = 0; i < 8; i++)
-      CHECK (readers[i]->nr_flushes == round + 1);
+  for (round = 0; round < 2; round++) {
+    for (i = 0; i < 66; i++) {
+      do_write (&conns[i], 1);
+      gate_shut (&conns[i].flushes);
+    }
+    start ((struct call) { FLUSH, &conns[0], 0, 0, 0 });
+    CHECK (inside_all == 64, "%u", inside_all);
+    for (i = 0; i < 66; i++)
+      gate_open (&conns[i].flushes);
   }
-  end ();
-}
-
-/* A hung flush of one group leaves the other one its help. */
-static void
-test_help_for_each_group (void)
-{
-  struct conn *x[4], *y[4];
-  struct actor *fx, *fy;
-  unsigned i, n;
-
-  policy.flush_threads = 3;
-  begin (LEVEL_CONNECTION);
-  for (i = 0; i < 4; i++) {
-    x[i] = opened_as ("x");
-    y[i] = opened_as ("y");
-    do_write (x[i], 1);
-    do_write (y[i], 1);
-    gate_shut (&x[i]->flushes);
-    gate_shut (&y[i]->flushes);
-  }
-  fx = start (FLUSH, x[0], 0);
-  for (i = n = 0; i < 4; i++)
-    n += x[i]->nr_flushes;
-  CHECK (n == 3, "%u", n);
-  fy = start (FLUSH, y[0], 0);
-  for (i = n = 0; i < 4; i++)
-    n += y[i]->nr_flushes;
-  CHECK (n == 3, "%u", n);
-  for (i = 0; i < 4; i++)
-    gate_open (&y[i]->flushes);
-  CHECK (result (fy) == 0);
-  CHECK (!over (fx));
-  for (i = 0; i < 4; i++)
-    gate_open (&x[i]->flushes);
-  CHECK (result (fx) == 0);
-  CHECK (threads_made <= 4, "%d", threads_made);
-  end ();
-}
-
-static void
-test_no_threads (void)
-{
-  struct conn *c[8], *flusher;
-  unsigned i, n;
-
-  begin (LEVEL_CONNECTION);
-  for (i = 0; i < 8; i++) {
-    c[i] = opened ();
-    c[i]->flush_ns = 1000000;
-  }
-  flusher = opened ();
-  fail_threads = 1000000;
-  CHECK (at_once (c, 8, flusher) == 1);
-  fail_threads = 0;
-  n = at_once (c, 8, flusher);
-  CHECK (n == 8, "%u", n);
+  CHECK (threads_made == 63, "%d", threads_made);
   end ();
 }
 
@@ -1098,6 +552,30 @@ test_no_threads (void)
 #define LATER                                                           \
   "abc: ara bra cra aw1 bwa2 bwb3 awb4 cwc5 cf a@2 b@4 c@5 "            \
   "bwa6 awa7 cf ara=7 arb=4 arc=5 bra=7 brb=4 brc=5 cra=7 crb=4 crc=5"
+
+/* Of two requests on a handle, at SERIALIZE_REQUESTS the second one waits. */
+#define PAIR(x, y) "a[r &a" x " &a" y " S:a*1 P:a*2 a]r "
+#define PAIRS(x) PAIR (x, "ra") PAIR (x, "w1") PAIR (x, "c")
+
+/* A replica of B fails, so it keeps its old copies.  Then B is dirty, owes a
+ * flush, and has an old copy of A's cell; a request is inside, and another, 2,
+ * waits for it to go.
+ */
+#define IN_DEBT                                                         \
+  "T1 ab: bra=0 aw1 b!EIO af=EIO b! b[r &bw2 b( aw2 af b]r 1=0 b[r "    \
+  "&bra 2? b#1 "
+/* A replica, 3, is inside; what is owed runs beside it and is done; then the
+ * replica fails, so that what it would have dropped is still there.  What 2
+ * has fetched is put back later than 4 reads.
+ */
+#define FAILS_BESIDE                                                    \
+  " b. b!EIO b]f 3=EIO b! b:r &bra b]r 4=2 2"
+
+/* Four write, and the flush of H has INSIDE of theirs run at once. */
+#define FOUR(n) "aw" n " bw" n " cw" n " dw" n " a[f b[f c[f d[f &hf "
+#define AT_ONCE(n, inside)                                              \
+  FOUR (n) "*" inside " a]f b]f c]f d]f a@" n " b@" n " c@" n " d@" n " "
+#define SLOW "a^50000000 b^50000000 c^50000000 d^50000000 "
 
 static const struct {
   const char *name;
@@ -1133,6 +611,8 @@ static const struct {
     "ab: b[r &bra aw1 af b#0 $owed=1 $paid=0 b]r 1=0 bra=1 b#1 $paid=1 "
     "bra=1 af b#1" },
   /* It has had to fetch. */
+  { "a request that is just going", SERIAL,
+    "ab: bw1 b( &af 1? b) &bra 2? b%1 b. 1=0 2=0" },
   { "a write in flight: its handle owes a flush", TWO,
     "ab: b[r &bw5 aw1 af b]r 1=0 bra=1 b#1 b@5 af b@5" },
   { "an owed flush waits for what is inside", TWO,
@@ -1162,12 +642,12 @@ static const struct {
   { "a request beside the first phase", TWO,
     "ab: aw1 bw1 a[f &bf 1? b#1 &arb P:2 S:2? a]f 1=0 2 P:a#2 S:a#1" },
   { "a handle used in mid-round", TWO,
-    "ONE abc: aw1 bw1 a[f b[f &cf b#1 a#0 b]f a#1 bra=0 a]f 1=0 b#2 a#1 "
+    "T1 abc: aw1 bw1 a[f b[f &cf b#1 a#0 b]f a#1 bra=0 a]f 1=0 b#2 a#1 "
     "bra=1" },
   { "a request in flight across a round", TWO,
     "ab: aw1 bw1 af aw2 bw2 a[r bf bw3 &arb bf a]r 1=2 arb=3" },
   { "a write before the second phase", TWO,
-    "ONE abcd: bra crb drb aw1 a[f &af bw1 cw1 a]f 1=0 brc crb drb af b@1 "
+    "T1 abcd: bra crb drb aw1 a[f &af bw1 cw1 a]f 1=0 brc crb drb af b@1 "
     "c@1 brc=1 crb=1 drb=1 drc=1" },
 
   /* Opening. */
@@ -1183,10 +663,25 @@ static const struct {
   { "an open without replication does not flush", ANY,
     "a:plain b:opens aw1 af b:joins b#0" },
 
+  { "a further handle's open beside a write-back", ANY,
+    "REFRESH FAST a: aw1 b:opens+a af b:joins b#1 bra=1" },
+  { "one that gives up", ANY, "a:opens/x ag .empty $opened=0" },
+  { "while one opens, its group keeps its kind", ANY,
+    "b: a:plain,opens bx a:joins c: aw1 cf a@1" },
+  { "one that gives up was the last of its group", ANY,
+    "b: a:plain,opens bx ag c:plain d: cw1 df c@0" },
+  { "further handles of a connection", TWO,
+    "a:16/x b:+a c:/x bw1 cf b@1 arb=1 $opened=2 $open=2 $most=2 $handles=3 "
+    "$most-handles=3 bx $open=2 $handles=2 $most-handles=3 "
+    "d:opens+a dg $open-fails=1 $handles=2 cx e:/x ew1 af e@1 "
+    "f:opens+a ax ex f:joins fw2 ff f#1" },
+
   /* Requests of one handle. */
 
   { "a request that waits as another connection is flushed", SERIAL,
     "ab: b[r &bc &bra aw1 af b]r 1 2=1 af b#0" },
+  { "requests on one handle", TWO,
+    "a: " PAIRS ("ra") PAIRS ("w1") PAIRS ("c") },
   { "many requests on one handle", TWO,
     "a: a[r &ara &aw0 &ara &aw0 P:a%4 S:a%1 a|r S:a%2 a|r S:a%3 a|r S:a%4 "
     "a|r 1 2 3 4 a]r" },
@@ -1203,11 +698,11 @@ static const struct {
   { "a flush waits for one request", SERIAL,
     "ab: aw1 a[r &arb &arb &arb &arb &bf a|r 5=0 1 2? 3? 4? a]r" },
   { "what is ready is flushed first: the busy one is the last", SERIAL,
-    "ONE abcd: aw1 bw1 cw1 a[r &arb &df 2? a#0 b@1 c@1 a]r 1 2=0 a#1 a@1" },
+    "T1 abcd: aw1 bw1 cw1 a[r &arb &df 2? a#0 b@1 c@1 a]r 1 2=0 a#1 a@1" },
   { "what is ready is flushed first: it is the second", SERIAL,
-    "ONE abcd: bw1 aw1 cw1 a[r &arb &df 2? a#0 b@1 c@1 a]r 1 2=0 a#1 a@1" },
+    "T1 abcd: bw1 aw1 cw1 a[r &arb &df 2? a#0 b@1 c@1 a]r 1 2=0 a#1 a@1" },
   { "what is ready is flushed first: the first", SERIAL,
-    "ONE abcd: bw1 cw1 aw1 a[r &ac &df 2? a#0 b@1 c@1 a]r 1 2=0 a#1 a@1" },
+    "T1 abcd: bw1 cw1 aw1 a[r &ac &df 2? a#0 b@1 c@1 a]r 1 2=0 a#1 a@1" },
   { "a hung read", TWO,
     "abc: bra b[r &bra crb aw1 &cf 2=0 cra=1 1? b]r 1" },
   { "many busy handles", TWO,
@@ -1236,7 +731,7 @@ static const struct {
   { "a close waits for a replica beside a request", PARA,
     "ab: bw1 b[r b[f &bra &af b#1 b]r 1 &bx 3? b]f 2=0 3=0 b#1" },
   { "a close runs its replica", TWO,
-    "ONE abc: aw1 bw1 a[f b[f &cf b#1 a#0 &ax a#1 a]f 2=0 1? b]f 1=0 a#1 "
+    "T1 abc: aw1 bw1 a[f b[f &cf b#1 a#0 &ax a#1 a]f 2=0 1? b]f 1=0 a#1 "
     "b#1" },
   { "a round leaves alone what closes", TWO,
     "FAST abc: aw1 bw1 b[f &bx a[f &cf a#1 b#1 b]f 1=0 a]f 2=0 b#1" },
@@ -1347,7 +842,7 @@ static const struct {
   /* Errors. */
 
   { "the first error, and all are flushed", ANY,
-    "ONE abc: aw1 bw1 cw1 a!EIO b!ENOSPC c!ENXIO cf=ENXIO a#1 b#1 c#1 "
+    "T1 abc: aw1 bw1 cw1 a!EIO b!ENOSPC c!ENXIO cf=ENXIO a#1 b#1 c#1 "
     "$failed=3 a! b! af=ENXIO a@1 b@1 c@0 c! af c@1 $failed=4" },
   { "a failed flush leaves its marks", ANY,
     "abc: bra cra aw1 a!EIO bf=EIO b#1 bra=0 bf=EIO a#2 a! c!EIO cra bf=EIO "
@@ -1367,6 +862,14 @@ static const struct {
   { "a flush that fails beside an owed one", PARA,
     "ab: b[r &bw5 &bra aw1 af b|r 1=0 b[f &af b]r 2 &bra b#2 b*2 b!EIO b|f "
     "3=EIO 4? b! b~ b]f 4 af b#3 b@5" },
+  { "a flush that fails after an owed one", PARA,
+    IN_DEBT "b[f &af b#2 b:f b)" FAILS_BESIDE },
+  { "a flush that fails after an owed one, nothing inside", PARA,
+    IN_DEBT "b) b[f &af b#2 b:f" FAILS_BESIDE },
+  /* Each that waits has a try of its own. */
+  { "an owed flush that fails, and those that wait", TWO,
+    "ab: b[r &bra aw1 af b!EIO b[f &bra &bra b]r 1 b#1 b|f b#2 b%1 b! b]f "
+    "b%2 $failed=1 bra=1 b#2" },
   { "an error at close fails the next flush once", ANY,
     "abc: aw1 bw1 a!ENOSPC ax=ENOSPC cf=ENOSPC b@1 cf bf "
     "cra bw2 b!EIO bx=EIO cf=EIO c#1" },
@@ -1398,13 +901,50 @@ static const struct {
   { "an unused handle holds nothing", ANY,
     "ab: bc aw1 af b#0 aw2 af bra=2 af b#0" },
   { "level fast: a plugin that refreshes", ANY,
-    "REFRESH ONE FAST abcd: " REFRESHES ("1") "a#1 b#2 c#2 d#1 "
+    "REFRESH T1 FAST abcd: " REFRESHES ("1") "a#1 b#2 c#2 d#1 "
     REFRESHES ("2") "d#2" },
   { "level off: a plugin that refreshes", ANY,
-    "REFRESH ONE OFF abcd: " REFRESHES ("1") "a#1 b#2 c#2 d#1 "
+    "REFRESH T1 OFF abcd: " REFRESHES ("1") "a#1 b#2 c#2 d#1 "
     REFRESHES ("2") "d#2" },
   { "level fast: copies of an open", TWO,
     "REFRESH FAST abc: c[r &cra aw1 af bra=1 c#0 c]r 1 cra=1" },
+
+  { "statistics", ANY,
+    "abc: cx ara bra aw1 a^3000 b^5000 bf bf aw2 af ara ax $opened=3 $open=1 "
+    "$most=3 $reads=3 $writes=2 $flushes=3 $ns=11000 $plugin-flushes=3 "
+    "$plugin-ns=11000 $skipped=1 $replicas=3 $rounds=2 $owed=0 $paid=0 "
+    "$closes=0 $failed=0" },
+
+  /* Threads that help. */
+
+  { "helpers: none for one", PARA,
+    "ah: a^50000000 aw1 a[f &hf a*1 a]f aw2 a[f &hf a*1 a]f $threads=0" },
+  { "helpers: 1", PARA,
+    "T1 abcdh: " SLOW AT_ONCE ("1", "1") AT_ONCE ("2", "1") "$threads=0" },
+  { "helpers: 2", PARA,
+    "T2 abcdh: " SLOW AT_ONCE ("1", "2") AT_ONCE ("2", "2") "$threads=1" },
+  { "helpers: more than are needed", PARA,
+    "T5 abcdh: " SLOW AT_ONCE ("1", "4") AT_ONCE ("2", "4") "$threads=3" },
+  { "helpers: auto", PARA,
+    "abcdh: " SLOW AT_ONCE ("1", "4") AT_ONCE ("2", "4") "$threads=3" },
+  /* Until one turns out to be slow. */
+  { "helpers: not for fast flushes", PARA,
+    "abcdh: aw0 hf " AT_ONCE ("1", "1") AT_ONCE ("2", "1") AT_ONCE ("3", "1")
+    AT_ONCE ("4", "1") AT_ONCE ("5", "1") "$threads=0 "
+    SLOW FOUR ("6") "*1 d]f *3 $threads=2 a]f b]f c]f a@6" },
+  { "helpers: slow flushes among fast ones", PARA,
+    "abcdefgh: " SLOW "era fra gra " AT_ONCE ("1", "4") "e#1 f#1 g#1 "
+    "era fra gra " AT_ONCE ("2", "4") "era fra gra " AT_ONCE ("3", "4")
+    "g#3" },
+  { "helpers: one after the other", PARA,
+    "T2 abcdh: " FOUR ("1") "*2 d]f *2 c]f *2 b]f a]f 1=0" },
+  { "helpers: each group has its own", PARA,
+    "T3 abcd:/x efgh:/y ew1 fw1 gw1 hw1 e[f f[f g[f aw1 bw1 cw1 dw1 "
+    "a[f b[f c[f d[f &af *3 h[f &hf *6 e]f f]f g]f h]f 2=0 1? "
+    "a]f b]f c]f d]f 1=0 $threads=4" },
+  { "helpers: no threads to be had", PARA,
+    "abcdh: " SLOW ".alone " AT_ONCE ("1", "1")
+    ".helped " AT_ONCE ("2", "4") },
 
   /* Flushes that are passed on. */
 
@@ -1469,46 +1009,21 @@ static const struct {
   void (*run) (void);
 } functions[] = {
   { "flush counts of three scripts", ANY, test_scripts },
-  { "a further handle's open beside a write-back", ANY,
-    test_beside_write_back },
-  { "requests on one handle", TWO, test_one_at_a_time },
-  { "a request that is just going", SERIAL, test_replica_of_one_that_goes },
-  { "a flush that fails after an owed one", PARA, test_fails_after_owed },
-  { "a flush that fails after an owed one, nothing inside", PARA,
-    test_fails_after_owed_alone },
-  { "an owed flush that fails, and those that wait", TWO,
-    test_owed_error_and_waiters },
-  { "one that gives up", ANY, test_gives_up },
   { "groups of names: what is remembered is bounded", ANY, test_many_names },
   { "groups of names: the same again and again", ANY, test_same_name },
   { "groups of names: many closed unflushed", ANY, test_many_names_unflushed },
   { "no memory for a group", ANY, test_no_memory },
-  { "further handles of a connection", TWO, test_beside },
-  { "statistics", ANY, test_statistics },
+  { "what a flush tells", ANY, test_flushed },
   { "the end with open connections", TWO, test_free },
-  { "helpers: auto, one dirty", PARA, test_threads_auto_1 },
-  { "helpers: auto, two dirty", PARA, test_threads_auto_2 },
-  { "helpers: auto, 66 dirty", PARA, test_threads_auto_66 },
-  { "helpers: 1", PARA, test_threads_1 },
-  { "helpers: 2", PARA, test_threads_2 },
-  { "helpers: 5", PARA, test_threads_5 },
-  { "helpers: not for fast flushes", PARA, test_fast_flushes },
-  { "helpers: slow flushes among fast ones", PARA, test_slow_and_fast },
-  { "helpers: one after the other", PARA, test_helps_again },
-  { "helpers: each group has its own", PARA, test_help_for_each_group },
-  { "helpers: no threads to be had", PARA, test_no_threads },
+  { "helpers: as many as may be", PARA, test_most_threads },
 };
 
 #define LENGTH(array) (sizeof array / sizeof array[0])
 
 static void
-run_script (void)
+play_and_end (const char *script)
 {
-  unsigned i = 0;
-
-  while (strcmp (scripts[i].name, unit_name) != 0)
-    i++;
-  play (scripts[i].script);
+  play (script);
   end ();
 }
 
@@ -1520,24 +1035,24 @@ main (void)
     [SERIALIZE_HANDLE] = "replicate, one per handle",
     [PARALLEL] = "replicate, parallel",
   };
-  struct unit_test tests[LENGTH (scripts) + LENGTH (functions) + 1], *next;
   int r = EXIT_SUCCESS;
-  unsigned i;
+  unsigned i, n;
 
   for (model = SERIALIZE_ALL; model <= PARALLEL; model++) {
+    struct script played[LENGTH (scripts)];
+    struct unit_test run[LENGTH (functions) + 1] = { { NULL, NULL } }, *next;
+
 #ifdef __SANITIZE_THREAD__
     if (model == SERIALIZE_ALL)
       continue;                 /* there is one thread */
 #endif
-    next = tests;
-    for (i = 0; i < LENGTH (scripts); i++)
+    for (i = n = 0; i < LENGTH (scripts); i++)
       if (scripts[i].models & (1 << model))
-        *next++ = (struct unit_test) { scripts[i].name, run_script };
-    for (i = 0; i < LENGTH (functions); i++)
+        played[n++] = (struct script) { scripts[i].name, scripts[i].script };
+    for (i = 0, next = run; i < LENGTH (functions); i++)
       if (functions[i].models & (1 << model))
         *next++ = (struct unit_test) { functions[i].name, functions[i].run };
-    *next = (struct unit_test) { NULL, NULL };
-    r |= unit_main (programs[model], tests);
+    r |= scripts_main (programs[model], played, n, play_and_end, run);
   }
   return r;
 }

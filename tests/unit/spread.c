@@ -2,7 +2,29 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* spread.c: which handle serves a request, and when it waits. */
+/* spread.c: which handle serves a request, and when it waits.
+ *
+ * Most tests are scripts (script.h), of these words:
+ *
+ *   e1=0       a request for stripe 1 enters, and has handle 0
+ *   l0         it leaves that handle
+ *   a z        one is alone; its end
+ *   t1=0       a request with handle 1 takes the first one besides; -1: no
+ *   r1         handle 1 is left alone
+ *   o g        more handles could be used; that so often that all are open
+ *   x          the end: no more are opened
+ *   k          one that is inside sees that it must wait; i: it is inside
+ *
+ *   O[ O] O|   the plugin's open waits; goes on; one does
+ *   O!3 O!     it fails from the third on; it no longer does
+ *   F[ F] F!EIO F!  the same for the flush
+ *
+ *   .late      time passes; .alone: the next thread can't be had
+ *   $name=1    what is counted, or is so
+ *
+ * What is not as usual comes first: ANY handle may serve a request; SHARED, it
+ * takes many; HELPED, other threads may call the plugin.
+ */
 
 #include "spread.h"
 #include "threads.h"
@@ -13,12 +35,43 @@
 static struct handle handles[HANDLES_MAX];
 static struct spread *s;
 
-/* How the test's open behaves. */
-static struct gate opens;
-static unsigned nr_opens;       /* that have been begun; guarded by "world" */
+enum what { ENTER, ALONE_BEGIN, ALONE_END, TAKE_FIRST, LOOK, CLOSE };
+
+struct call {
+  enum what what;
+  unsigned arg;
+};
+
+/* Returns the number of the handle, if it gets one; an errno is negative. */
+static int
+do_call (struct call call)
+{
+  struct handle *h;
+
+  errno = 0;
+  switch (call.what) {
+  case ENTER:
+    h = spread_enter (s, (uint64_t) call.arg * (STRIPE + 1));
+    return h ? h - handles : -errno;
+  case ALONE_BEGIN: return -spread_alone_begin (s);
+  case ALONE_END: spread_alone_end (s); return 0;
+  case TAKE_FIRST:
+    h = spread_take_first (s, &handles[call.arg]);
+    return h ? h - handles : -1;
+  case LOOK: return spread_look (s);
+  case CLOSE: spread_close (s); return 0;
+  }
+  abort ();
+}
+
+#include "script.h"
+
+static struct gate opens, flushes;
+static unsigned nr_opens, nr_flushes; /* begun; guarded by "world" */
+static unsigned nr_opened;
 static unsigned fail_from = HANDLES_MAX; /* the open of this number fails */
+static int flush_err;
 static unsigned said, said_nr;
-static char said_why[64];
 
 static struct handle *
 open_handle (struct connection *c, char *why, size_t size)
@@ -35,7 +88,7 @@ open_handle (struct connection *c, char *why, size_t size)
     snprintf (why, size, "number %u", n);
     return NULL;
   }
-  return &handles[n];
+  return &handles[++nr_opened];
 }
 
 static void
@@ -43,14 +96,10 @@ gives_up (struct connection *c, unsigned nr, const char *why)
 {
   CHECK (nr_held == 0);
   CHECK ((struct handle *) c == &handles[0]);
+  CHECK (strncmp (why, "number ", 7) == 0 || strstr (why, "read"), "%s", why);
   said++;
   said_nr = nr;
-  snprintf (said_why, sizeof said_why, "%s", why);
 }
-
-static int flush_err;           /* of each flush, until it is set to 0 */
-static unsigned nr_flushes;
-static struct gate flushes;
 
 static int
 flush_handles (struct handle *h)
@@ -65,8 +114,6 @@ flush_handles (struct handle *h)
   return flush_err;
 }
 
-static bool helped;             /* other threads may call the plugin */
-
 static const struct spread_ops ops = { open_handle, gives_up, flush_handles };
 
 static void
@@ -75,7 +122,7 @@ starts (void)
 }
 
 static void
-begin (bool any, bool shared)
+begin (bool any, bool shared, bool helped)
 {
   static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -88,6 +135,7 @@ begin (bool any, bool shared)
 static void
 end (void)
 {
+  join_actors ();
   spread_close (s);
   helpers_end ();
   spread_free (s);
@@ -96,113 +144,209 @@ end (void)
   CHECK (threads == 0);
 }
 
-/* Threads that enter, and go as far as they can. */
-
-struct actor {
-  pthread_t thread;
-  uint64_t offset;
-  bool alone;
-  int err;                      /* where there is no handle */
-  struct handle *got;
-  bool over;                    /* guarded by "world" */
-};
-
-static void *
-act (void *arg)
-{
-  struct actor *a = arg;
-
-  a->err = errno = 0;
-  if (a->alone)
-    a->err = spread_alone_begin (s);
-  else if ((a->got = spread_enter (s, a->offset)) == NULL)
-    a->err = errno;
-  CHECK (nr_held == 0);
-  world_lock ();
-  a->over = true;
-  world_unlock ();
-  return NULL;
-}
+static unsigned locks;          /* that the last call has taken */
 
 static void
-start (struct actor *a)
-{
-  start_thread (&a->thread, act, a);
-  settle ();
-}
-
-static bool
-over (struct actor *a)
-{
-  bool r;
-
-  world_lock ();
-  r = a->over;
-  world_unlock ();
-  return r;
-}
-
-/* Returns the number of its handle. */
-static int
-got (struct actor *a)
-{
-  CHECK (over (a));
-  __wrap_pthread_join (a->thread, NULL);
-  a->over = false;
-  if (a->err != 0)
-    return -a->err;
-  return a->alone ? -1 : (int) (a->got - handles);
-}
-
-static void
-leave (unsigned number)
+leave (unsigned n)
 {
   errno = E2BIG;
-  spread_leave (s, &handles[number]);
+  spread_leave (s, &handles[n]);
   CHECK (errno == E2BIG, "spread_leave changes errno");
   CHECK (nr_held == 0);
   settle ();
 }
 
-/* Enter and leave.  Returns the number of the handle. */
-static int
-pass (uint64_t offset)
-{
-  struct handle *h = spread_enter (s, offset);
-
-  CHECK (nr_held == 0);
-  leave (h - handles);
-  return h - handles;
-}
-
-/* Two are inside, often enough for all handles to be opened. */
 static void
 grow (void)
 {
   unsigned i;
 
-  for (i = 1; i < MOST; i++) {
-    struct handle *h = spread_enter (s, 0);
-    struct actor another = { .offset = 0 };
+  for (i = 1; i < MOST; i++)
+    spread_opens (s);
+}
 
-    start (&another);
-    spread_leave (s, h);
-    settle ();
-    CHECK (got (&another) == 0);
-    leave (0);
+static void
+play_call (const char *p, bool on_thread)
+{
+  static const char letters[] = "eaztkx";
+  const char *letter = strchr (letters, *p++);
+  const unsigned before = locks_taken;
+  char *end;
+  int r;
+
+  if (letter == NULL)
+    bad_word ();
+  const struct call call = { letter - letters, strtoul (p, &end, 10) };
+
+  if (on_thread) {
+    start (call);
+    return;
+  }
+  r = do_call (call);
+  locks = locks_taken - before;
+  settle ();
+  if (*end != '\0')
+    expect_number (end, r);
+  else if (call.what != ENTER)
+    expect (r, 0);
+}
+
+static void
+play_counter (const char *p)
+{
+  const struct name counters[] = {
+    { "opens", nr_opens }, { "flushes", nr_flushes }, { "said", said },
+    { "of", said_nr }, { "locks", locks }, { "width", spread_width (s) },
+    { "cuts", spread_cuts (s) }, { "inside", s->inside },
+    { "idle", s->idle }, { "nr", s->nr },
+    { "over", actors_over () }, { NULL, 0 }
+  };
+  const int n = look_up (counters, &p);
+
+  expect_number (p, n);
+}
+
+static void
+play_word (const char *p)
+{
+  static bool begun, any, shared, helped;
+
+  if (strcmp (p, "ANY") == 0)
+    any = true;
+  else if (strcmp (p, "SHARED") == 0)
+    shared = true;
+  else if (strcmp (p, "HELPED") == 0)
+    helped = true;
+  else {
+    if (!begun)
+      begin (any, shared, helped);
+    begun = true;
+    switch (*p) {
+    case '1'...'9': play_actor (p); break;
+    case '$': play_counter (p + 1); break;
+    case '&': play_call (p + 1, true); break;
+    case 'l': leave (atoi (p + 1)); break;
+    case 'r': spread_rests (s, &handles[atoi (p + 1)]); break;
+    case 'o': spread_opens (s); settle (); break;
+    case 'g': grow (); break;
+    case 'i': s->inside++; break;
+    case 'O':
+      if (p[1] == '!')
+        fail_from = p[2] ? atoi (p + 2) : HANDLES_MAX;
+      else
+        play_gate (p[1], &opens);
+      break;
+    case 'F':
+      if (p[1] == '!')
+        flush_err = p[2] ? EIO : 0;
+      else
+        play_gate (p[1], &flushes);
+      break;
+    case '.':
+      if (strcmp (p, ".late") == 0)
+        elapse (UINT64_C (61000000000));
+      else
+        fail_threads = 1;
+      break;
+    default: play_call (p, false);
+    }
   }
 }
+
+static const struct script scripts[] = {
+
+  /* By range. */
+
+  { "each range has its handle",
+    "e0=0 l0 e1=0 l0 e2=0 l0 e7=0 l0 $opens=0 $flushes=0 g $opens=3 $width=4 "
+    /* From one to two, and to four. */
+    "$flushes=2 e0=0 l0 e1=1 l1 e2=2 l2 e3=3 l3 e4=0 l0 e7=3 l3 "
+    "e0=0 e0=0 l0 l0 $opens=3" },
+  { "handles are opened while requests go on",
+    "HELPED O[ e0=0 &e0 1=0 $opens=1 e1=0 $opens=1 "
+    /* It is not used while requests are inside, nor do any come in. */
+    "O| $width=1 &e1 2? l0 l0 2? F[ l0 2? $width=1 F] 2=1 l1 "
+    "$width=2 $opens=2 O| $width=2 $opens=3 O] $width=4 $flushes=2" },
+  { "the request opens one if nobody else does",
+    "e0=0 &e0 $opens=1 1? l0 1=0 l0 $width=2 e1=1 l1" },
+  { "or if no thread can be had",
+    "HELPED ANY .alone o $opens=1 $width=2" },
+  { "when a request may be cut",
+    "HELPED $cuts=1 e0 $cuts=0 l0 o $opens=3 $width=4 $cuts=1 o $opens=3" },
+  { "when a request may be cut, any",
+    "HELPED ANY $cuts=1 o $width=4 $cuts=1 e0=0 $cuts=0 l0 $cuts=1" },
+  { "when a request may be cut: not if many run on a handle",
+    "HELPED SHARED $cuts=0" },
+  { "when a request may be cut: not if no other thread may", "$cuts=0" },
+  { "the end waits for one that is being opened",
+    "HELPED ANY O[ o $opens=1 &x 1? O] 1=0 $opens=1 $nr=2" },
+  /* All that are open are used; the next open comes some time later. */
+  { "a handle that can't be opened",
+    "HELPED O!3 o $said=1 $of=3 $width=3 e0=0 l0 e1=1 l1 e2=2 l2 e3=0 l0 e5=2 "
+    "l2 $flushes=2 o e0=0 e1=1 l1 $opens=3 l0 .late o $opens=4 $said=1 "
+    "O! .late o $width=4" },
+  /* What the handles hold stays with them. */
+  { "no more are used if the flush before it fails",
+    "HELPED F!EIO o $opens=1 $flushes=1 $width=1 $inside=0 e1=0 l0 "
+    "F! .late o $opens=3 $width=4" },
+
+  /* Any. */
+
+  { "any: the first that is idle, and a wait",
+    "ANY e0=0 l0 e1=0 l0 e0=0 e0=1 e0=2 e0=3 $opens=3 &e0 &e0 1? 2? $opens=3 "
+    "l2 $over=1 l1 1 2 $idle=0 l3 e0=3 l3 l2 l0 l1 $idle=15 e0=0 $locks=0 "
+    "l0" },
+  { "any: what is being opened keeps nobody waiting",
+    "ANY e0=0 O[ &e0 &e0 &e0 &e0 $opens=1 $over=0 l0 $over=1 $opens=1 O] "
+    "1 2 3 4 $idle=0 l0 l1 l2 l3 $idle=15" },
+  { "any: no more than can be opened",
+    "ANY O!1 e0=0 &e0 &e0 $opens=1 $said=1 $of=1 1? 2? l0 $over=1 l0 1=0 2=0 "
+    "l0 e0=0 l0" },
+  /* l2 only wakes the one that waits. */
+  { "any: a handle that is left alone for a while",
+    "HELPED ANY o e0=0 e0=1 t0=-1 &t1 l2 1? l0 1=0 l0 r1 $said=1 $of=3 "
+    "$cuts=1 e0=0 e0=2 r2 $said=1 l0 .late o e0=0 e0=1 e0=2 e0=3 "
+    "l0 l1 l2 l3" },
+  { "not by range: it may have written", "HELPED o t1=-1" },
+  { "any: a busy one, where it may be",
+    "ANY SHARED e0=0 e0=1 e0=2 e0=3 e0=0 e6=2 $opens=3 l0 l1 l2 l3 e0=0 l0" },
+
+  /* Alone; nobody comes in meanwhile. */
+
+  { "alone",
+    "g e0=0 e1=1 &a 1? &e0 2? l0 1? l1 1=0 $flushes=3 2? z 2=0 l0 "
+    "$flushes=4 $inside=0 e0=0 l0" },
+  /* The second one needs no flush after the first. */
+  { "alone, twice",
+    "g e0 &a &a l0 $over=1 $flushes=3 z $over=2 z $flushes=3 e0=0 $flushes=4 "
+    "l0 $inside=0" },
+  { "alone, with others that wait",
+    "g e0 e0 e0 e0 &a &e0 &e0 &e0 l0 1? l0 1? l0 1? l0 1=0 z 2=0 3=0 4=0 "
+    /* One more is inside, and has not seen yet that it must wait. */
+    "&a i l0 l0 l0 5? &k 5=0 z 6=0 l0 $inside=0" },
+  { "alone: the flush before fails",
+    "g F!EIO F[ &a &e0 1? 2? F] 1=-EIO 2=0 l0 $flushes=3 $inside=0" },
+  /* Nobody comes in before one that does not; one of them flushes. */
+  { "alone: the flush after fails",
+    "g a F!EIO &e0 z 1=-EIO e0=-EIO a z e1=-EIO $flushes=6 "
+    "F! F[ &e1 &e0 $flushes=7 2? 3? F] 2=1 3=0 l1 l0 a z $flushes=8 "
+    "e0=0 l0 $inside=0" },
+};
 
 static void
 test_lengths (void)
 {
-  begin (false, false);
+  begin (false, false, false);
   CHECK (spread_length (s, 10, STRIPE) == STRIPE, "one handle serves all");
   CHECK (!spread_is_long (s, UINT32_MAX));
   CHECK (!spread_fits (s, 10, STRIPE));
   CHECK (spread_fits (s, 10, STRIPE - 10));
   CHECK (spread_fits (s, 3 * STRIPE, STRIPE));
   grow ();
+  CHECK (spread_handle (s, 0) == &handles[0]);
+  CHECK (spread_handle (s, MOST - 1) == &handles[MOST - 1]);
+  CHECK (spread_handle (s, MOST) == NULL);
+  CHECK (handles[2].number == 2);
   CHECK (spread_length (s, 0, 1) == 1);
   CHECK (spread_length (s, 0, STRIPE) == STRIPE);
   CHECK (spread_length (s, 0, STRIPE + 1) == STRIPE);
@@ -219,7 +363,7 @@ test_lengths (void)
   spread_close (s);
   spread_free (s);
 
-  begin (true, false);
+  begin (true, false, false);
   CHECK (spread_length (s, 10, UINT32_MAX) == UINT32_MAX);
   CHECK (!spread_is_long (s, UINT32_MAX));
   CHECK (spread_fits (s, 10, STRIPE));
@@ -230,542 +374,19 @@ test_lengths (void)
   /* A stripe can be as large as anything. */
   s = spread_new (&ops, &handles[0], 2, (uint64_t) 1 << 32, false, false,
                   false);
-  nr_opens = 0;
+  nr_opens = nr_opened = 0;
   grow ();
   CHECK (nr_opens == 1);
   CHECK (spread_length (s, 1, UINT32_MAX) == UINT32_MAX);
   CHECK (spread_length (s, 2, UINT32_MAX) == UINT32_MAX - 1);
   CHECK (!spread_is_long (s, UINT32_MAX));
-  CHECK (pass (0) == 0);
-  CHECK (pass ((uint64_t) 1 << 32) == 1);
-  end ();
-}
-
-static bool closed;
-
-static void *
-close_spread (void *arg)
-{
-  spread_close (s);
-  closed = true;
-  return arg;
-}
-
-static void
-test_ranges (void)
-{
-  unsigned i;
-
-  begin (false, false);
-  for (i = 0; i < 2 * MOST; i++)
-    CHECK (pass (i * STRIPE) == 0, "one at a time needs one handle");
-  CHECK (nr_opens == 0 && nr_flushes == 0);
-  grow ();
-  CHECK (nr_opens == MOST - 1);
-  CHECK (nr_flushes == 2, "from one to two, and to four");
-  for (i = 0; i < 2 * MOST; i++)
-    CHECK (pass (i * STRIPE + i) == (int) i % MOST);
   CHECK (spread_enter (s, 0) == &handles[0]);
-  CHECK (spread_enter (s, 10) == &handles[0], "many may use a handle");
-  leave (0);
-  leave (0);
-  CHECK (nr_opens == MOST - 1);
-  CHECK (spread_handle (s, 0) == &handles[0]);
-  CHECK (spread_handle (s, MOST - 1) == &handles[MOST - 1]);
-  CHECK (spread_handle (s, MOST) == NULL);
-  CHECK (handles[2].number == 2);
+  CHECK (spread_enter (s, (uint64_t) 1 << 32) == &handles[1]);
   end ();
 }
 
-/* Another thread opens them, one at a time, and requests go on. */
-static void
-test_opened_beside (void)
-{
-  struct actor second = { .offset = 0 }, later = { .offset = STRIPE };
-
-  helped = true;
-  begin (false, false);
-  gate_shut (&opens);
-  CHECK (spread_enter (s, 0) == &handles[0]);
-  start (&second);
-  CHECK (got (&second) == 0, "it does not wait for the open");
-  CHECK (nr_opens == 1);
-  CHECK (spread_enter (s, STRIPE) == &handles[0]);
-  settle ();
-  CHECK (nr_opens == 1, "one at a time");
-  gate_let_one (&opens);
-  CHECK (spread_width (s) == 1, "not while requests are inside");
-  start (&later);
-  CHECK (!over (&later), "nor do any come in");
-  leave (0);
-  leave (0);
-  CHECK (!over (&later));
-  gate_shut (&flushes);
-  leave (0);
-  CHECK (!over (&later) && spread_width (s) == 1, "before a flush");
-  gate_open (&flushes);
-  CHECK (got (&later) == 1);
-  leave (1);
-  CHECK (spread_width (s) == 2 && nr_opens == 2);
-  gate_let_one (&opens);
-  CHECK (spread_width (s) == 2 && nr_opens == 3, "it doubles");
-  gate_open (&opens);
-  CHECK (spread_width (s) == 4);
-  CHECK (nr_flushes == 2);
-  end ();
-}
-
-/* A request that could be cut has them opened, too. */
-static void
-test_cuts (void)
-{
-  helped = true;
-  begin (false, false);
-  CHECK (spread_cuts (s));
-  CHECK (spread_enter (s, 0) == &handles[0]);
-  CHECK (!spread_cuts (s), "not beside another request");
-  leave (0);
-  spread_opens (s);
-  settle ();
-  CHECK (nr_opens == MOST - 1 && spread_width (s) == MOST);
-  CHECK (spread_cuts (s));
-  spread_opens (s);
-  CHECK (nr_opens == MOST - 1);
-  spread_close (s);
-  spread_free (s);
-
-  begin (true, false);
-  CHECK (spread_cuts (s));
-  nr_opens = 0;
-  spread_opens (s);
-  settle ();
-  CHECK (spread_width (s) == MOST && spread_cuts (s));
-  CHECK (spread_enter (s, 0) == &handles[0]);
-  CHECK (!spread_cuts (s));
-  leave (0);
-  CHECK (spread_cuts (s));
-  spread_close (s);
-  spread_free (s);
-
-  begin (false, true);
-  CHECK (!spread_cuts (s), "a parallel plugin would gain nothing");
-  spread_close (s);
-  spread_free (s);
-  helped = false;
-  begin (false, false);
-  CHECK (!spread_cuts (s), "no other thread may call the plugin");
-  end ();
-}
-
-/* If no thread can be had, the request opens one, before it comes in. */
-static void
-test_no_thread (void)
-{
-  helped = true;
-  begin (true, false);
-  fail_threads = 1;
-  spread_opens (s);
-  CHECK (nr_opens == 1 && spread_width (s) == 2);
-  end ();
-}
-
-static void
-test_closes (void)
-{
-  pthread_t closer;
-
-  helped = true;
-  begin (true, false);
-  gate_shut (&opens);
-  spread_opens (s);
-  settle ();
-  CHECK (nr_opens == 1);
-  start_thread (&closer, close_spread, NULL);
-  settle ();
-  CHECK (!closed);
-  gate_open (&opens);
-  CHECK (closed);
-  __wrap_pthread_join (closer, NULL);
-  CHECK (nr_opens == 1, "no more are opened");
-  CHECK (spread_handle (s, 1) == &handles[1], "it is closed with the others");
-  end ();
-}
-
-/* After an open that has failed, all that are open are used; the next one
- * comes some time later.
- */
-static void
-test_gives_up (void)
-{
-  unsigned i;
-
-  helped = true;
-  begin (false, false);
-  fail_from = 3;
-  spread_opens (s);
-  settle ();
-  CHECK (said == 1 && said_nr == 3);
-  CHECK (strcmp (said_why, "number 3") == 0, "%s", said_why);
-  CHECK (spread_width (s) == 3);
-  for (i = 0; i < 6; i++)
-    CHECK (pass (i * STRIPE) == (int) i % 3);
-  CHECK (nr_flushes == 2);
-  spread_opens (s);
-  CHECK (spread_enter (s, 0) == &handles[0]);
-  CHECK (pass (STRIPE) == 1);
-  CHECK (nr_opens == 3, "not now");
-  leave (0);
-  elapse (UINT64_C (61000000000));
-  spread_opens (s);
-  settle ();
-  CHECK (nr_opens == 4 && said == 1, "this is said once");
-  fail_from = HANDLES_MAX;
-  nr_opens = 2;
-  elapse (UINT64_C (61000000000));
-  spread_opens (s);
-  settle ();
-  CHECK (spread_width (s) == 4);
-  end ();
-}
-
-/* If what the handles hold can't be flushed, it stays with them. */
-static void
-test_flush_fails (void)
-{
-  helped = true;
-  begin (false, false);
-  flush_err = EIO;
-  spread_opens (s);
-  settle ();
-  CHECK (nr_opens == 1 && nr_flushes == 1);
-  CHECK (spread_width (s) == 1 && s->inside == 0);
-  CHECK (pass (STRIPE) == 0);
-  flush_err = 0;
-  elapse (UINT64_C (61000000000));
-  spread_opens (s);
-  settle ();
-  CHECK (nr_opens == 3 && spread_width (s) == 4);
-  end ();
-}
-
-static void
-test_any (void)
-{
-  struct actor fifth = { .offset = 0 }, sixth = { .offset = 0 };
-  unsigned i, before;
-
-  begin (true, false);
-  CHECK (pass (0) == 0);
-  CHECK (pass (STRIPE) == 0, "it is idle");
-  for (i = 0; i < MOST; i++)
-    CHECK (spread_enter (s, 0) == &handles[i]);
-  CHECK (nr_opens == MOST - 1);
-  start (&fifth);
-  start (&sixth);
-  CHECK (!over (&fifth) && !over (&sixth));
-  CHECK (nr_opens == MOST - 1);
-  leave (2);
-  CHECK (over (&fifth) != over (&sixth), "one handle is for one of them");
-  leave (1);
-  i = got (&fifth);
-  CHECK (i == 1 || i == 2);
-  CHECK (got (&sixth) == (int) (3 - i));
-  leave (3);
-  CHECK (pass (0) == 3);
-  leave (2);
-  leave (0);
-  leave (1);
-  before = locks_taken;
-  CHECK (pass (0) == 0);
-  CHECK (locks_taken == before, "nobody waits any more");
-  end ();
-}
-
-/* While one is being opened, others go on with what there is. */
-static void
-test_any_opens (void)
-{
-  struct actor a = { .offset = 0 }, b = { .offset = 0 }, c = { .offset = 0 },
-    d = { .offset = 0 };
-
-  begin (true, false);
-  CHECK (spread_enter (s, 0) == &handles[0]);
-  gate_shut (&opens);
-  start (&a);
-  start (&b);
-  start (&c);
-  start (&d);
-  CHECK (nr_opens == 1, "one at a time");
-  CHECK (!over (&b) && !over (&c) && !over (&d));
-  leave (0);
-  CHECK (over (&b) + over (&c) + over (&d) == 1, "others use what is there");
-  CHECK (nr_opens == 1);
-  gate_open (&opens);
-  CHECK (got (&a) + got (&b) + got (&c) + got (&d) == 1 + 2 + 3);
-  leave (0);
-  leave (1);
-  leave (2);
-  leave (3);
-  end ();
-}
-
-static void
-test_any_gives_up (void)
-{
-  struct actor a = { .offset = 0 }, b = { .offset = 0 };
-
-  begin (true, false);
-  fail_from = 1;
-  CHECK (spread_enter (s, 0) == &handles[0]);
-  start (&a);
-  start (&b);
-  CHECK (nr_opens == 1 && said == 1 && said_nr == 1);
-  CHECK (!over (&a) && !over (&b), "they wait for what there is");
-  leave (0);
-  CHECK (over (&a) != over (&b));
-  leave (0);
-  CHECK (got (&a) == 0);
-  CHECK (got (&b) == 0);
-  leave (0);
-  CHECK (pass (0) == 0);
-  end ();
-}
-
-static struct handle *first_taken;
-
-static void *
-take_first (void *arg)
-{
-  first_taken = spread_take_first (s, arg);
-  return arg;
-}
-
-/* A handle with which a read has failed, and not with the first one. */
-static void
-test_rests (void)
-{
-  pthread_t taker;
-  unsigned i;
-
-  helped = true;
-  begin (true, false);
-  spread_opens (s);
-  settle ();
-  CHECK (spread_enter (s, 0) == &handles[0]);
-  CHECK (spread_enter (s, 0) == &handles[1]);
-  CHECK (spread_take_first (s, &handles[0]) == NULL);
-  start_thread (&taker, take_first, &handles[1]);
-  settle ();
-  leave (2);                    /* it was not taken: only to wake the other */
-  CHECK (first_taken == NULL, "it waits for the first one");
-  leave (0);
-  __wrap_pthread_join (taker, NULL);
-  CHECK (first_taken == &handles[0]);
-  leave (0);
-  spread_rests (s, &handles[1]);
-  CHECK (said == 1 && said_nr == MOST - 1);
-  CHECK (spread_cuts (s), "the others are idle");
-  CHECK (spread_enter (s, 0) == &handles[0]);
-  CHECK (spread_enter (s, 0) == &handles[2]);
-  spread_rests (s, &handles[2]);
-  CHECK (said == 1);
-  leave (0);
-  elapse (UINT64_C (61000000000));
-  spread_opens (s);
-  for (i = 0; i < MOST; i++)
-    CHECK (spread_enter (s, 0) == &handles[i], "all are used again");
-  for (i = 0; i < MOST; i++)
-    leave (i);
-  end ();
-
-  begin (false, false);
-  CHECK (spread_take_first (s, &handles[1]) == NULL, "it may have written");
-  end ();
-}
-
-static void
-test_shared (void)
-{
-  unsigned i;
-
-  begin (true, true);
-  for (i = 0; i < MOST; i++)
-    CHECK (spread_enter (s, 0) == &handles[i]);
-  CHECK (spread_enter (s, 0) == &handles[0], "a busy one");
-  CHECK (spread_enter (s, 6 * STRIPE) == &handles[2]);
-  CHECK (nr_opens == MOST - 1);
-  for (i = 0; i < MOST; i++)
-    leave (i);
-  CHECK (pass (0) == 0);
-  end ();
-}
-
-static pthread_t waiter;
-
-static void *
-wait_for_it (void *arg)
-{
-  CHECK (spread_look (s) == 0);
-  return arg;
-}
-
-static void
-test_alone (void)
-{
-  struct actor alone = { .alone = true }, second = { .alone = true },
-    later = { .offset = 0 };
-
-  begin (false, false);
-  grow ();
-  nr_flushes = 0;
-  CHECK (spread_enter (s, 0) == &handles[0]);
-  CHECK (spread_enter (s, STRIPE) == &handles[1]);
-  start (&alone);
-  CHECK (!over (&alone));
-  start (&later);
-  CHECK (!over (&later), "nobody comes in");
-  start (&second);
-  leave (0);
-  CHECK (!over (&alone));
-  leave (1);
-  CHECK (got (&alone) == -1);
-  CHECK (nr_flushes == 1);
-  CHECK (!over (&second) && !over (&later));
-  errno = E2BIG;
-  spread_alone_end (s);
-  CHECK (errno == E2BIG);
-  settle ();
-  /* They have no order.  The second one needs no flush after the first. */
-  if (over (&later)) {
-    CHECK (got (&later) == 0);
-    leave (0);
-    CHECK (got (&second) == -1);
-    CHECK (nr_flushes == 3);
-    spread_alone_end (s);
-  }
-  else {
-    CHECK (got (&second) == -1);
-    CHECK (nr_flushes == 1);
-    spread_alone_end (s);
-    settle ();
-    CHECK (nr_flushes == 2);
-    CHECK (got (&later) == 0);
-    leave (0);
-  }
-  CHECK (pass (0) == 0);
-  CHECK (s->inside == 0);
-  end ();
-}
-
-/* Others wait beside it: it is woken all the same. */
-static void
-test_alone_is_woken (void)
-{
-  struct actor alone = { .alone = true }, later[3] = { { .offset = 0 } };
-  unsigned i;
-
-  begin (false, false);
-  grow ();
-  nr_flushes = 0;
-  for (i = 0; i < 4; i++)
-    CHECK (spread_enter (s, 0) == &handles[0]);
-  start (&alone);
-  for (i = 0; i < 3; i++)
-    start (&later[i]);
-  for (i = 0; i < 3; i++) {
-    leave (0);
-    CHECK (!over (&alone));
-  }
-  leave (0);
-  settle ();
-  CHECK (got (&alone) == -1);
-  spread_alone_end (s);
-  settle ();
-  for (i = 0; i < 3; i++)
-    CHECK (got (&later[i]) == 0);
-
-  /* One more has been counted, and has not seen yet that it must wait. */
-  start (&alone);
-  s->inside++;
-  for (i = 0; i < 3; i++)
-    leave (0);
-  CHECK (!over (&alone));
-  start_thread (&waiter, wait_for_it, NULL);
-  settle ();
-  CHECK (got (&alone) == -1);
-  spread_alone_end (s);
-  settle ();
-  __wrap_pthread_join (waiter, NULL);
-  leave (0);
-  CHECK (s->inside == 0);
-  end ();
-}
-
-/* The flush before fails: nothing has come of it. */
-static void
-test_alone_fails_before (void)
-{
-  struct actor alone = { .alone = true }, later = { .offset = 0 };
-
-  begin (false, false);
-  grow ();
-  nr_flushes = 0;
-  flush_err = EIO;
-  gate_shut (&flushes);
-  start (&alone);
-  start (&later);
-  CHECK (!over (&alone) && !over (&later));
-  gate_open (&flushes);
-  CHECK (got (&alone) == -EIO);
-  CHECK (got (&later) == 0);
-  leave (0);
-  CHECK (nr_flushes == 1);
-  CHECK (s->inside == 0);
-  end ();
-}
-
-/* The flush after fails: nobody comes in before one that does not. */
-static void
-test_alone_fails_after (void)
-{
-  struct actor waits = { .offset = 0 }, next = { .offset = STRIPE };
-
-  begin (false, false);
-  grow ();
-  nr_flushes = 0;
-  CHECK (spread_alone_begin (s) == 0);
-  flush_err = EIO;
-  start (&waits);
-  spread_alone_end (s);
-  settle ();
-  CHECK (got (&waits) == -EIO);
-  CHECK (spread_enter (s, 0) == NULL && errno == EIO);
-  CHECK (nr_flushes == 3);
-  CHECK (spread_alone_begin (s) == 0, "it needs none");
-  spread_alone_end (s);
-  CHECK (spread_enter (s, STRIPE) == NULL && errno == EIO);
-  CHECK (nr_flushes == 4);
-
-  flush_err = 0;
-  gate_shut (&flushes);
-  start (&next);
-  start (&waits);
-  CHECK (nr_flushes == 5, "one of them flushes");
-  CHECK (!over (&next) && !over (&waits));
-  gate_open (&flushes);
-  CHECK (got (&waits) >= 0);
-  CHECK (got (&next) >= 0);
-  spread_leave (s, waits.got);
-  spread_leave (s, next.got);
-  CHECK (spread_alone_begin (s) == 0);
-  spread_alone_end (s);
-  CHECK (nr_flushes == 6);
-  CHECK (pass (0) == waits.got - handles);
-  end ();
-}
-
-/* How many of N requests of 64 KiB are cut, where a whole one takes WHOLE and one
- * that is cut CUT nanoseconds?
+/* How many of N requests of 64 KiB are cut, where a whole one takes WHOLE and
+ * one that is cut CUT nanoseconds?
  */
 static unsigned
 cuts (unsigned n, uint64_t whole, uint64_t cut)
@@ -784,7 +405,7 @@ cuts (unsigned n, uint64_t whole, uint64_t cut)
 static void
 test_pays (void)
 {
-  begin (true, false);
+  begin (true, false, false);
   CHECK (cuts (6, 100, 50) == 3, "both are tried");
   CHECK (cuts (250, 100, 50) == 250);
   CHECK (cuts (256, 100, 50) == 252, "tried again, and it is as it was");
@@ -802,120 +423,75 @@ static void
 test_no_memory (void)
 {
   fail_allocation = 1;
-  CHECK (spread_new (&ops, &handles[0], MOST, STRIPE, true, true, true) == NULL);
+  CHECK (spread_new (&ops, &handles[0], MOST, STRIPE, true, true, true) ==
+         NULL);
   CHECK (errno == ENOMEM);
   CHECK (allocated == 0 && conds == 0);
   spread_free (NULL);
 }
 
-/* Many threads: with a handle for each, no two are in the same one, and
+/* Many threads: where any handle will do, no two are in the same one; and
  * nothing is inside with the one that is alone.
  */
-
-static atomic_uint in_handle[HANDLES_MAX];
-static atomic_uint in_all;
+static atomic_uint in_handle[HANDLES_MAX], in_all;
 
 static void *
-run_any (void *arg)
+pass (void *arg)
 {
-  struct handle *h;
-  unsigned i;
+  unsigned i, n;
 
   for (i = 0; i < 3000; i++) {
-    h = spread_enter (s, i);
-    CHECK (atomic_fetch_add (&in_handle[h - handles], 1) == 0);
-    atomic_fetch_sub (&in_handle[h - handles], 1);
-    spread_leave (s, h);
-  }
-  return arg;
-}
-
-static void *
-run_ranges (void *arg)
-{
-  unsigned i, class, seed = (uintptr_t) arg;
-  static atomic_uint of_class[MOST]; /* who is inside, and in which handle */
-  unsigned seen;
-  struct handle *h;
-
-  for (i = 0; i < 3000; i++) {
-    seed = seed * 1103515245 + 12345;
-    class = seed >> 16 & (MOST - 1);
-    if (i % 50 == 0) {
+    if (!s->any && i % 50 == 0) {
       CHECK (spread_alone_begin (s) == 0);
       CHECK (in_all == 0);
       spread_alone_end (s);
     }
-    h = spread_enter (s, (uint64_t) class * STRIPE);
+    n = spread_enter (s, (uintptr_t) arg + (uint64_t) i * STRIPE) - handles;
     in_all++;
-    seen = of_class[class];
-    do
-      CHECK (seen < 256 || seen % 256 == h - handles, "two handles for a range");
-    while (!atomic_compare_exchange_weak (&of_class[class], &seen,
-                                          (seen / 256 + 1) * 256 +
-                                          (h - handles)));
-    of_class[class] -= 256;
+    CHECK (atomic_fetch_add (&in_handle[n], 1) == 0 || !s->any);
+    in_handle[n]--;
     in_all--;
-    spread_leave (s, h);
+    spread_leave (s, &handles[n]);
   }
   return arg;
 }
 
 static void
-run_all (void *(*run) (void *))
+test_many (void)
 {
   pthread_t t[8];
-  uintptr_t i;
+  unsigned any, i;
 
   free_running = true;
-  for (i = 0; i < 8; i++)
-    start_thread (&t[i], run, (void *) i);
-  for (i = 0; i < 8; i++)
-    __wrap_pthread_join (t[i], NULL);
+  for (any = 0; any <= 1; any++) {
+    nr_opened = 0;
+    begin (any, false, false);
+    for (i = 0; i < 8; i++)
+      start_thread (&t[i], pass, (void *) (uintptr_t) i);
+    for (i = 0; i < 8; i++)
+      __wrap_pthread_join (t[i], NULL);
+    end ();
+  }
+}
+
+static void
+play (const char *script)
+{
+  play_words (script, play_word);
   end ();
-}
-
-static void
-test_many_any (void)
-{
-  begin (true, false);
-  run_all (run_any);
-}
-
-static void
-test_many_ranges (void)
-{
-  begin (false, false);
-  run_all (run_ranges);
 }
 
 int
 main (void)
 {
-  static const struct unit_test tests[] = {
+  static const struct unit_test functions[] = {
     { "how a request is split", test_lengths },
-    { "each range has its handle", test_ranges },
-    { "handles are opened while requests go on", test_opened_beside },
-    { "when a request may be cut", test_cuts },
-    { "the request opens one if nobody else does", test_no_thread },
-    { "the end waits for one that is being opened", test_closes },
-    { "a handle that can't be opened", test_gives_up },
-    { "no more are used if the flush before it fails", test_flush_fails },
-    { "any: the first that is idle, and a wait", test_any },
-    { "any: what is being opened keeps nobody waiting", test_any_opens },
-    { "any: no more than can be opened", test_any_gives_up },
-    { "any: a handle that is left alone for a while", test_rests },
-    { "any: a busy one, where it may be", test_shared },
     { "any: whether it pays to cut a request is learnt", test_pays },
-    { "alone", test_alone },
-    { "alone, with others that wait", test_alone_is_woken },
-    { "alone: the flush before fails", test_alone_fails_before },
-    { "alone: the flush after fails", test_alone_fails_after },
     { "no memory", test_no_memory },
-    { "many threads, any handle", test_many_any },
-    { "many threads, ranges", test_many_ranges },
+    { "many threads", test_many },
     { NULL, NULL }
   };
 
-  return unit_main ("spread", tests);
+  return scripts_main ("spread", scripts, sizeof scripts / sizeof scripts[0],
+                       play, functions);
 }

@@ -261,22 +261,6 @@ gate_let_one (struct gate *g)
   settle ();
 }
 
-/* Open all of N gates, STEP bytes apart, and only then go on. */
-static inline void
-gates_open (struct gate *first, unsigned n, size_t step)
-{
-  struct gate *g = first;
-  unsigned i;
-
-  world_lock ();
-  for (i = 0; i < n; i++, g = (struct gate *) ((char *) g + step)) {
-    g->shut = false;
-    wake (g, -1, false);
-  }
-  world_unlock ();
-  settle ();
-}
-
 /* What the library calls.  Any of it may change errno. */
 
 static inline void
