@@ -127,7 +127,7 @@ run_on_first (struct spread *s, struct handle *h, struct request request,
   if (first != NULL) {
     nbdkit_set_error (0);
     errno = 0;
-    r = run (first, &request, part);
+    r = run (first, &request, part == WHOLE ? PIECE : part);
     spread_leave (s, first);
   }
   if (r == -1) {

@@ -290,6 +290,7 @@ spread_take_any (struct spread *s, uint64_t offset)
 {
   struct handle *h = NULL;
   uint64_t idle;
+  unsigned number;
 
   must (pthread_mutex_lock (&s->lock));
   /* First this, then look again at "idle": spread_leave does it the other
@@ -305,8 +306,10 @@ spread_take_any (struct spread *s, uint64_t offset)
     }
     else if (opens (s))
       ;
-    else if (s->shared)
-      h = s->handle[(offset >> s->shift) % s->nr];
+    else if (s->shared) {
+      number = (offset >> s->shift) % s->nr;
+      h = s->handle[s->resting >> number & 1 ? 0 : number];
+    }
     else
       wait_for_change (s);
   }

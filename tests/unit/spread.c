@@ -310,6 +310,8 @@ static const struct script scripts[] = {
   { "not by range: it may have written", "HELPED o t1=-1" },
   { "any: a busy one, where it may be",
     "ANY SHARED e0=0 e0=1 e0=2 e0=3 e0=0 e6=2 $opens=3 l0 l1 l2 l3 e0=0 l0" },
+  { "any: a busy one, but none that is left alone",
+    "ANY SHARED e0=0 e0=1 e0=2 e0=3 r3 e3=0 e2=2 .late e0=3 l3" },
 
   /* Alone; nobody comes in meanwhile. */
 
