@@ -207,17 +207,17 @@ take_piece (struct job *job)
 {
   struct batch *b = (struct batch *) job;
   struct spread *s = b->spread;
-  const unsigned width = spread_width (s); /* may have grown */
+  const unsigned spare = spread_spare (s);
   struct request piece;
   uint32_t more;
   int err;
 
-  if (b->left.count == 0 || job->running > width)
+  if (b->left.count == 0 || (spare == 0 && job->running > 1))
     return false;
   piece = cut (s, &b->left);
   more = (b->left.count + s->stripe - 1) / s->stripe;
-  if (more > width - job->running)
-    more = width - job->running;
+  if (more >= spare)
+    more = spare > 0 ? spare - 1 : 0;
   if (more > 0)
     helpers_call (job, more);
   helpers_unlock ();

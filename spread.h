@@ -186,8 +186,8 @@ spread_is_long (struct spread *s, uint32_t len)
     (uint64_t) len >> s->shift > PIECES_OF_HANDLE * width;
 }
 
-/* May the pieces of a request run at the same time?  Requests that come side
- * by side use the handles already.
+/* May the pieces of a request run at the same time?  With "any", requests that
+ * come side by side use the handles already, each as it is.
  */
 static inline bool
 spread_cuts (struct spread *s)
@@ -195,8 +195,20 @@ spread_cuts (struct spread *s)
   const uint64_t all = ((uint64_t) 2 << (atomic_load (&s->nr) - 1)) - 1;
 
   return s->beside && !s->shared &&
-    (s->any ? atomic_load (&s->idle) == (all & ~atomic_load (&s->resting)) :
-     (atomic_load (&s->inside) & ~ALONE) == 0);
+    (!s->any || atomic_load (&s->idle) == (all & ~atomic_load (&s->resting)));
+}
+
+/* How many more threads could use a handle each, if they take the right ones?
+ */
+static inline unsigned
+spread_spare (struct spread *s)
+{
+  const unsigned width = spread_width (s);
+  const uint64_t inside = atomic_load (&s->inside) & ~ALONE;
+
+  if (s->any)
+    return __builtin_popcountll (atomic_load (&s->idle));
+  return inside < width ? width - inside : 0;
 }
 
 /* Where a whole request would do as well, and nothing else is under way: does

@@ -197,7 +197,8 @@ play_counter (const char *p)
   const struct name counters[] = {
     { "opens", nr_opens }, { "flushes", nr_flushes }, { "said", said },
     { "of", said_nr }, { "locks", locks }, { "width", spread_width (s) },
-    { "cuts", spread_cuts (s) }, { "inside", s->inside },
+    { "cuts", spread_cuts (s) }, { "spare", spread_spare (s) },
+    { "inside", s->inside },
     { "idle", s->idle }, { "nr", s->nr },
     { "over", actors_over () }, { NULL, 0 }
   };
@@ -271,10 +272,11 @@ static const struct script scripts[] = {
     "e0=0 &e0 $opens=1 1? l0 1=0 l0 $width=2 e1=1 l1" },
   { "or if no thread can be had",
     "HELPED ANY .alone o $opens=1 $width=2" },
-  { "when a request may be cut",
-    "HELPED $cuts=1 e0 $cuts=0 l0 o $opens=3 $width=4 $cuts=1 o $opens=3" },
+  { "when a request may be cut, and for how many threads",
+    "HELPED $cuts=1 $spare=1 e0 $spare=0 e0 $spare=0 l0 l0 o $opens=3 $width=4 "
+    "e0 $cuts=1 $spare=3 l0 o $opens=3 a z $spare=4 e0 $spare=3 l0" },
   { "when a request may be cut, any",
-    "HELPED ANY $cuts=1 o $width=4 $cuts=1 e0=0 $cuts=0 l0 $cuts=1" },
+    "HELPED ANY $cuts=1 o $width=4 $cuts=1 e0=0 $cuts=0 $spare=3 l0 $cuts=1" },
   { "when a request may be cut: not if many run on a handle",
     "HELPED SHARED $cuts=0" },
   { "when a request may be cut: not if no other thread may", "$cuts=0" },
