@@ -52,6 +52,7 @@ struct_traits (bool readonly)
       thread_model <= NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS,
     .can_flush = plugin.flush,
     .readonly = readonly || !plugin.pwrite,
+    .rewritten = filter_rewrites (),
     .handles = nr_handles,
   };
 }

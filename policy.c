@@ -91,6 +91,8 @@ verdict_words (enum verdict verdict)
     [DISABLE_AS_OTHERS] = "disable: it has no multi-conn, the first one has",
     [DISABLE_OPENS_ONCE] = ("disable: VMware lets a disk be opened for "
                             "writing once, start with -r"),
+    [DISABLE_REWRITTEN] = ("disable: a filter rewrites whole blocks, start "
+                           "with -r"),
     [DISABLE_NO_FLUSH] = "disable: no flush, start with -r",
     [DISABLE_SERIALIZED] = "disable: it serializes connections",
     [DISABLE_SET] = "disable: as set",
@@ -490,6 +492,9 @@ judge (enum mode mode, const struct traits *t)
   /* With the flag a client would open a second connection, and fail. */
   if (t->plugin != NULL && strcmp (t->plugin, "vddk") == 0 && !t->readonly)
     return DISABLE_OPENS_ONCE;
+  /* It may read an older copy of what another connection has written. */
+  if (t->rewritten && !t->readonly)
+    return DISABLE_REWRITTEN;
   if (t->can_flush)
     return t->group == PASSES_ON ? DISABLE_AS_OTHERS : EMULATE;
   /* If nobody can write, there is nothing to flush or to go stale.

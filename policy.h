@@ -86,6 +86,7 @@ struct traits {
   bool multi_conn;              /* plugin advertises multi-conn */
   bool can_flush;               /* plugin has a flush, and says it works */
   bool readonly;                /* opened read-only, or can_write false */
+  bool rewritten;               /* a filter rewrites whole blocks */
   unsigned handles;             /* how many it may use */
   enum group_kind group;        /* if it is not as this connection would have
                                  * it */
@@ -100,6 +101,7 @@ enum verdict {
   PLUGIN_READ_ONLY,
   DISABLE_APART,
   DISABLE_OPENS_ONCE,
+  DISABLE_REWRITTEN,
   DISABLE_AS_OTHERS,
   DISABLE_NO_FLUSH,
   DISABLE_SERIALIZED,

@@ -19,6 +19,7 @@ static struct {
   bool known;
   enum purpose purpose;
   bool readonly, filtered, foreground, runs;
+  bool minblock;                /* of the blocksize filter */
   char log[8];                  /* as --log says: stderr, syslog, null */
   pid_t pid;                    /* when they were read */
 } options;
@@ -114,6 +115,8 @@ read_options (void)
       options.filtered = true;
     else if (strncmp (arg, "--ru", 4) == 0)
       options.runs = true;
+    else if (strncmp (arg, "minblock=", 9) == 0)
+      options.minblock = strcmp (arg, "minblock=1") != 0;
     else if (strncmp (arg, "--log=", 6) == 0)
       snprintf (options.log, sizeof options.log, "%s", arg + 6);
     if (is_option (arg, "--foreground", "--fo") ||
@@ -191,4 +194,12 @@ filter_loaded (const char *name)
       return true;
   }
   return false;
+}
+
+bool
+filter_rewrites (void)
+{
+  read_options ();
+  return filter_loaded ("luks") ||
+    (options.minblock && filter_loaded ("blocksize"));
 }

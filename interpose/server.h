@@ -68,4 +68,7 @@ extern void server_log (const char *line);
 /* True if the server has loaded the filter NAME. */
 extern bool filter_loaded (const char *name);
 
+/* True if it has one that reads, changes and writes whole blocks. */
+extern bool filter_rewrites (void);
+
 #endif /* MCSHIM_SERVER_H */

@@ -34,7 +34,24 @@ EOT
 @test "cache" { above cache; }
 @test "cache, write-through" { above cache cache=writethrough; }
 @test "cow" { above cow; }
-@test "blocksize" { above blocksize minblock=1024 maxdata=4096; }
+@test "blocksize" { above blocksize minblock=1 maxdata=4096; }
+@test "blocksize: no flag where it rewrites whole blocks" {
+  local flag
+  # flag_with True|False OPTION...
+  flag_with ()
+  {
+    flag=$1
+    shift
+    serve "$@"
+    client <<<"expect(conn().can_multi_conn(), $flag)"
+    stop_server
+  }
+  flag_with False --filter=blocksize "$wbcache" minblock=1024
+  has ': wbcache: disable: a filter rewrites whole blocks, start with -r; ' "$server_err"
+  flag_with True -r --filter=blocksize "$wbcache" minblock=1024
+  flag_with True --filter=blocksize "$wbcache"
+  flag_with True MCSHIM_MODE=emulate --filter=blocksize "$wbcache" minblock=1024
+}
 @test "fua, none" {
   serve --filter=fua "$wbcache" fua=emulate
   client <<<'expect(conn().can_fua(), False)'

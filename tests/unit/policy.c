@@ -320,14 +320,14 @@ plugin_like (unsigned i)
 {
   return (struct traits) {
     .plugin = "file", .connections_serialized = i & 1, .multi_conn = i & 2,
-    .can_flush = i & 4, .readonly = i & 8, .handles = 1,
+    .can_flush = i & 4, .readonly = i & 8, .rewritten = i & 16, .handles = 1,
   };
 }
 
 /* What each mode makes of each plugin, as the manual has it: the first row
  * that fits.  "like" has letters for what the plugin is, capital ones for what
- * it is not: connections are serialized, multi-conn, a flush, read-only; it
- * keeps its connections apart; VMware.  "then": advertised, replicated, FUA is
+ * it is not: connections are serialized, multi-conn, a flush, read-only, written
+ * in whole blocks by a filter; it keeps its connections apart; VMware.  "then": advertised, replicated, FUA is
  * a flush, or refused (x).
  */
 static const struct row {
@@ -340,6 +340,7 @@ static const struct row {
   { MODE_AUTO, "m", PLUGIN_HAS_FLAG, "a" },
   { MODE_AUTO, "k", DISABLE_APART, "" },
   { MODE_AUTO, "vR", DISABLE_OPENS_ONCE, "" },
+  { MODE_AUTO, "wR", DISABLE_REWRITTEN, "" },
   { MODE_AUTO, "f", EMULATE, "arf" },
   { MODE_AUTO, "r", PLUGIN_READ_ONLY, "ar" },
   /* The group is left to those that have a flush. */
@@ -360,7 +361,8 @@ row_for (enum mode mode, const struct traits *t, char kind)
 {
   const char is[] = {
     t->connections_serialized ? 's' : 'S', t->multi_conn ? 'm' : 'M',
-    t->can_flush ? 'f' : 'F', t->readonly ? 'r' : 'R', kind, '\0'
+    t->can_flush ? 'f' : 'F', t->readonly ? 'r' : 'R',
+    t->rewritten ? 'w' : 'W', kind, '\0'
   };
   const struct row *row = rows;
 
@@ -386,10 +388,10 @@ check_resolution (const struct policy *p, struct traits t, char kind)
   char what[160];
 
   snprintf (what, sizeof what, "%s, level %d, %s, serialized %d, multi-conn "
-            "%d, flush %d, read-only %d, handles %u, group %d",
+            "%d, flush %d, read-only %d, rewritten %d, handles %u, group %d",
             mode_name (p->mode), p->level, t.plugin ? t.plugin : "NULL",
             t.connections_serialized, t.multi_conn, t.can_flush, t.readonly,
-            t.handles, t.group);
+            t.rewritten, t.handles, t.group);
   CHECK ((r.refusal != NULL) == (*row->then == 'x'), "%s", what);
   if (r.refusal) {
     CHECK (strstr (r.refusal, "flush"), "%s: %s", what, r.refusal);
@@ -436,14 +438,14 @@ test_resolve (void)
   unsigned plugin, i, group;
 
   for (plugin = 0; plugin < sizeof plugins / sizeof plugins[0]; plugin++)
-    for (i = 0; i < 5 * 3 * 2 * 16; i++)
+    for (i = 0; i < 5 * 3 * 2 * 32; i++)
       for (group = UNSETTLED; group <= PASSES_ON; group++) {
-        struct traits t = plugin_like (i % 16);
+        struct traits t = plugin_like (i % 32);
 
-        p.mode = (enum mode) (i / 96);
-        p.level = (enum level) (i / 32 % 3);
+        p.mode = (enum mode) (i / 192);
+        p.level = (enum level) (i / 64 % 3);
         t.plugin = plugins[plugin].name;
-        t.handles = 1 + i / 16 % 2;
+        t.handles = 1 + i / 32 % 2;
         /* In emulate all are of one kind. */
         t.group = p.mode == MODE_EMULATE ? UNSETTLED : group;
         check_resolution (&p, t, plugins[plugin].kind);
