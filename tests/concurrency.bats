@@ -61,21 +61,6 @@ EOT
   done
 }
 
-@test "a write and flush beside an open that takes a copy" {
-  start "$wbcache" model=requests opencopy=1
-  client <<'EOT'
-h = [conn() for i in range(2)]
-control("block-open 2")
-new = Call(conn)
-wait_log("2 open")
-h[0].pwrite(b"new", 0)
-h[1].flush()
-control()
-expect(bytes(new.join().pread(3, 0)), b"new")
-EOT
-  ends_well
-}
-
 # client_of_itself PREAD: a plugin that is a client of its own server as it
 # reads; nbdsh is connected.
 client_of_itself ()

@@ -439,7 +439,7 @@ EOT
   local mode fua
   while IFS='|' read -r mode fua flushed; do
     export flushed
-    start MCSHIM_MODE=$mode fua=$fua
+    start MCSHIM_MODE="$mode" fua="$fua"
     ask <<'EOT'
 a, b = conn(), conn()
 opened(a)
