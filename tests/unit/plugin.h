@@ -225,6 +225,7 @@ do_request (struct conn *c, unsigned cell, uint64_t count, int value)
   r = plugin_request (c, cell, count, value);
   c->h.reads += !writes;
   c->h.writes += writes;
+  c->h.pieces += 1;
   errno = E2BIG;
   CHECK (request_end (&c->h, writes, 7) == 7);
   CHECK (errno == E2BIG, "request_end changes errno");

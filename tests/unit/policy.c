@@ -326,9 +326,9 @@ plugin_like (unsigned i)
 
 /* What each mode makes of each plugin, as the manual has it: the first row
  * that fits.  "like" has letters for what the plugin is, capital ones for what
- * it is not: connections are serialized, multi-conn, a flush, read-only, written
- * in whole blocks by a filter; it keeps its connections apart; VMware.  "then": advertised, replicated, FUA is
- * a flush, or refused (x).
+ * it is not: connections are serialized, multi-conn, a flush, read-only,
+ * written in whole blocks by a filter; it keeps its connections apart; VMware.
+ * "then": advertised, replicated, FUA is a flush, or refused (x).
  */
 static const struct row {
   enum mode mode;

@@ -79,7 +79,7 @@ static const struct name counters[] = {
   COUNTER ("handles", handles_open),
   COUNTER ("most-handles", handles_most_at_once),
   COUNTER ("open-fails", handle_opens_failed),
-  COUNTER ("reads", reads),
+  COUNTER ("pieces", pieces), COUNTER ("reads", reads),
   COUNTER ("writes", writes),
   COUNTER ("ns", client_flushes.sum),
   COUNTER ("plugin-ns", plugin_flushes.sum),
@@ -911,7 +911,8 @@ static const struct {
 
   { "statistics", ANY,
     "abc: cx ara bra aw1 a^3000 b^5000 bf bf aw2 af ara ax $opened=3 $open=1 "
-    "$most=3 $reads=3 $writes=2 $flushes=3 $ns=11000 $plugin-flushes=3 "
+    "$most=3 $reads=3 $writes=2 $pieces=5 $flushes=3 $ns=11000 "
+    "$plugin-flushes=3 "
     "$plugin-ns=11000 $skipped=1 $replicas=3 $rounds=2 $owed=0 $paid=0 "
     "$closes=0 $failed=0" },
 
