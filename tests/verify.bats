@@ -263,14 +263,16 @@ EOT
 @test "of a long write only the beginning is flushed" {
   cached
   SERVE_WITH=no_shim serve python cached.py way=long
-  run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --sequences --connections=1 "$uri"
+  run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --sequences --seconds=1 \
+    --connections=1 "$uri"
   assert_line "found: long"
 }
 
 @test "of many writes only the first are flushed" {
   cached
   SERVE_WITH=no_shim serve python cached.py way=many
-  run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --sequences --connections=1 "$uri"
+  run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --sequences --seconds=1 \
+    --connections=1 "$uri"
   assert_line --regexp "^found: (many|long)"
 }
 

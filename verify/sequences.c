@@ -545,14 +545,15 @@ add (struct sequence *q, enum kind kind, unsigned connection, unsigned cell,
 }
 
 /* The sequences that come first: a letter for each request, and the number
- * of its connection.  Capitals are for the next cell.
+ * of its connection.  Capitals are for the next cell; l, p and a are long
+ * writes, many of them, and reads, of all cells.
  */
 static const char *const known[] = {
   "w0r0", "u0r1", "w0f0r0", "w0f0m0", "w0f0r1", "w0f1r1", "r1u0r1",
   "w0w1f0r0", "w1w0f0r0", "w0w1f2r2",
   "r1w0f0r1", "r1w0f1r1", "r1w0f2r1", "w0W1f0r0", "w0W1f0R0", "m1w0f0m1",
   "w0f0x0x1r1", "r1w0x0f1r1", "w0f0z0f0m1", "w0f0r1z0f0r1",
-  "w0f0r1t0w0f0r1"
+  "w0f0r1t0w0f0r1", "l0f0a1", "p0f0a1"
 };
 #define NR_KNOWN (sizeof known / sizeof known[0])
 #define ROUNDS 3                /* Of these, with cells of other sizes, */
@@ -564,12 +565,14 @@ take_known_sequence (struct sequence *q, const char *text)
   static const struct { char letter; enum kind kind; } letters[] = {
     { 'r', READ }, { 'm', MAP }, { 'w', WRITE }, { 'u', WRITE_FUA },
     { 'z', ZERO }, { 't', TRIM }, { 'f', FLUSH }, { 'x', REOPEN },
+    { 'l', WRITE }, { 'p', PIECES }, { 'a', READ },
   };
 
   for (const char *p = text; *p; p += 2)
     for (unsigned i = 0; i < sizeof letters / sizeof letters[0]; ++i)
       if (letters[i].letter == tolower (*p))
-        add (q, letters[i].kind, (p[1] - '0') % nr_connections, *p < 'a', 1);
+        add (q, letters[i].kind, (p[1] - '0') % nr_connections, *p < 'a',
+             strchr ("lpa", *p) ? CELLS : 1);
 }
 
 static enum kind
