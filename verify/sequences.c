@@ -837,6 +837,17 @@ has (const struct sequence *q, enum kind kind)
   return false;
 }
 
+/* Was only one block written, and with nothing else? */
+static bool
+is_plain (const struct sequence *q)
+{
+  for (unsigned i = 0; i < q->nr_steps; ++i)
+    if (q->steps[i].count > 1 ||
+        (is_write (&q->steps[i]) && q->steps[i].kind > PIECES))
+      return false;
+  return q->cell_size == block_size;
+}
+
 static bool
 writes_elsewhere (const struct step *s, unsigned cell)
 {
@@ -920,9 +931,7 @@ classify (struct sequence *q, struct finding *f)
       f->seen = SEEN;
   }
   /* That others never see it must be so each time, and for any write. */
-  if (f->seen == BY_WRITER &&
-      (tries != SURE || blocks > 1 || has (q, ZERO) || has (q, ZERO_FUA) ||
-       has (q, TRIM)))
+  if (f->seen == BY_WRITER && (tries != SURE || !is_plain (q)))
     f->seen = SEEN;
   if (f->own || ((f->seen == SEEN || f->seen == BY_WRITER) &&
                  f->writer == (int) q->steps[f->step].connection &&
