@@ -61,29 +61,11 @@ finding ()
 }
 
 @test "kept alone, but without the flag" {
-  has_plugin python
-  cat > shared.py <<'EOT'
-API_VERSION = 2
-disk = bytearray(1024 * 1024)
-
-def open(readonly):
-    return 1
-
-def get_size(h):
-    return len(disk)
-
-def pread(h, buf, offset, flags):
-    buf[:] = disk[offset:offset + len(buf)]
-
-def pwrite(h, buf, offset, flags):
-    disk[offset:offset + len(buf)] = buf
-
-def flush(h, flags):
-    pass
-EOT
-  verify 0 nbdkit python ./shared.py
-  concludes "use auto" "kept with replicated flushes" \
-    "*mcshim nbdkit python *"
+  truncate -s 64K image
+  in_file "$PWD/image"
+  disk "${in_file[@]}"
+  verify 0 nbdkit eval "${disk[@]}"
+  concludes "use auto" "kept with replicated flushes*" "*mcshim nbdkit eval *"
 }
 
 @test "tmpdisk: each connection has data of its own" {
