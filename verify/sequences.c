@@ -551,7 +551,7 @@ add (struct sequence *q, enum kind kind, unsigned connection, unsigned cell,
 static const char *const known[] = {
   "w0r0", "u0r1", "w0f0r0", "w0f0m0", "w0f0r1", "w0f1r1", "r1u0r1",
   "w0w1f0r0", "w1w0f0r0", "w0w1f2r2",
-  "r1w0f0r1", "r1w0f1r1", "r1w0f2r1", "w0W1f0r0", "w0W1f0R0", "m1w0f0m1",
+  "r1w0f0r1", "r1w0f1r1", "r1w0f2r1", "w0W1f0a0", "m1w0f0m1",
   "w0f0x0x1r1", "r1w0x0f1r1", "w0f0z0f0m1", "w0f0r1z0f0r1",
   "w0f0r1t0w0f0r1", "l0f0a1", "p0f0a1"
 };
