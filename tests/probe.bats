@@ -23,21 +23,17 @@ probe ()
   assert_equal "$(ls -A asked)" ""
 }
 
-# advises ADVICE WHY ARGUMENT...
-advises ()
-{
-  probe "${@:3}"
-  assert_equal "$(told .advice)" "\"$1\""
-  [[ $(told .why) == *"$2"* ]] || fail "$(told .why)"
-}
-
-# true_for ARGUMENT...: a server in each mode does what was told about that mode.
-# To how many connections a flush goes is visible if nothing is skipped, two can
-# be open, and no filter keeps the flush.
+# true_for "ADVICE: WHY" ARGUMENT...: that is the advice, by a pattern, and a
+# server in each mode does what was told about that mode.  To how many
+# connections a flush goes is visible if nothing is skipped, two can be open,
+# and no filter keeps the flush.
 true_for ()
 {
   local mode seen wanted
-  probe "$@"
+  probe "${@:2}"
+  # shellcheck disable=SC2053 # a pattern
+  [[ $(jq -r '.advice + ": " + .why' told) == $1 ]] || fail "$(cat told)"
+  set -- "${@:2}"
   for mode in auto emulate plugin disable unsafe; do
     : > "$server_err"
     serve MCSHIM_MODE=$mode MCSHIM_TRACK_DIRTY=off -v "$@"
@@ -67,36 +63,51 @@ EOT
 }
 
 @test "predictions: plugins with flush" {
-  true_for memory 1M
-  true_for "$wbcache"
-  true_for "$wbcache" multiconn=1
-  true_for "$plugins/api1.so"
+  true_for "not needed: * without the shim" memory 1M
+  true_for "use auto: *replicated*" "$wbcache"
+  true_for "not needed: *" "$wbcache" multiconn=1
+  true_for "use auto: *replicated*" "$plugins/api1.so"
 }
 
 @test "predictions: plugins without flush" {
-  true_for eval "${noflush[@]}"
-  true_for -r eval "${noflush[@]}"
-  true_for eval "${disk[@]}"
-  true_for eval "${noflush[@]}" can_write='exit 3'
-  true_for eval "${noflush[@]}" can_flush='exit 3' flush='exit 0'
+  true_for "use auto, read-only: *with -r*" eval "${noflush[@]}"
+  [[ $(told .command) == *"mcshim nbdkit -r eval "* ]]
+  true_for "use auto: nothing can be written*" -r eval "${noflush[@]}"
+  true_for "use auto: nothing can be written*" eval "${disk[@]}"
+  true_for "use auto: nothing can be written*" eval "${noflush[@]}" \
+    can_write='exit 3'
+  true_for "use auto, read-only: *" eval "${noflush[@]}" can_flush='exit 3' \
+    flush='exit 0'
 }
 
-@test "predictions: connections serialized" {
-  true_for "$wbcache" model=connections
-  true_for --filter=noparallel memory 1M serialize=connections
+@test "predictions: requests or connections serialized" {
+  true_for "no gain: one request at a time" "$wbcache" model=all
+  true_for "no gain: one request at a time, by the noparallel filter" \
+    --filter=noparallel "$wbcache" serialize=all-requests
+  [[ $(told .command) == '"nbdkit '* ]]
+  true_for "cannot help: connections are serialized" "$wbcache" \
+    model=connections
+  true_for "cannot help: *by the noparallel filter" --filter=noparallel \
+    memory 1M serialize=connections
+  assert_equal "$(told '[.plugin.thread_model, .server.thread_model]')" \
+    '["parallel","serialize_connections"]'
 }
 
 @test "predictions: filters" {
-  true_for --filter=noparallel "$wbcache"
-  true_for -r --filter=offset eval "${noflush[@]}" offset=512
-  true_for --filter=cow "$wbcache"
-  true_for --filter=cache memory 1M cache=unsafe
+  true_for "use auto: *" --filter=noparallel "$wbcache"
+  true_for "use auto: *" -r --filter=offset eval "${noflush[@]}" offset=512
+  true_for "not needed: *" --filter=cow "$wbcache"
+  true_for "not needed: *" --filter=cache memory 1M cache=unsafe
 }
 
 @test "predictions: the multi-conn filter" {
   has_filter multi-conn
-  true_for --filter=multi-conn "$wbcache"
-  true_for --filter=multi-conn memory 1M multi-conn-mode=disable
+  true_for "use auto: *leave out the multi-conn filter*" --filter=multi-conn \
+    "$wbcache"
+  true_for "cannot help: *" --filter=multi-conn memory 1M \
+    multi-conn-mode=disable
+  true_for "cannot help: a filter takes the flag*" --filter=multi-conn \
+    "$wbcache" multi-conn-mode=disable
 }
 
 # A library built from a changed tree, in which each mode does something else.
@@ -136,44 +147,6 @@ EOT
     paste -sd' ')" '["unsafe",true,false,null] ["emulate",false,true,null]'\
 ' ["emulate",true,true,null] [null,null,null,"closed today: come back '\
 'tomorrow"] ["disable",false,false,null]'
-}
-
-@test "advice: not needed" {
-  advises "not needed" "without the shim" memory 1M
-}
-@test "advice: use auto" { advises "use auto" replicated "$wbcache"; }
-@test "advice: use auto, for readers" {
-  advises "use auto" "nothing can be written" -r eval "${noflush[@]}"
-}
-@test "advice: use auto, read-only" {
-  advises "use auto, read-only" "with -r" eval "${noflush[@]}"
-  [[ $(told .command) == *"mcshim nbdkit -r eval "* ]]
-}
-@test "advice: no gain where requests are serialized" {
-  advises "no gain" "one request at a time" "$wbcache" model=all
-  advises "no gain" "one request at a time, by the noparallel filter" \
-    --filter=noparallel "$wbcache" serialize=all-requests
-  [[ $(told .command) == '"nbdkit '* ]]
-}
-@test "advice: cannot help a plugin that serializes connections" {
-  advises "cannot help" "connections are serialized" "$wbcache" \
-    model=connections
-}
-@test "advice: cannot help below a filter that serializes connections" {
-  advises "cannot help" "by the noparallel filter" --filter=noparallel memory 1M \
-    serialize=connections
-  assert_equal "$(told .plugin.thread_model)" '"parallel"'
-  assert_equal "$(told .server.thread_model)" '"serialize_connections"'
-}
-@test "advice: cannot help below a filter that takes the flag away" {
-  has_filter multi-conn
-  advises "cannot help" "a filter takes the flag" --filter=multi-conn \
-    "$wbcache" multi-conn-mode=disable
-}
-@test "advice: use auto instead of the multi-conn filter" {
-  has_filter multi-conn
-  advises "use auto" "leave out the multi-conn filter" --filter=multi-conn \
-    "$wbcache"
 }
 
 # imposter LINE...: an nbdkit that first runs these lines.

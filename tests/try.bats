@@ -145,6 +145,11 @@ concludes ()
   disk=("$wbcache" size=1G model=all)
   concludes "no gain" "one request at a time" ""
   assert_equal "$(told .results)" "[]"
+  # A line of the plugin that is like nbdkit's.
+  disk=(eval get_size='echo 1G' pread='head -c "$3" /dev/zero'
+    thread_model='echo serialize_all_requests'
+    get_ready='echo nbdkit: debug: using thread model: parallel >&2')
+  concludes "no gain" "one request at a time" ""
   run -0 "$mcshim" --try nbdkit "${disk[@]}"
   assert_output "no gain: one request at a time"
 }

@@ -61,29 +61,11 @@ finding ()
 }
 
 @test "kept alone, but without the flag" {
-  has_plugin python
-  cat > shared.py <<'EOT'
-API_VERSION = 2
-disk = bytearray(1024 * 1024)
-
-def open(readonly):
-    return 1
-
-def get_size(h):
-    return len(disk)
-
-def pread(h, buf, offset, flags):
-    buf[:] = disk[offset:offset + len(buf)]
-
-def pwrite(h, buf, offset, flags):
-    disk[offset:offset + len(buf)] = buf
-
-def flush(h, flags):
-    pass
-EOT
-  verify 0 nbdkit python ./shared.py
-  concludes "use auto" "kept with replicated flushes" \
-    "*mcshim nbdkit python *"
+  truncate -s 64K image
+  in_file "$PWD/image"
+  disk "${in_file[@]}"
+  verify 0 nbdkit eval "${disk[@]}"
+  concludes "use auto" "kept with replicated flushes*" "*mcshim nbdkit eval *"
 }
 
 @test "tmpdisk: each connection has data of its own" {
@@ -94,6 +76,9 @@ EOT
   [[ $(finding alone) == "apart,"* ]] || fail "$(finding alone)"
   concludes "cannot help" "each connection has data of its own" \
     "nbdkit tmpdisk 1M"
+  SERVE_WITH=no_shim serve tmpdisk 1M
+  run -1 "$checker" --connections=1 --operations=9 "$uri"
+  assert_line "found: lost"
 }
 
 @test "whole blocks are written back" {
@@ -180,6 +165,7 @@ killed and started again,a new connection read zeroes"$ ]] ||
 #   all          a flush is one of all connections, in order of opening
 #   long, many   of a write, or of all before a flush, only some are dirty
 #   nozero       zeroes are not written
+#   once         a block that was trimmed is not written again
 cached ()
 {
   has_plugin python
@@ -195,7 +181,7 @@ def config(key, value):
     way = value
 
 def open(readonly):
-    handles.append({"blocks": {}, "dirty": {}})
+    handles.append({"blocks": {}, "dirty": {}, "trimmed": set()})
     return handles[-1]
 
 def get_size(h):
@@ -225,6 +211,8 @@ def pread(h, buf, offset, flags):
 def pwrite(h, buf, offset, flags):
     for i in range(len(buf) // BLOCK):
         b = offset // BLOCK + i
+        if b in h["trimmed"]:
+            continue
         h["blocks"][b] = bytes(buf[i * BLOCK:(i + 1) * BLOCK])
         if way == "through":
             disk[b * BLOCK:(b + 1) * BLOCK] = h["blocks"][b]
@@ -234,6 +222,8 @@ def pwrite(h, buf, offset, flags):
 
 def trim(h, count, offset, flags):
     for b in range(offset // BLOCK, (offset + count) // BLOCK):
+        if way == "once":
+            h["trimmed"].add(b)
         if way == "trimdrops":
             h["blocks"].pop(b, None)
             h["dirty"].pop(b, None)
@@ -254,23 +244,25 @@ EOT
 @test "of two writes, each answered, the older wins" {
   cached
   SERVE_WITH=no_shim serve python cached.py way=all
-  run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --sequences "$uri"
+  run -1 "$checker" --sequences "$uri"
   assert_line "found: order"
-  run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --seconds=1 "$uri"
+  run -1 "$checker" --seconds=1 "$uri"
   assert_line "found: order"
 }
 
 @test "of a long write only the beginning is flushed" {
   cached
   SERVE_WITH=no_shim serve python cached.py way=long
-  run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --sequences --connections=1 "$uri"
+  run -1 "$checker" --sequences --seconds=1 \
+    --connections=1 "$uri"
   assert_line "found: long"
 }
 
 @test "of many writes only the first are flushed" {
   cached
   SERVE_WITH=no_shim serve python cached.py way=many
-  run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --sequences --connections=1 "$uri"
+  run -1 "$checker" --sequences --seconds=1 \
+    --connections=1 "$uri"
   assert_line --regexp "^found: (many|long)"
 }
 
@@ -280,7 +272,7 @@ EOT
 happens_again ()
 {
   serve "$@"
-  run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --sequences --seed=5 "$uri"
+  run -1 "$checker" --sequences --seed=5 "$uri"
   grep '^step: ' <<< "$output" > steps
   stop_server
   serve "$@"
@@ -334,11 +326,20 @@ EOT
 @test "the story of a zero says so" {
   cached
   SERVE_WITH=no_shim serve python cached.py way=nozero
-  run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --own-order --mixed \
+  run -1 "$checker" --own-order --mixed \
     --seconds=2 "$uri"
   assert_line "found: own"
   assert_line --regexp '^step: connection [0-9]+ zeroed at [0-9]+$'
   refute_line --partial " wrote A"
+}
+
+@test "the story of a trim does not leave it out" {
+  cached
+  SERVE_WITH=no_shim serve python cached.py way=once
+  run -1 "$checker" --own-order --seconds=2 "$uri"
+  assert_output --regexp 'step: connection ([0-9]+) trimmed at [0-9]+
+step: connection [0-9]+ (wrote A|zeroed) at [0-9]+
+.*found: own'
 }
 
 # innocent [MCSHIM_X=VALUE...] NBDKIT-ARGUMENT... [-- CHECKER-OPTION...]: is
@@ -353,7 +354,7 @@ innocent ()
   serve "${with[@]}"
   while read -ra options; do
     seed=$((seed + 1))
-    run -0 "$BATS_TEST_DIRNAME/../mcshim-checker" --seed=$seed --seconds=1 \
+    run -0 "$checker" --seed=$seed --seconds=1 \
       "${options[@]}" "${@:2}" "$uri"
   done <<'EOT'
 --sequences
@@ -401,7 +402,7 @@ EOT
 @test "the same seed finds the same" {
   for n in 1 2; do
     SERVE_WITH=no_shim serve "$wbcache" together=8
-    run -1 "$BATS_TEST_DIRNAME/../mcshim-checker" --sequences --seed=7 "$uri"
+    run -1 "$checker" --sequences --seed=7 "$uri"
     assert_line --index 0 "seed: 7"
     # The place on the disk depends on how often it was tried.
     sed '/^requests/d; s/ at [0-9]*//' <<< "$output" > "found.$n"

@@ -17,7 +17,7 @@
 
 /* Options: options.c says what they are. */
 extern uint64_t seed, seconds, max_operations, nr_threads, nr_connections,
-  nr_ahead, block_size, stride, stripe, range_offset, range_size, victim,
+  nr_ahead, block_size, stripe, range_offset, range_size, victim,
   one_at_a_time, churn, hard_cuts, reads_first, allow_errors, mixed,
   own_order, sequences;
 extern const char *uri, *save, *check;

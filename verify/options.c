@@ -13,7 +13,7 @@
 #include "checker.h"
 
 uint64_t seed, seconds, max_operations, nr_threads = 8, nr_connections = 4,
-  nr_ahead, block_size = 512, stride, stripe, range_offset, range_size, victim,
+  nr_ahead, block_size = 512, stripe, range_offset, range_size, victim,
   one_at_a_time, churn, hard_cuts, reads_first, allow_errors, mixed,
   own_order, sequences;
 const char *uri, *save, *check;
@@ -32,8 +32,7 @@ static const char usage[] =
   "                                 as with libnbd's synchronous calls\n"
   "  --commands-in-flight[=4]       reads that each thread has under way\n"
   "                                 while it writes and flushes\n"
-  "  --block=512 --stride=BLOCK     bytes in a block, and from one block to\n"
-  "                                 the next\n"
+  "  --block=512                    bytes in a block\n"
   "  --allow-errors                 error replies are part of the test\n"
   "  --own-order                    what one connection sees of its own\n"
   "  --stripe=BYTES                 with it: requests lie across multiples\n"
@@ -62,7 +61,6 @@ static const struct {
   { "one-at-a-time", &one_at_a_time, 1, NULL },
   { "commands-in-flight", &nr_ahead, 4, NULL },
   { "block", &block_size, 0, NULL },
-  { "stride", &stride, 0, NULL },
   { "allow-errors", &allow_errors, 1, NULL },
   { "own-order", &own_order, 1, NULL },
   { "stripe", &stripe, 0, NULL },
@@ -106,17 +104,13 @@ parse_or_exit (int argc, char *argv[])
   for (i = 1; i < argc && strncmp (argv[i], "--", 2) == 0; ++i)
     if (!parse (argv[i] + 2))
       break;
-  stride = stride ? stride : block_size;
   if (seconds == 0 && (max_operations == 0 || victim))
     seconds = 10;
   if (check)
     nr_threads = nr_connections = 1;
   if (i + 1 != argc || argv[i][0] == '-' || nr_threads == 0 ||
       nr_connections == 0 || block_size == 0 || block_size % 8 != 0 ||
-      stride < block_size ||
-      /* A run has no gaps. */
-      (own_order && (stride != block_size || stripe % block_size != 0)) ||
-      (stripe && !own_order) || !victim != !save || (int) victim < 0 ||
+      (stripe && !own_order) || stripe % block_size != 0 || !victim != !save || (int) victim < 0 ||
       (own_order && (victim || check)) || (victim && check)) {
     fputs (usage, stderr);
     exit (2);

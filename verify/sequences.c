@@ -545,14 +545,15 @@ add (struct sequence *q, enum kind kind, unsigned connection, unsigned cell,
 }
 
 /* The sequences that come first: a letter for each request, and the number
- * of its connection.  Capitals are for the next cell.
+ * of its connection.  Capitals are for the next cell; l, p and a are long
+ * writes, many of them, and reads, of all cells.
  */
 static const char *const known[] = {
   "w0r0", "u0r1", "w0f0r0", "w0f0m0", "w0f0r1", "w0f1r1", "r1u0r1",
   "w0w1f0r0", "w1w0f0r0", "w0w1f2r2",
-  "r1w0f0r1", "r1w0f1r1", "r1w0f2r1", "w0W1f0r0", "w0W1f0R0", "m1w0f0m1",
+  "r1w0f0r1", "r1w0f1r1", "r1w0f2r1", "w0W1f0a0", "m1w0f0m1",
   "w0f0x0x1r1", "r1w0x0f1r1", "w0f0z0f0m1", "w0f0r1z0f0r1",
-  "w0f0r1t0w0f0r1"
+  "w0f0r1t0w0f0r1", "l0f0a1", "p0f0a1"
 };
 #define NR_KNOWN (sizeof known / sizeof known[0])
 #define ROUNDS 3                /* Of these, with cells of other sizes, */
@@ -564,12 +565,14 @@ take_known_sequence (struct sequence *q, const char *text)
   static const struct { char letter; enum kind kind; } letters[] = {
     { 'r', READ }, { 'm', MAP }, { 'w', WRITE }, { 'u', WRITE_FUA },
     { 'z', ZERO }, { 't', TRIM }, { 'f', FLUSH }, { 'x', REOPEN },
+    { 'l', WRITE }, { 'p', PIECES }, { 'a', READ },
   };
 
   for (const char *p = text; *p; p += 2)
     for (unsigned i = 0; i < sizeof letters / sizeof letters[0]; ++i)
       if (letters[i].letter == tolower (*p))
-        add (q, letters[i].kind, (p[1] - '0') % nr_connections, *p < 'a', 1);
+        add (q, letters[i].kind, (p[1] - '0') % nr_connections, *p < 'a',
+             strchr ("lpa", *p) ? CELLS : 1);
 }
 
 static enum kind
@@ -834,6 +837,17 @@ has (const struct sequence *q, enum kind kind)
   return false;
 }
 
+/* Was only one block written, and with nothing else? */
+static bool
+is_plain (const struct sequence *q)
+{
+  for (unsigned i = 0; i < q->nr_steps; ++i)
+    if (q->steps[i].count > 1 ||
+        (is_write (&q->steps[i]) && q->steps[i].kind > PIECES))
+      return false;
+  return q->cell_size == block_size;
+}
+
 static bool
 writes_elsewhere (const struct step *s, unsigned cell)
 {
@@ -917,9 +931,7 @@ classify (struct sequence *q, struct finding *f)
       f->seen = SEEN;
   }
   /* That others never see it must be so each time, and for any write. */
-  if (f->seen == BY_WRITER &&
-      (tries != SURE || blocks > 1 || has (q, ZERO) || has (q, ZERO_FUA) ||
-       has (q, TRIM)))
+  if (f->seen == BY_WRITER && (tries != SURE || !is_plain (q)))
     f->seen = SEEN;
   if (f->own || ((f->seen == SEEN || f->seen == BY_WRITER) &&
                  f->writer == (int) q->steps[f->step].connection &&
