@@ -494,6 +494,9 @@ test_how_many (void)
   CHECK (policy_handles (&p, "tmpdisk", true) == 1);
   CHECK (policy_handles (&p, NULL, true) == 16);
 
+  for (p.flush_threads = 0; p.flush_threads <= 2; p.flush_threads++)
+    CHECK (policy_helps (&p) == (p.flush_threads != 1));
+
   CHECK (policy_stripe (&p, 0) == 4096);
   CHECK (policy_stripe (&p, 4096) == 4096);
   CHECK (policy_stripe (&p, 8192) == 8192);
