@@ -66,7 +66,7 @@ EOT
   true_for "not needed: * without the shim" memory 1M
   true_for "use auto: *replicated*" "$wbcache"
   true_for "not needed: *" "$wbcache" multiconn=1
-  true_for "use auto: *replicated*" "$plugins/api1.so"
+  true_for "no gain: one request at a time" "$plugins/api1.so"
 }
 
 @test "predictions: plugins without flush" {
