@@ -65,6 +65,7 @@ EOT
 # reads; nbdsh is connected.
 client_of_itself ()
 {
+  not_under_tsan
   has_plugin eval
   [ -z "$SHIM_TEST_ROOT" ] || skip "the plugin's script needs the host's nbdsh"
   disk thread_model='echo serialize_requests' \
