@@ -207,6 +207,7 @@ taken ()
 
 @test "a directory in which the server's user may not write" {
   [ "$(id -u)" -eq 0 ] || skip "needs root to change to another user"
+  not_under_tsan
   run under_shim MCSHIM_STATS_FILE="$stats" nbdkit -u nobody -U - "$wbcache" \
     --run true
   assert_output --partial "MCSHIM_STATS_FILE: $stats: Permission denied"
