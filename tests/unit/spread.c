@@ -54,7 +54,11 @@ do_call (struct call call)
     h = spread_enter (s, (uint64_t) call.arg * (STRIPE + 1));
     return h ? h - handles : -errno;
   case ALONE_BEGIN: return -spread_alone_begin (s);
-  case ALONE_END: spread_alone_end (s); return 0;
+  case ALONE_END:
+    errno = E2BIG;
+    spread_alone_end (s);
+    CHECK (errno == E2BIG, "spread_alone_end changes errno");
+    return 0;
   case TAKE_FIRST:
     h = spread_take_first (s, &handles[call.arg]);
     return h ? h - handles : -1;
@@ -149,9 +153,12 @@ static unsigned locks;          /* that the last call has taken */
 static void
 leave (unsigned n)
 {
+  const unsigned before = locks_taken;
+
   errno = E2BIG;
   spread_leave (s, &handles[n]);
   CHECK (errno == E2BIG, "spread_leave changes errno");
+  locks = locks_taken - before;
   CHECK (nr_held == 0);
   settle ();
 }
@@ -264,14 +271,15 @@ static const struct script scripts[] = {
     "$flushes=2 e0=0 l0 e1=1 l1 e2=2 l2 e3=3 l3 e4=0 l0 e7=3 l3 "
     "e0=0 e0=0 l0 l0 $opens=3" },
   { "handles are opened while requests go on",
-    "HELPED O[ e0=0 &e0 1=0 $opens=1 e1=0 $opens=1 "
+    "HELPED O[ e0=0 &e0 1=0 $opens=1 e1=0 $locks=0 $opens=1 "
     /* It is not used while requests are inside, nor do any come in. */
     "O| $width=1 &e1 2? l0 l0 2? F[ l0 2? $width=1 F] 2=1 l1 "
     "$width=2 $opens=2 O| $width=2 $opens=3 O] $width=4 $flushes=2" },
   { "the request opens one if nobody else does",
-    "e0=0 &e0 $opens=1 1? l0 1=0 l0 $width=2 e1=1 l1" },
+    "e0=0 &e0 $opens=1 1? l0 1=0 l0 $width=2 e1=1 l1 "
+    "e0=0 &e0 $opens=2 2=0 l0 l0 e0=0 &e0 $opens=3 3? l0 3=0 l0 $width=4" },
   { "or if no thread can be had",
-    "HELPED ANY .alone o $opens=1 $width=2" },
+    "HELPED ANY .alone o $opens=1 $width=2 o $opens=3 $width=4" },
   { "when a request may be cut, and for how many threads",
     "HELPED $cuts=1 $spare=1 e0 $spare=0 e0 $spare=0 l0 l0 o $opens=3 "
     "$width=4 e0 $cuts=1 $spare=3 l0 o $opens=3 a z $spare=4 e0 $spare=3 l0" },
@@ -285,7 +293,8 @@ static const struct script scripts[] = {
   /* All that are open are used; the next open comes some time later. */
   { "a handle that can't be opened",
     "HELPED O!3 o $said=1 $of=3 $width=3 e0=0 l0 e1=1 l1 e2=2 l2 e3=0 l0 e5=2 "
-    "l2 $flushes=2 o e0=0 e1=1 l1 $opens=3 l0 .late o $opens=4 $said=1 "
+    "l2 $flushes=2 o e0=0 e1=1 $locks=0 l1 $opens=3 l0 .late o $opens=4 "
+    "$said=1 "
     "O! .late o $width=4" },
   /* What the handles hold stays with them. */
   { "no more are used if the flush before it fails",
@@ -297,18 +306,22 @@ static const struct script scripts[] = {
   { "any: the first that is idle, and a wait",
     "ANY e0=0 l0 e1=0 l0 e0=0 e0=1 e0=2 e0=3 $opens=3 &e0 &e0 1? 2? $opens=3 "
     "l2 $over=1 l1 1 2 $idle=0 l3 e0=3 l3 l2 l0 l1 $idle=15 e0=0 $locks=0 "
-    "l0" },
+    "l0 $locks=0" },
   { "any: what is being opened keeps nobody waiting",
     "ANY e0=0 O[ &e0 &e0 &e0 &e0 $opens=1 $over=0 l0 $over=1 $opens=1 O] "
     "1 2 3 4 $idle=0 l0 l1 l2 l3 $idle=15" },
+  { "any: one that is open is used while the next one opens",
+    "HELPED ANY O[ e0=0 &e0 &e0 $over=0 O| $over=1 O] 1 2 l0 l1 l2" },
   { "any: no more than can be opened",
     "ANY O!1 e0=0 &e0 &e0 $opens=1 $said=1 $of=1 1? 2? l0 $over=1 l0 1=0 2=0 "
     "l0 e0=0 l0" },
   /* l2 only wakes the one that waits. */
   { "any: a handle that is left alone for a while",
-    "HELPED ANY o e0=0 e0=1 t0=-1 &t1 l2 1? l0 1=0 l0 r1 $said=1 $of=3 "
-    "$cuts=1 e0=0 e0=2 r2 $said=1 l0 .late o e0=0 e0=1 e0=2 e0=3 "
+    "HELPED ANY o e0=0 e0=1 t0=-1 &t1 l2 1? l0 1=0 l0 $locks=0 r1 $said=1 "
+    "$of=3 $cuts=1 o e0=0 e0=2 r2 $said=1 l0 .late o e0=0 e0=1 e0=2 e0=3 "
     "l0 l1 l2 l3" },
+  { "any: until all the others are busy",
+    "HELPED ANY o e0=0 e0=1 l0 r1 .late e0=0 e0=2 e0=3 e0=1 l0 l1 l2 l3" },
   { "not by range: it may have written", "HELPED o t1=-1" },
   { "any: a busy one, where it may be",
     "ANY SHARED e0=0 e0=1 e0=2 e0=3 e0=0 e6=2 $opens=3 l0 l1 l2 l3 e0=0 l0" },
@@ -323,7 +336,7 @@ static const struct script scripts[] = {
   /* The second one needs no flush after the first. */
   { "alone, twice",
     "g e0 &a &a l0 $over=1 $flushes=3 z $over=2 z $flushes=3 e0=0 $flushes=4 "
-    "l0 $inside=0" },
+    "l0 $inside=0 a z a &e0 3? z 3=0 l0" },
   { "alone, with others that wait",
     "g e0 e0 e0 e0 &a &e0 &e0 &e0 l0 1? l0 1? l0 1? l0 1=0 z 2=0 3=0 4=0 "
     /* One more is inside, and has not seen yet that it must wait. */
@@ -400,7 +413,7 @@ cuts (unsigned n, uint64_t whole, uint64_t cut)
 
   for (i = 0; i < n; i++) {
     pays = spread_pays (s);
-    spread_took (s, pays, 65536, pays ? cut : whole);
+    spread_took (s, pays, pays ? 262144 : 65536, pays ? 4 * cut : whole);
     count += pays;
   }
   return count;
@@ -414,11 +427,15 @@ test_pays (void)
   CHECK (cuts (250, 100, 50) == 250);
   CHECK (cuts (256, 100, 50) == 252, "tried again, and it is as it was");
   CHECK (cuts (512, 20, 50) == 4, "it has changed");
-  s->nr = 2;
+  s->nr = 3;
   CHECK (cuts (1, 20, 50) == 1, "with twice as many both are tried again");
   CHECK (cuts (5, 20, 50) == 2);
   CHECK (cuts (250, 20, 50) == 0);
   CHECK (cuts (256, 20, 50) == 4);
+  CHECK (cuts (100, 20, 50) == 4);
+  s->nr = 4;
+  CHECK (cuts (1, 20, 50) == 1, "and with all");
+  CHECK (cuts (5, 20, 50) == 2);
   s->nr = 1;
   end ();
 }
