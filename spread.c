@@ -219,7 +219,6 @@ end_opening (struct spread *s)
 {
   s->opening = false;
   s->alert = spread_width (s) < s->most ? 1 : ALONE;
-  announce_change (s);
 }
 
 /* What helpers.c calls: for one handle each time, as the server may end. */
@@ -240,7 +239,7 @@ open_beside (struct job *job)
   helpers_lock ();
   if (more) {
     helpers_list (job);
-    helpers_call (job, 1);
+    helpers_call (job, 1);      /* this thread may find other work first */
   }
   return true;
 }
