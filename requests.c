@@ -258,6 +258,13 @@ ask_one (struct connection *c, const struct request *r)
   return ret;
 }
 
+static int
+run_whole (struct connection *c, const struct request *request)
+{
+  return c->spread->any ? run_on_one (c->spread, request, WHOLE, true) :
+    ask_one (c, request);
+}
+
 /* Run a request that may be cut or not. */
 static int
 run_faster (struct connection *c, const struct request *request)
@@ -272,7 +279,7 @@ run_faster (struct connection *c, const struct request *request)
     r = run_batch (s, request);
   }
   else
-    r = s->any ? run_on_one (s, request, WHOLE, true) : ask_one (c, request);
+    r = run_whole (c, request);
   spread_took (s, cut, request->count, now_ns () - start);
   return r;
 }
@@ -312,11 +319,9 @@ serve_long (struct connection *c, void *buf, uint32_t count, uint64_t offset,
   if ((kind == TRIM || kind == ZERO) && c->handle.flushable &&
       spread_is_long (s, count))
     return run_alone (c, &r);
-  if (beside && (s->any || (kind < EXTENTS && c->handle.flushable &&
-                            connection_is_clean (&c->handle))))
-    return run_faster (c, &r);
-  if (s->any)
-    return run_on_one (s, &r, WHOLE, true);
+  if (s->any || (kind < EXTENTS && c->handle.flushable &&
+                 connection_is_clean (&c->handle)))
+    return beside ? run_faster (c, &r) : run_whole (c, &r);
   if (spread_width (s) > 1)
     count_cut (&c->handle, kind);
   return beside ? run_batch (s, &r) : run_in_sequence (s, &r);

@@ -186,24 +186,27 @@ spread_is_long (struct spread *s, uint32_t len)
     (uint64_t) len >> s->shift > PIECES_OF_HANDLE * width;
 }
 
-/* May the pieces of a request run at the same time?  With "any", requests that
- * come side by side use the handles already, each as it is.
+/* May the pieces of a request run at the same time?  With "any" it need not be
+ * cut: requests that come side by side use the handles already, and a plugin
+ * that takes many on a handle loses by it.
  */
 static inline bool
 spread_cuts (struct spread *s)
 {
   const uint64_t all = ((uint64_t) 2 << (atomic_load (&s->nr) - 1)) - 1;
 
-  return s->beside && !s->shared &&
-    (!s->any || atomic_load (&s->idle) == (all & ~atomic_load (&s->resting)));
+  return s->beside &&
+    (!s->any || (!s->shared && atomic_load (&s->idle) ==
+                 (all & ~atomic_load (&s->resting))));
 }
 
-/* How many more threads could use a handle each, if they take the right ones?
+/* How many more threads could call the plugin at the same time, if they take the
+ * right handles?
  */
 static inline unsigned
 spread_spare (struct spread *s)
 {
-  const unsigned width = spread_width (s);
+  const unsigned width = s->shared ? HANDLES_MAX : spread_width (s);
   const uint64_t inside = atomic_load (&s->inside) & ~ALONE;
 
   if (s->any)

@@ -343,7 +343,18 @@ settle()
 expect(handles("read"), [0])
 control()
 finish(h, cookie)
-expect(handles("read"), [0] if h.is_read_only() else [0, 1, 2, 3, 0])
+expect(handles("read"), [0])    # It need not be cut.
+if not h.is_read_only():
+    control("block-write @0")
+    cookie = write(h, 0, letters(5 * 4096))
+    settle()
+    expect(handles("write"), [0])
+    control()
+    finish(h, cookie)
+    expect(handles("write"), [0, 1, 2, 3, 0])
+    forget()
+    expect(bytes(h.pread(5 * 4096, 0)), letters(5 * 4096))
+    expect(handles("read"), [0, 1, 2, 3, 0])
 EOT
     ends_well
   done
