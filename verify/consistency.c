@@ -510,7 +510,7 @@ tell_story (const struct block *b, unsigned read_on, uint64_t word,
   const unsigned older = is_stamp (b, word) ? (uint32_t) word :
     trim ? b->trimmed : word == 0 ? b->zeroed : 0;
   const bool order = !own_order && !check && older > b->before &&
-    older < b->published;
+    older < b->published && writer_of (b, older) + 1 != writer;
 
   if (order)
     printf ("step: connection %u %s at %" PRIu64 "\n",
