@@ -35,22 +35,25 @@ EOT
 @test "cache, write-through" { above cache cache=writethrough; }
 @test "cow" { above cow; }
 @test "blocksize" { above blocksize minblock=1 maxdata=4096; }
+# Older ones have no flag then either.
 @test "blocksize: no flag where it rewrites whole blocks" {
-  local flag
-  # flag_with True|False OPTION...
-  flag_with ()
+  # settles_on WORDS OPTION...
+  settles_on ()
   {
-    flag=$1
+    local words=$1
     shift
-    serve "$@"
-    client <<<"expect(conn().can_multi_conn(), $flag)"
+    : > "$server_err"
+    serve --filter=blocksize "$wbcache" "$@"
+    client <<<"conn()"
     stop_server
+    has ": wbcache: $words; " "$server_err"
   }
-  flag_with False --filter=blocksize "$wbcache" minblock=1024
-  has ': wbcache: disable: a filter rewrites whole blocks, start with -r; ' "$server_err"
-  flag_with True -r --filter=blocksize "$wbcache" minblock=1024
-  flag_with True --filter=blocksize "$wbcache"
-  flag_with True MCSHIM_MODE=emulate --filter=blocksize "$wbcache" minblock=1024
+  settles_on "disable: a filter rewrites whole blocks, start with -r" minblock=1024
+  settles_on emulate -r minblock=1024
+  settles_on emulate minblock=1
+  settles_on emulate MCSHIM_MODE=emulate minblock=1024
+  serve --filter=blocksize "$wbcache" minblock=1024
+  client <<<"expect(conn().can_multi_conn(), False)"
 }
 @test "fua, none" {
   serve --filter=fua "$wbcache" fua=emulate
