@@ -966,14 +966,14 @@ EOT
   under_shim nbdkit --dump-plugin eval | grep -qx has_block_size=1 ||
     skip "this nbdkit has no block sizes"
   disk thread_model='echo serialize_requests' block_size='echo 1 16K 1M' \
-    pread="echo \$3 \$4 >> '$log'; head -c \$3 /dev/zero"
+    pwrite="echo \$3 \$4 >> '$log'; cat > /dev/null"
   serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
   client <<'EOT'
 h = conn()
 
 def calls():
     os.truncate(log, 0)
-    h.pread(40000, 0)
+    h.pwrite(bytes(40000), 0)
     with open(log) as f:
         return sorted(f.read().split())
 
