@@ -258,12 +258,13 @@ EOT
   assert_line "found: long"
 }
 
+# Once it holds so many that no flush empties it, one write is lost, too.
 @test "of many writes only the first are flushed" {
   cached
   SERVE_WITH=no_shim serve python cached.py way=many
   run -1 "$checker" --sequences --seconds=1 \
     --connections=1 "$uri"
-  assert_line --regexp "^found: (many|long)"
+  assert_line --regexp "^found: (many|long|flush)"
 }
 
 # happens_again [MCSHIM_X=VALUE...] NBDKIT-ARGUMENT...: the checker's story, when
