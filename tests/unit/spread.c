@@ -282,7 +282,8 @@ static const struct script scripts[] = {
     "HELPED ANY .alone o $opens=1 $width=2 o $opens=3 $width=4" },
   { "when a request may be cut, and for how many threads",
     "HELPED $cuts=1 $spare=1 e0 $spare=0 l0 o $opens=3 $width=4 "
-    "e0 $cuts=1 $spare=3 e0 e0 e0 e0 $spare=0 l0 l0 l0 l0 l0 o $opens=3 a z $spare=4 e0 $spare=3 l0" },
+    "e0 $cuts=1 $spare=3 e0 e0 e0 e0 $spare=0 l0 l0 l0 l0 l0 o $opens=3 "
+    "a z $spare=4 e0 $spare=3 l0" },
   { "when a request may be cut, any",
     "HELPED ANY $cuts=1 o $width=4 $cuts=1 e0=0 $cuts=0 $spare=3 l0 $cuts=1" },
   { "when a request may be cut: if many run on a handle",
