@@ -124,7 +124,8 @@ wait_for_others (struct spread *s)
   return 0;
 }
 
-/* Have the connection to oneself.  Needs the lock, and lets go of it meanwhile.
+/* Have the connection to oneself.  Needs the lock, and lets go of it
+ * meanwhile.
  */
 static void
 be_alone (struct spread *s)

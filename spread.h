@@ -16,9 +16,9 @@
  * call of the first handle instead, alone on its connection, between two
  * flushes.  The first one writes back all that the handles hold, so that none
  * of it later overwrites the zeroes.  The second one is the next request's, if
- * that is not such a zero again: after it no handle has an older copy, and no
- * zero later overwrites what others have written.  Until it succeeds no request
- * is let in.
+ * that is not such a zero again.  After it no handle has an older copy, and no
+ * zero later overwrites what others have written.  Until it succeeds no
+ * request is let in.
  *
  * At first one handle is in use.  More are opened one at a time, by a thread
  * that helps if there is one, once a request comes while another is inside, or
@@ -93,8 +93,7 @@ struct spread {
   bool opening;                 /* somebody opens handles */
   bool closing;                 /* nobody should */
   bool said;                    /* that an open has failed */
-  bool unflushed;               /* ALONE is set, is nobody's, and a flush
-                                 * takes it away */
+  bool unflushed;               /* ALONE is set, until the next one flushes */
   struct handle *handle[];      /* constant once it is there */
 };
 
@@ -200,8 +199,8 @@ spread_cuts (struct spread *s)
                  (all & ~atomic_load (&s->resting))));
 }
 
-/* How many more threads could call the plugin at the same time, if they take the
- * right handles?
+/* How many more threads could call the plugin at the same time, if they take
+ * the right handles?
  */
 static inline unsigned
 spread_spare (struct spread *s)

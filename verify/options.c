@@ -110,7 +110,8 @@ parse_or_exit (int argc, char *argv[])
     nr_threads = nr_connections = 1;
   if (i + 1 != argc || argv[i][0] == '-' || nr_threads == 0 ||
       nr_connections == 0 || block_size == 0 || block_size % 8 != 0 ||
-      (stripe && !own_order) || stripe % block_size != 0 || !victim != !save || (int) victim < 0 ||
+      (stripe && !own_order) || stripe % block_size != 0 ||
+      !victim != !save || (int) victim < 0 ||
       (own_order && (victim || check)) || (victim && check)) {
     fputs (usage, stderr);
     exit (2);
