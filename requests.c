@@ -138,20 +138,23 @@ run_on_first (struct spread *s, struct handle *h, struct request request,
   return result (0);
 }
 
-/* Run REQUEST, which one handle serves, on that.  If it fails, and AGAIN is
- * true, another may be tried.
+/* Run REQUEST on the handle of the stripe that is AT this offset.  If it
+ * CROSSES into another one, the handle has to see what others have served.
  */
 static ALWAYS_INLINE int
-run_on_one (struct spread *s, const struct request *request, enum part part,
-            bool again)
+run_on_one (struct spread *s, const struct request *request, uint64_t at,
+            enum part part, bool crosses)
 {
-  struct handle *h = spread_enter (s, request->offset);
+  struct handle *h = spread_enter (s, at);
   int r;
 
   if (h == NULL)
     return result (errno);
-  r = run (h, request, part);
-  if (again && s->any && __builtin_expect (r == -1, 0))
+  r = crosses && !s->any && spread_width (s) > 1 ?
+    result (handle_catches_up (h)) : 0;
+  if (r == 0)
+    r = run (h, request, part);
+  if (request->kind < EXTENTS && s->any && __builtin_expect (r == -1, 0))
     return run_on_first (s, h, *request, part);
   spread_leave (s, h);
   return r;
@@ -172,11 +175,11 @@ run_alone (struct connection *c, const struct request *request)
 
 /* Returns the first piece of what is LEFT of a request, and takes it away. */
 static struct request
-cut (struct spread *s, struct request *left)
+cut (struct spread *s, struct request *left, uint64_t longest)
 {
   struct request piece = *left;
 
-  piece.count = spread_length (s, left->offset, left->count);
+  piece.count = spread_length (s, left->offset, left->count, longest);
   left->count -= piece.count;
   left->offset += piece.count;
   if (left->buf != NULL)
@@ -196,6 +199,7 @@ count_cut (struct handle *first, enum kind kind)
 struct batch {
   struct job job;               /* its lock guards the rest */
   struct spread *spread;
+  uint64_t longest;             /* piece */
   struct request left;          /* what nobody has taken yet */
   uint64_t failed;              /* the first piece that has: its offset */
   int err;
@@ -214,14 +218,17 @@ take_piece (struct job *job)
 
   if (b->left.count == 0 || (spare == 0 && job->running > 1))
     return false;
-  piece = cut (s, &b->left);
-  more = (b->left.count + s->stripe - 1) / s->stripe;
+  piece = cut (s, &b->left, b->longest);
+  more = (b->left.count + b->longest - 1) / b->longest;
   if (more >= spare)
     more = spare > 0 ? spare - 1 : 0;
   if (more > 0)
     helpers_call (job, more);
   helpers_unlock ();
-  err = run_on_one (s, &piece, PIECE_BESIDE, true) == -1 ?
+  /* Pieces of several stripes go to handles in turn, too. */
+  err = run_on_one (s, &piece, piece.offset / (b->longest / s->stripe),
+                    PIECE_BESIDE,
+                    !spread_fits (s, piece.offset, piece.count)) == -1 ?
     server_error (plugin.errno_is_preserved) : 0;
   helpers_lock ();
   if (err != 0 && (b->err == 0 || piece.offset < b->failed)) {
@@ -233,53 +240,31 @@ take_piece (struct job *job)
 
 /* All pieces end, whether one fails or not. */
 static int
-run_batch (struct spread *s, const struct request *request)
+run_batch (struct spread *s, const struct request *request, uint64_t longest)
 {
   struct batch b = {
-    .job = JOB_INITIALIZER (take_piece), .spread = s, .left = *request
+    .job = JOB_INITIALIZER (take_piece), .spread = s, .longest = longest,
+    .left = *request
   };
 
   helpers_share (&b.job);
   return result (b.err);
 }
 
-/* Run R on one handle, which may tell about what others have served. */
-static int
-ask_one (struct connection *c, const struct request *r)
-{
-  struct handle *h = spread_enter (c->spread, r->offset);
-  int err, ret;
-
-  if (h == NULL)
-    return result (errno);
-  err = spread_width (c->spread) > 1 ? handle_catches_up (h) : 0;
-  ret = err ? result (err) : run (h, r, WHOLE);
-  spread_leave (c->spread, h);
-  return ret;
-}
-
-static int
-run_whole (struct connection *c, const struct request *request)
-{
-  return c->spread->any ? run_on_one (c->spread, request, WHOLE, true) :
-    ask_one (c, request);
-}
-
 /* Run a request that may be cut or not. */
 static int
-run_faster (struct connection *c, const struct request *request)
+run_faster (struct spread *s, const struct request *request)
 {
-  struct spread *s = c->spread;
   const uint64_t start = now_ns ();
   const bool cut = spread_pays (s);
   int r;
 
   if (cut) {
     count_cut (s->handle[0], request->kind);
-    r = run_batch (s, request);
+    r = run_batch (s, request, spread_longest (s));
   }
   else
-    r = run_whole (c, request);
+    r = run_on_one (s, request, request->offset, WHOLE, true);
   spread_took (s, cut, request->count, now_ns () - start);
   return r;
 }
@@ -296,7 +281,7 @@ run_in_sequence (struct spread *s, const struct request *request)
     h = spread_enter (s, left.offset);
     if (h == NULL)
       return result (errno);
-    piece = cut (s, &left);
+    piece = cut (s, &left, s->stripe);
     r = run (h, &piece, piece.count < request->count ? PIECE : WHOLE);
     spread_leave (s, h);
   } while (left.count > 0 && r != -1);
@@ -321,10 +306,11 @@ serve_long (struct connection *c, void *buf, uint32_t count, uint64_t offset,
     return run_alone (c, &r);
   if (s->any || (kind < EXTENTS && c->handle.flushable &&
                  connection_is_clean (&c->handle)))
-    return beside ? run_faster (c, &r) : run_whole (c, &r);
+    return beside ? run_faster (s, &r) :
+      run_on_one (s, &r, offset, WHOLE, true);
   if (spread_width (s) > 1)
     count_cut (&c->handle, kind);
-  return beside ? run_batch (s, &r) : run_in_sequence (s, &r);
+  return beside ? run_batch (s, &r, s->stripe) : run_in_sequence (s, &r);
 }
 
 /* Requests that are not short: a connection may have several handles, or it is
@@ -344,7 +330,7 @@ typedef int slow_fn (struct connection *c, void *buf, uint32_t count,
                                                                         \
     return !spread_fits (c->spread, offset, count) ?                    \
       serve_long (c, buf, count, offset, flags, kind) :                 \
-      run_on_one (c->spread, &r, WHOLE, kind < EXTENTS);                \
+      run_on_one (c->spread, &r, offset, WHOLE, false);                \
   }                                                                     \
   static __attribute__ ((noinline)) int                                 \
   slow_##kind (struct connection *c, void *buf, uint32_t count,         \
@@ -424,8 +410,8 @@ shim_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
 
   if (c->spread == NULL)
     return run (&c->handle, &r, WHOLE);
-  return c->spread->any || !c->handle.flushable ?
-    run_on_one (c->spread, &r, WHOLE, false) : ask_one (c, &r);
+  return run_on_one (c->spread, &r, offset, WHOLE, c->handle.flushable &&
+                     !spread_fits (c->spread, offset, count));
 }
 
 int

@@ -160,13 +160,26 @@ spread_fits (const struct spread *s, uint64_t offset, uint32_t len)
   return (offset & s->mask) + len <= s->stripe;
 }
 
-/* How long is the first piece of LEN bytes at OFFSET?  While one handle is in
- * use, which the caller sees to, it is all of them.
+/* The longest piece of a request that any handle may serve.  While fewer are
+ * in use it is longer: so a request takes no more calls of a handle.
+ */
+static inline uint64_t
+spread_longest (struct spread *s)
+{
+  const unsigned width = spread_width (s);
+
+  return s->stripe * ((s->most + width - 1) / width);
+}
+
+/* How long is the first piece of LEN bytes at OFFSET, of up to LONGEST, which
+ * is a multiple of the stripe?  While one handle is in use, which the caller
+ * sees to, it is all of them.
  */
 static inline uint32_t
-spread_length (struct spread *s, uint64_t offset, uint32_t len)
+spread_length (struct spread *s, uint64_t offset, uint32_t len,
+               uint64_t longest)
 {
-  const uint64_t left = s->stripe - (offset & (s->stripe - 1));
+  const uint64_t left = longest - (offset & (s->stripe - 1));
 
   return len <= left || spread_width (s) == 1 ? len : left;
 }

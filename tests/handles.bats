@@ -285,23 +285,28 @@ EOT
   done
 }
 
-# One handle then tells what others have served.
+# A handle then tells what others have served.  While not all are in use, pieces
+# are longer.
 @test "a long read where all is flushed is one call or pieces: what is faster" {
   start
   ask <<'EOT'
-h = filled()
-calls = set()
-for i in range(6):
-    h.pwrite(bytes([i]) * 3, stripe(i))
-    forget()
-    expect(bytes(h.pread(3, stripe(i))), bytes([i]) * 3)
-    data = h.pread(6 * 4096, 0)
-    expect(len(handles("read")), 7)
-    h.flush()
-    forget()
-    expect(h.pread(6 * 4096, 0), data)
-    calls.add(len(handles("read")))
-expect(calls, {1, 6})
+for nr, pieces, fails in (4, 6, ()), (2, 3, ("fail-open 6 EIO",)):
+    h = conn()
+    opened(h, *fails)
+    calls = set()
+    for i in range(6):
+        h.pwrite(bytes([i, nr]) * 3, stripe(i))
+        forget()
+        expect(bytes(h.pread(6, stripe(i))), bytes([i, nr]) * 3)
+        data = h.pread(6 * 4096, 0)
+        expect(len(handles("read")), 7)
+        h.flush()
+        forget()
+        expect(h.pread(6 * 4096, 0), data)
+        if len(handles("read")) > 1:
+            expect(len(set(handles("read"))), nr)
+        calls.add(len(handles("read")))
+    expect(calls, {1, pieces})
 EOT
   ends_well
 }

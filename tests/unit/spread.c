@@ -353,11 +353,18 @@ static const struct script scripts[] = {
     "e0=0 l0 $inside=0" },
 };
 
+/* Of the first piece, which stays in its stripe. */
+static uint32_t
+length (uint64_t offset, uint32_t len)
+{
+  return spread_length (s, offset, len, s->stripe);
+}
+
 static void
 test_lengths (void)
 {
   begin (false, false, false);
-  CHECK (spread_length (s, 10, STRIPE) == STRIPE, "one handle serves all");
+  CHECK (length (10, STRIPE) == STRIPE, "one handle serves all");
   CHECK (!spread_is_long (s, UINT32_MAX));
   CHECK (!spread_fits (s, 10, STRIPE));
   CHECK (spread_fits (s, 10, STRIPE - 10));
@@ -367,14 +374,21 @@ test_lengths (void)
   CHECK (spread_handle (s, MOST - 1) == &handles[MOST - 1]);
   CHECK (spread_handle (s, MOST) == NULL);
   CHECK (handles[2].number == 2);
-  CHECK (spread_length (s, 0, 1) == 1);
-  CHECK (spread_length (s, 0, STRIPE) == STRIPE);
-  CHECK (spread_length (s, 0, STRIPE + 1) == STRIPE);
-  CHECK (spread_length (s, 0, UINT32_MAX) == STRIPE);
-  CHECK (spread_length (s, 10, STRIPE) == STRIPE - 10);
-  CHECK (spread_length (s, STRIPE - 1, 1) == 1);
-  CHECK (spread_length (s, STRIPE - 1, 2) == 1);
-  CHECK (spread_length (s, 5 * (uint64_t) STRIPE << 30, 2 * STRIPE) == STRIPE);
+  CHECK (length (0, 1) == 1);
+  CHECK (length (0, STRIPE) == STRIPE);
+  CHECK (length (0, STRIPE + 1) == STRIPE);
+  CHECK (length (0, UINT32_MAX) == STRIPE);
+  CHECK (length (10, STRIPE) == STRIPE - 10);
+  CHECK (length (STRIPE - 1, 1) == 1);
+  CHECK (length (STRIPE - 1, 2) == 1);
+  CHECK (length (5 * (uint64_t) STRIPE << 30, 2 * STRIPE) == STRIPE);
+  CHECK (spread_length (s, 10, UINT32_MAX, 3 * STRIPE) == 3 * STRIPE - 10);
+  CHECK (spread_longest (s) == STRIPE);
+  s->modulus = 3;
+  CHECK (spread_longest (s) == 2 * STRIPE, "no handle gets two pieces");
+  s->modulus = 1;
+  CHECK (spread_longest (s) == MOST * STRIPE);
+  s->modulus = MOST;
   CHECK (!spread_is_long (s, 1));
   CHECK (!spread_is_long (s, 4 * MOST * STRIPE));
   CHECK (!spread_is_long (s, 4 * MOST * STRIPE + STRIPE - 1));
@@ -384,7 +398,7 @@ test_lengths (void)
   spread_free (s);
 
   begin (true, false, false);
-  CHECK (spread_length (s, 10, UINT32_MAX) == UINT32_MAX);
+  CHECK (length (10, UINT32_MAX) == UINT32_MAX);
   CHECK (!spread_is_long (s, UINT32_MAX));
   CHECK (spread_fits (s, 10, STRIPE));
   CHECK (!spread_fits (s, 0, STRIPE + 1));
@@ -397,8 +411,8 @@ test_lengths (void)
   nr_opens = nr_opened = 0;
   grow ();
   CHECK (nr_opens == 1);
-  CHECK (spread_length (s, 1, UINT32_MAX) == UINT32_MAX);
-  CHECK (spread_length (s, 2, UINT32_MAX) == UINT32_MAX - 1);
+  CHECK (length (1, UINT32_MAX) == UINT32_MAX);
+  CHECK (length (2, UINT32_MAX) == UINT32_MAX - 1);
   CHECK (!spread_is_long (s, UINT32_MAX));
   CHECK (spread_enter (s, 0) == &handles[0]);
   CHECK (spread_enter (s, (uint64_t) 1 << 32) == &handles[1]);
