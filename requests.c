@@ -261,7 +261,7 @@ run_faster (struct spread *s, const struct request *request)
 
   if (cut) {
     count_cut (s->handle[0], request->kind);
-    r = run_batch (s, request, spread_longest (s));
+    r = run_batch (s, request, spread_longest (s, request->count));
   }
   else
     r = run_on_one (s, request, request->offset, WHOLE, true);
@@ -295,12 +295,10 @@ serve_long (struct connection *c, void *buf, uint32_t count, uint64_t offset,
 {
   const struct request r = { kind, count, flags, offset, buf, NULL };
   struct spread *s = c->spread;
-  bool beside = spread_cuts (s);
+  const bool beside = spread_cuts (s);
 
-  if (beside) {
+  if (beside)
     spread_opens (s);
-    beside = spread_width (s) > 1;
-  }
   if ((kind == TRIM || kind == ZERO) && c->handle.flushable &&
       spread_is_long (s, count))
     return run_alone (c, &r);
@@ -310,7 +308,7 @@ serve_long (struct connection *c, void *buf, uint32_t count, uint64_t offset,
       run_on_one (s, &r, offset, WHOLE, true);
   if (spread_width (s) > 1)
     count_cut (&c->handle, kind);
-  return beside ? run_batch (s, &r, s->stripe) : run_in_sequence (s, &r);
+  return beside && spread_width (s) > 1 ? run_batch (s, &r, s->stripe) : run_in_sequence (s, &r);
 }
 
 /* Requests that are not short: a connection may have several handles, or it is

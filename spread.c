@@ -360,35 +360,42 @@ spread_rests (struct spread *s, const struct handle *h)
                       "a read failed with one, and not with the first");
 }
 
-/* So many at first, in turn; and of so many the first few. */
-#define TRIES 6
+/* So many are cut at first; and one of so many takes the slower way. */
+#define TRIES 2
 #define TRY_AGAIN 256
-#define FEW 4
 
 bool
 spread_pays (struct spread *s)
 {
-  const unsigned n = s->tries++, nr = s->nr;
+  const unsigned width = spread_width (s);
+  unsigned n;
   bool faster;
 
-  if (nr >= 2 * s->tried || (nr == s->most && nr != s->tried)) {
-    s->tried = nr;
-    s->tries = 1;
-    return true;
+  if (width == 1)
+    return false;
+  if (width >= 2 * s->tried || (width == s->most && width != s->tried)) {
+    s->tried = width;
+    s->tries = 0;
   }
-  if (n < TRIES)
-    return n % 2 == 0;
+  n = s->tries++;
+  if (n < TRIES || s->took[false] == 0)
+    return n < TRIES;
   faster = s->took[true] <= s->took[false];
-  return n % TRY_AGAIN < FEW ? !faster : faster;
+  return n % TRY_AGAIN == 0 ? !faster : faster;
 }
 
+/* A shorter time is believed at once: a request that goes the wrong way then
+ * tells.  A longer one may be an accident.
+ */
 void
 spread_took (struct spread *s, bool cut, uint32_t len, uint64_t took)
 {
   const uint64_t old = s->took[cut];
 
   took = took * 65536 / len;
-  s->took[cut] = s->tries <= 2 ? took : old - old / 4 + took / 4;
+  if (old != 0 && took > old && !(cut && s->tries <= TRIES))
+    took = old + (took > 2 * old ? old : took - old) / 4;
+  s->took[cut] = took;
 }
 
 void

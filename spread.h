@@ -84,7 +84,7 @@ struct spread {
   _Atomic uint64_t retry_at;    /* no open before that time */
 
   /* For spread_pays.  Two requests that mix them up do no harm. */
-  _Atomic unsigned tries;       /* with "tried" handles */
+  _Atomic unsigned tries;       /* with "tried" handles in use */
   _Atomic unsigned tried;
   _Atomic uint64_t took[2];     /* for 64 KiB of a whole one, and a cut one */
 
@@ -160,15 +160,18 @@ spread_fits (const struct spread *s, uint64_t offset, uint32_t len)
   return (offset & s->mask) + len <= s->stripe;
 }
 
-/* The longest piece of a request that any handle may serve.  While fewer are
- * in use it is longer: so a request takes no more calls of a handle.
+/* The longest piece of LEN bytes that any handle may serve.  While fewer are in
+ * use it is longer: so a request takes no more calls of a handle.
  */
 static inline uint64_t
-spread_longest (struct spread *s)
+spread_longest (struct spread *s, uint32_t len)
 {
   const unsigned width = spread_width (s);
+  uint64_t stripes = (len + s->stripe - 1) >> s->shift;
 
-  return s->stripe * ((s->most + width - 1) / width);
+  if (stripes > s->most)
+    stripes = s->most;
+  return (stripes + width - 1) / width << s->shift;
 }
 
 /* How long is the first piece of LEN bytes at OFFSET, of up to LONGEST, which
@@ -229,9 +232,10 @@ spread_spare (struct spread *s)
 /* Where a whole request would do as well, and nothing else is under way: does
  * it pay to cut it?  That depends on what is behind the plugin: a connection
  * that is slow, or an answer that takes its time however long it is.  So both
- * are tried in turn, and what is faster is taken from then on.  Now and then,
- * and when there are twice as many handles, it is tried again.  Say afterwards
- * what it TOOK for LEN bytes, in nanoseconds.
+ * are tried, and what is faster is taken from then on.  A request is whole
+ * while one handle is in use.  When there are twice as many, the next two are
+ * cut.  Now and then the slower way is tried again.  Say afterwards what it
+ * TOOK for LEN bytes, in nanoseconds.
  */
 extern bool spread_pays (struct spread *s);
 extern void spread_took (struct spread *s, bool cut, uint32_t len,

@@ -383,11 +383,13 @@ test_lengths (void)
   CHECK (length (STRIPE - 1, 2) == 1);
   CHECK (length (5 * (uint64_t) STRIPE << 30, 2 * STRIPE) == STRIPE);
   CHECK (spread_length (s, 10, UINT32_MAX, 3 * STRIPE) == 3 * STRIPE - 10);
-  CHECK (spread_longest (s) == STRIPE);
+  CHECK (spread_longest (s, UINT32_MAX) == STRIPE);
   s->modulus = 3;
-  CHECK (spread_longest (s) == 2 * STRIPE, "no handle gets two pieces");
-  s->modulus = 1;
-  CHECK (spread_longest (s) == MOST * STRIPE);
+  CHECK (spread_longest (s, 4 * STRIPE) == 2 * STRIPE);
+  CHECK (spread_longest (s, 3 * STRIPE + 1) == 2 * STRIPE);
+  CHECK (spread_longest (s, 3 * STRIPE) == STRIPE);
+  s->modulus = 2;
+  CHECK (spread_longest (s, UINT32_MAX) == 2 * STRIPE);
   s->modulus = MOST;
   CHECK (!spread_is_long (s, 1));
   CHECK (!spread_is_long (s, 4 * MOST * STRIPE));
@@ -440,19 +442,30 @@ static void
 test_pays (void)
 {
   begin (true, false, false);
-  CHECK (cuts (6, 100, 50) == 3, "both are tried");
-  CHECK (cuts (250, 100, 50) == 250);
-  CHECK (cuts (256, 100, 50) == 252, "tried again, and it is as it was");
-  CHECK (cuts (512, 20, 50) == 4, "it has changed");
+  CHECK (cuts (1, 100, 50) == 0, "one handle");
+  s->nr = 2;
+  CHECK (cuts (256, 100, 50) == 256);
+  CHECK (cuts (256, 100, 50) == 255, "tried again, and it is as it was");
+  CHECK (cuts (1, 40, 50) == 0, "it has changed");
+  CHECK (cuts (255, 40, 50) == 0);
   s->nr = 3;
-  CHECK (cuts (1, 20, 50) == 1, "with twice as many both are tried again");
-  CHECK (cuts (5, 20, 50) == 2);
-  CHECK (cuts (250, 20, 50) == 0);
-  CHECK (cuts (256, 20, 50) == 4);
-  CHECK (cuts (100, 20, 50) == 4);
-  s->nr = 4;
-  CHECK (cuts (1, 20, 50) == 1, "and with all");
-  CHECK (cuts (5, 20, 50) == 2);
+  CHECK (cuts (256, 40, 50) == 1, "no reason to try it at once");
+  s->nr = MOST;
+  CHECK (cuts (1, 40, 30) == 1, "with twice as many it is tried again");
+  CHECK (cuts (1, 40, 50) == 1, "the second counts");
+  CHECK (cuts (200, 40, 50) == 0);
+  /* Slower by a quarter of what it was, and at most by a quarter each time. */
+  CHECK (cuts (1, 80, 50) == 0 && s->took[false] == 50);
+  CHECK (cuts (1, 60, 50) == 1 && s->took[false] == 50);
+  CHECK (cuts (1, 60, 500) == 1 && s->took[true] == 62);
+  CHECK (cuts (1, 58, 70) == 0 && s->took[false] == 52);
+  s->tried = s->took[false] = 0;
+  CHECK (cuts (3, 20, 10) == 2, "nothing is known of whole ones");
+  CHECK (cuts (100, 20, 10) == 100);
+  s->nr = 3;
+  s->most = 3;
+  CHECK (cuts (2, 20, 50) == 2, "these are all");
+  CHECK (cuts (100, 20, 50) == 0);
   s->nr = 1;
   end ();
 }
