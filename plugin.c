@@ -150,10 +150,16 @@ log_foreseen (void)
   unsigned answers;
   bool same = true;
   char words[64];
+  const char *one_at_a_time = filter_loaded ("retry") ? "retry" :
+    filter_loaded ("xz") ? "xz" : NULL;
 
   if (filter_loaded ("multi-conn"))
     say ("mcshim: warning: the multi-conn filter is loaded too: what it does "
          "is done twice, or wrong where requests overlap; leave it out");
+  if (nr_handles > 1 && one_at_a_time != NULL)
+    say ("mcshim: the %s filter lets one request at a time through: handles "
+         "serve the pieces of requests above %lluK", one_at_a_time,
+         (unsigned long long) policy_stripe (&policy, 0) / 1024);
   for (answers = 0; answers < 8; answers++) {
     struct traits t = struct_traits (readonly == 1);
 

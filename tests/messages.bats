@@ -38,6 +38,20 @@ emulate|emulate
 EOT
 }
 
+@test "a filter that lets one request at a time through, for several handles" {
+  local filter handles
+  for filter in retry xz; do
+    for handles in 1 4; do
+      MCSHIM_HANDLES=$handles serve --filter=$filter "$wbcache" model=requests
+      stop_server
+      assert_equal "$(grep -c "the $filter filter lets one request at a time \
+through: handles serve the pieces of requests above 512K" "$server_err")" \
+        $((handles > 1))
+      : > "$server_err"
+    done
+  done
+}
+
 @test "each mode that a connection ends up in is told once" {
   disk "${no_write[@]}" can_flush="test ! -e '$PWD/cut' || exit 3" \
     flush='exit 0'
