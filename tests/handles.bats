@@ -867,6 +867,7 @@ fails(errno.EPERM, h.pread, 4096, 0)
 EOT
     ends_well
     gave_up 3 "a read failed with one, and not with the first"
+    counted reads_total 9       # as many as the client has asked for
     assert_equal "$(grep -c 'mcshim: a conn' "$server_err")" 1
   done
 }

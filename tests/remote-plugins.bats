@@ -148,3 +148,14 @@ EOT
   counted handle_opens_failed_total 0
   [ "$(value handles_most_at_once)" -gt 1 ]
 }
+
+@test "curl: a server that answers fewer connections than there are handles" {
+  MCSHIM_LIMIT=4 backend nginx curl
+  head -c 17M /dev/urandom > remote/disk
+  serve MCSHIM_STATS_FILE="$stats" MCSHIM_HANDLES=8 -r curl \
+    url="http://127.0.0.1:$port/disk"
+  nbdcopy --connections=1 --requests=16 "$uri" copy
+  stop_server
+  same_data remote/disk copy
+  has "a connection goes on with .* handles: a read failed" "$server_err"
+}
