@@ -15,7 +15,9 @@ run = $(eval $(call rule,$1,$2,$3,$4))
 tests := all test-programs
 plugin := tests/plugins/wbcache.so
 measured := all $(plugin) $(clients) $(checker)
+# A comma would end an argument.
 quick := --quick --only=instructions,flushes,mixed
+headline := --only=headline,stacks,vddk
 
 $(call run,check-long,check,$(tests),tests/run --long)
 $(call run,check-documents,check,$(tests),tests/documents)
@@ -31,11 +33,10 @@ $(call run,model,model,,tests/model/run)
 $(call run,mutants,mutants,,tests/mutants policy.c helpers.c \
   replicate.c replicate.h enter.c group.c group.h order.c order.h spread.c \
   spread.h latency.h)
-$(call run,bench,bench,$(measured),scripts/bench \
-  --results=$(build)/bench.json --plots=docs/plots)
+$(call run,bench,bench,$(measured),scripts/bench)
 $(call run,bench-quick,bench,$(measured),scripts/bench $(quick))
 $(call run,bench-headline,compat,all test-plugins tests/clients/relay,\
-  scripts/bench --only=headline,stacks,vddk)
+  scripts/bench $(headline))
 $(call run,plugin-table,plugins,all,tests/plugin-table $(SERVERS))
 
 unit:
