@@ -12,8 +12,7 @@ start () { serve "$1" "$wbcache" size=32 initial="Initial contents" log="$log" "
 @test "plugin, disable: each connection's cache is its own" {
   local mode
   for mode in plugin disable; do
-    start MCSHIM_MODE=$mode
-    client <<'EOT'
+    session MCSHIM_MODE=$mode <<'EOT'
 h = [conn() for i in range(4)]
 expect([c.can_multi_conn() for c in h], [False] * 4)
 def see(i):
@@ -29,10 +28,9 @@ h[0].flush()
 h[2].flush()
 expect([see(i) for i in range(4)], [b"next"] * 4)
 EOT
-    stop_server
   done
-  start MCSHIM_MODE=disable multiconn=1 fua=native
-  client <<<'expect(conn().can_multi_conn(), False)'
+  session MCSHIM_MODE=disable multiconn=1 fua=native \
+    <<<'expect(conn().can_multi_conn(), False)'
 }
 
 # flag_on_script FIRST SECOND: what h0 reads after each flush.

@@ -13,8 +13,7 @@ start () { serve "$@" "$wbcache" log="$log" control="$control" summary="$summary
 dropped () { sed -n 's/^dirty_dropped_at_close: //p' "$summary"; }
 
 @test "orderly: flushed before the plugin's close" {
-  start MCSHIM_MODE=emulate
-  client <<'EOT'
+  session MCSHIM_MODE=emulate <<'EOT'
 h = [conn() for i in range(3)]
 expect(bytes(h[0].pread(4, 0)), bytes(4))
 h[1].pwrite(b"kept", 0)
@@ -23,15 +22,13 @@ expect(flushes(), ["1"])
 h[2].flush()                    # Readers' old copies are dropped.
 expect(bytes(h[0].pread(4, 0)), b"kept")
 EOT
-  stop_server
   assert_equal "$(dropped)" 0
   assert_equal "$(grep -x -e '1 flush' -e '1 close' "$log" | paste -sd,)" \
     "1 flush,1 close"
 }
 
 @test "the client is killed: flushed too" {
-  start MCSHIM_MODE=emulate
-  client <<'EOT'
+  session MCSHIM_MODE=emulate <<'EOT'
 cut(0)
 h = conn()
 expect(bytes(h.pread(3, 0)), b"cut")
@@ -42,20 +39,17 @@ cut(2)
 h.flush()
 expect(bytes(h.pread(3, 0)), b"cut")
 EOT
-  stop_server
   assert_equal "$(dropped)" 0
 }
 
 @test "MCSHIM_FLUSH_ON_CLOSE=false: not flushed, the writes are gone" {
-  start MCSHIM_MODE=emulate MCSHIM_FLUSH_ON_CLOSE=false
-  client <<'EOT'
+  session MCSHIM_MODE=emulate MCSHIM_FLUSH_ON_CLOSE=false <<'EOT'
 h = [conn() for i in range(2)]
 h[1].pwrite(b"lost", 0)
 close(h[1], 1)
 h[0].flush()
 expect(bytes(h[0].pread(4, 0)), bytes(4))
 EOT
-  stop_server
   lacks_line '1 flush' "$log"
   assert_equal "$(dropped)" 1
 }

@@ -443,3 +443,10 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 # client [COMMAND...]: runs the Python script on stdin, under COMMAND if given,
 # with the helpers of clients/script.py.
 client () { "$@" python3 "$BATS_TEST_DIRNAME/clients/script.py"; }
+
+# session [ARGUMENT...]: runs the client's script on stdin, between the start of
+# a server and its end.  A file may have its own way of each step.
+session () { start "$@"; ask; ends_well; }
+start () { serve "$@"; }
+ask () { client; }
+ends_well () { stop_server; }

@@ -20,8 +20,8 @@ ends_well ()
 @test "while a connection is flushed, all else goes on" {
   local model
   for model in parallel requests; do
-    start MCSHIM_MODE=emulate MCSHIM_BLOCK=512 "$wbcache" model=$model
-    model=$model client <<'EOT'
+    model=$model session MCSHIM_MODE=emulate MCSHIM_BLOCK=512 "$wbcache" model=$model \
+      <<'EOT'
 h = [conn() for i in range(5)]
 h[1].pwrite(b"next", 0)
 control("block-flush 1")
@@ -57,7 +57,6 @@ finish(h[0], flush)
 h[1].pwrite(b"x" * 512, 512)
 expect(bytes(h[3].pread(4, 0)), b"next")
 EOT
-    ends_well
   done
 }
 

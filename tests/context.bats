@@ -69,8 +69,7 @@ ask () { client < <(echo "$more"; cat); }
   for model in requests parallel all; do
     for threads in 1 4; do
       rm -f a b c
-      start name MCSHIM_FLUSH_THREADS=$threads model=$model
-      ask <<'EOT'
+      session name MCSHIM_FLUSH_THREADS=$threads model=$model <<'EOT'
 h = [bound(n) for n in "abc"]
 for i in range(2):
     h[i].pwrite(b"x", 0)
@@ -78,7 +77,6 @@ h[2].pread(1, 0)
 h[2].flush()
 expect_answers(*("%d name=%s tls=0 intern=1" % i for i in enumerate("abc")))
 EOT
-      stop_server
     done
   done
 }
@@ -86,8 +84,7 @@ EOT
 @test "the name, with filters above" {
   nbdkit --dump-plugin --filter=cow null >/dev/null 2>&1 ||
     skip "this nbdkit's filters are not installed"
-  start name --filter=offset --filter=fua offset=0
-  ask <<'EOT'
+  session name --filter=offset --filter=fua offset=0 <<'EOT'
 h = [bound(n) for n in "ab"]
 h[0].pwrite(b"x", 0)
 h[1].flush()
@@ -142,8 +139,7 @@ EOT
 }
 
 @test "a piece of a read has its connection's name, on any thread" {
-  start name MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K reads=1
-  ask <<'EOT'
+  session name MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K reads=1 <<'EOT'
 h = [bound(n) for n in "ab"]
 h[1].pread(8192, 0)
 settle()                        # Handles 1 to 4.
@@ -159,8 +155,7 @@ EOT
 }
 
 @test "no pieces where a helper's answer would differ" {
-  start peer MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K reads=1 -r
-  ask <<'EOT'
+  session peer MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K reads=1 -r <<'EOT'
 h = bound("a")
 for i in range(2):
     h.pread(16384, 0)
@@ -171,8 +166,7 @@ EOT
 }
 
 @test "its own client, or nobody" {
-  start peer MCSHIM_FLUSH_THREADS=1
-  ask <<'EOT'
+  session peer MCSHIM_FLUSH_THREADS=1 <<'EOT'
 h = [bound(n) for n in "ab"]
 h[0].pwrite(b"x", 0)
 h[0].flush()
@@ -187,8 +181,7 @@ EOT
 
 @test "not disconnected: the client that has asked for the flush" {
   [ "$minor" -ge 34 ] || skip "this nbdkit has no nbdkit_disconnect"
-  start peer MCSHIM_FLUSH_THREADS=1
-  ask <<'EOT'
+  session peer MCSHIM_FLUSH_THREADS=1 <<'EOT'
 h = [bound(n) for n in "ab"]
 h[0].pwrite(b"x", 0)
 control("disconnect 0")
@@ -212,14 +205,12 @@ EOT
 @test "outside emulate all is as without the shim" {
   for plugin in peer all; do
     rm -f a b
-    start $plugin MCSHIM_MODE=plugin MCSHIM_TRACK_DIRTY=off
-    ask <<'EOT'
+    session $plugin MCSHIM_MODE=plugin MCSHIM_TRACK_DIRTY=off <<'EOT'
 h = [bound(n) for n in "ab"]
 h[0].flush()
 h[1].flush()
 expect_answers("0 name=a tls=0 intern=1 peer=a", "1 name=b tls=0 intern=1 peer=b")
 EOT
-    stop_server
   done
 }
 
@@ -227,8 +218,7 @@ EOT
   for model in requests parallel; do
     for threads in 1 4; do
       rm -f a b
-      start all MCSHIM_FLUSH_THREADS=$threads model=$model
-      ask <<'EOT'
+      session all MCSHIM_FLUSH_THREADS=$threads model=$model <<'EOT'
 h = [bound(n) for n in "ab"]
 for i in range(2):
     h[i].pwrite(b"x", i)
@@ -244,7 +234,6 @@ wait_log("0 close")
 # Nothing is owed.
 h[0].flush()
 EOT
-      stop_server
       refute grep 'writes are lost' "$server_err"
     done
   done
@@ -253,15 +242,13 @@ EOT
 @test "a flush at close sleeps" {
   for model in requests parallel all; do
     rm -f a b
-    start all model=$model
-    ask <<'EOT'
+    session all model=$model <<'EOT'
 h = [bound(n) for n in "ab"]
 h[0].pwrite(b"x", 0)
 close(h[0], 0)
 expect_answers("0 name=%s peer=- sleep=1" % ("a" if minor >= 26 else "-"))
 h[1].flush()
 EOT
-    stop_server
     refute grep 'writes are lost' "$server_err"
   done
 }
@@ -270,8 +257,7 @@ EOT
   [ "$minor" -ge 24 ] || skip "this nbdkit interns no strings"
   for plugin in name all; do
     for model in requests parallel; do
-      start $plugin MCSHIM_FLUSH_THREADS=16 model=$model interns=5000
-      ask <<'EOT'
+      session $plugin MCSHIM_FLUSH_THREADS=16 model=$model interns=5000 <<'EOT'
 h = [conn() for i in range(16)]
 for turn in range(5):
     for c in h:
@@ -280,7 +266,6 @@ for turn in range(5):
 expect(len(answers(["intern"])), 80)
 expect_answers(*sorted("%d intern=1" % i for i in range(16) for turn in range(5)))
 EOT
-      stop_server
     done
   done
   # Without a context they are in one list: flushes run one after the other.
@@ -292,26 +277,22 @@ EOT
   for plugin in peer all; do
     : > "$server_err"
     rm -f a b
-    start $plugin strict=1
-    ask <<'EOT'
+    session $plugin strict=1 <<'EOT'
 h = [bound(n) for n in "ab"]
 for turn in range(2):
     h[0].pwrite(b"x", 0)
     fails(errno.EIO, h[1].flush)
 EOT
-    stop_server
     run -0 sed -n 's/^mcshim: warning: a flush .*, and the context plugin uses \([a-z_]*\), which .*/\1/p' "$server_err"
     assert_equal "$output" nbdkit_peer_name
   done
 }
 
 @test "a function that may fail is not named before a flush has failed" {
-  start peer
-  ask <<'EOT'
+  session peer <<'EOT'
 h = [bound(n) for n in "ab"]
 h[0].pwrite(b"x", 0)
 h[1].flush()
 EOT
-  stop_server
   refute grep 'warning: ' "$server_err"
 }

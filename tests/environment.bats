@@ -94,14 +94,12 @@ ctypes.CDLL(None).execve(
 @test "the sh plugin's scripts" {
   disk
   sed -i '2i echo "$1 ${LD_PRELOAD-unset}" >> calls' script
-  PRELOAD_AFTER=$a serve sh ./script
-  client <<'EOT'
+  PRELOAD_AFTER=$a session sh ./script <<'EOT'
 h = conn()
 h.pread(512, 0)
 h.pwrite(b"next", 0)
 h.flush()
 EOT
-  stop_server
   for method in load open get_size pread pwrite flush; do
     has "^$method " calls
   done

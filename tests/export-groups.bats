@@ -9,16 +9,14 @@ load common
 # The columns: MCSHIM_EXPORTNAME, the level, the handles that a flush goes to.
 @test "a flush on b, after writes on a and b" {
   while IFS='|' read -r exportname level wanted; do
-    serve MCSHIM_EXPORTNAME="$exportname" MCSHIM_TRACK_DIRTY="$level" \
-      "$wbcache" log="$log"
-    client <<EOT
+    session MCSHIM_EXPORTNAME="$exportname" MCSHIM_TRACK_DIRTY="$level" \
+      "$wbcache" log="$log" <<EOT
 h = [conn("a"), conn("b"), conn("a"), conn("b")]
 h[0].pwrite(b"a", 0)
 h[1].pwrite(b"b", 512)
 h[3].flush()
 expect(" ".join(sorted(flushes())), "$wanted")
 EOT
-    stop_server
   done <<'END'
 false|connection|0 1
 |connection|0 1
@@ -33,9 +31,8 @@ END
   local mode level
   for mode in plugin disable unsafe; do
     for level in connection fast; do
-      serve MCSHIM_MODE=$mode MCSHIM_TRACK_DIRTY=$level \
-        "$wbcache" multiconn=1 log="$log"
-      client <<'EOT'
+      session MCSHIM_MODE=$mode MCSHIM_TRACK_DIRTY=$level \
+        "$wbcache" multiconn=1 log="$log" <<'EOT'
 h = [conn("x"), conn("y"), conn("z")]
 h[0].pwrite(b"x", 0)
 h[1].pwrite(b"y", 512)
@@ -43,7 +40,6 @@ for i in 0, 1, 2, 1, 0:
     h[i].flush()
 expect(flushes(), ["0", "1"])
 EOT
-      stop_server
     done
   done
 }
@@ -55,22 +51,19 @@ EOT
   under_shim nbdkit --dump-plugin file | grep -qx has_list_exports=1 ||
     skip "this file plugin serves no directory"
   test_wrapper="strace -f -qq -y -o trace -e trace=fsync,fdatasync $test_wrapper" \
-    serve file dir="$PWD/files"
-  client <<'EOT'
+    session file dir="$PWD/files" <<'EOT'
 h = [conn("x"), conn("y")]
 for c in h:
     c.pwrite(b"new", 0)
 for c in h:
     c.flush()
 EOT
-  stop_server
   has 'sync([0-9]*<.*/files/x>' trace
   has 'sync([0-9]*<.*/files/y>' trace
 }
 
 @test "true: a group outlives its connections, not the other way round" {
-  serve MCSHIM_EXPORTNAME=true "$wbcache" log="$log"
-  client <<'EOT'
+  session MCSHIM_EXPORTNAME=true "$wbcache" log="$log" <<'EOT'
 for i in range(3):
     a, b = conn("a"), conn("b")
     a.pread(4, 0)
@@ -80,5 +73,4 @@ for i in range(3):
     close(a, i * 2)
     close(b, i * 2 + 1)
 EOT
-  stop_server
 }

@@ -18,16 +18,14 @@ above ()
   local flag
   flag=$(client <<<'print(conn().can_multi_conn())')
   stop_server
-  serve --filter="$filter" "$wbcache" summary="$summary" \
-    fua=emulate "$@"
-  client <<EOT
+  session --filter="$filter" "$wbcache" summary="$summary" \
+    fua=emulate "$@" <<EOT
 h = [conn() for i in range(4)]
 expect([c.can_multi_conn() for c in h], [$flag] * 4)
 all_see(h)
 h[0].pwrite(b"x" * 4096, 8192, nbd.CMD_FLAG_FUA)
 expect([bytes(c.pread(4096, 8192)) for c in h], [b"x" * 4096] * 4)
 EOT
-  stop_server
   none overlaps after_close
 }
 
@@ -43,21 +41,19 @@ EOT
     local words=$1
     shift
     : > "$server_err"
-    serve --filter=blocksize "$wbcache" "$@"
-    client <<<"conn()"
-    stop_server
+    session --filter=blocksize "$wbcache" "$@" <<<"conn()"
     has ": wbcache: $words; " "$server_err"
   }
   settles_on "disable: a filter rewrites whole blocks, start with -r" minblock=1024
   settles_on emulate -r minblock=1024
   settles_on emulate minblock=1
   settles_on emulate MCSHIM_MODE=emulate minblock=1024
-  serve --filter=blocksize "$wbcache" minblock=1024
-  client <<<"expect(conn().can_multi_conn(), False)"
+  session --filter=blocksize "$wbcache" minblock=1024 \
+    <<<"expect(conn().can_multi_conn(), False)"
 }
 @test "fua, none" {
-  serve --filter=fua "$wbcache" fua=emulate
-  client <<<'expect(conn().can_fua(), False)'
+  session --filter=fua "$wbcache" fua=emulate \
+    <<<'expect(conn().can_fua(), False)'
 }
 @test "fua, emulate" { above fua fuamode=emulate; }
 @test "fua, native" { above fua fuamode=native fua=native; }
@@ -72,8 +68,7 @@ EOT
 @test "log" { above log logfile="$BATS_TEST_TMPDIR/filter-log"; }
 
 @test "fua, force: each write is a flush of what is dirty, no more" {
-  serve --filter=fua "$wbcache" fuamode=force fua=native log="$log"
-  client <<'EOT'
+  session --filter=fua "$wbcache" fuamode=force fua=native log="$log" <<'EOT'
 h = [conn() for i in range(3)]
 h[0].pread(512, 0)
 h[1].pwrite(b"next", 0)
@@ -83,9 +78,8 @@ EOT
 }
 
 @test "retry: a handle that is opened anew keeps what was written" {
-  serve --filter=retry "$wbcache" retries=2 retry-delay=1 \
-    control="$control" log="$log" summary="$summary"
-  client <<'EOT'
+  session --filter=retry "$wbcache" retries=2 retry-delay=1 \
+    control="$control" log="$log" summary="$summary" <<'EOT'
 a, b = conn(), conn()
 a.pwrite(b"kept", 0)
 control("fail-read-once 0 EIO")
@@ -97,7 +91,6 @@ a.pwrite(b"more", 0)
 b.flush()
 expect(bytes(b.pread(4, 0)), b"more")
 EOT
-  stop_server
   none dirty_dropped_at_close after_close
 }
 
@@ -106,8 +99,7 @@ EOT
   has_filter multi-conn
   local parameter
   for parameter in multi-conn-track-dirty={conn,off}; do
-    serve --filter=multi-conn "$wbcache" log="$log" "$parameter"
-    client <<<'expect(count_flushes(), 4)'
-    stop_server
+    session --filter=multi-conn "$wbcache" log="$log" "$parameter" \
+      <<<'expect(count_flushes(), 4)'
   done
 }

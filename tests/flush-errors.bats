@@ -15,8 +15,7 @@ start ()
 
 @test "on one of several connections" {
   for threads in 1 4; do
-    start MCSHIM_FLUSH_THREADS=$threads
-    client <<'EOT'
+    session MCSHIM_FLUSH_THREADS=$threads <<'EOT'
 h = [conn() for i in range(5)]
 for i in range(4):
     h[i].pwrite(b"%d" % i, i * 512)
@@ -38,13 +37,11 @@ expect(seen(), [b"0", b"1", b"2", b"3"])
 h[4].flush()
 expect(flushes().count("1"), 4)
 EOT
-    stop_server
   done
 }
 
 @test "after a FUA write, the write has the error" {
-  start MCSHIM_MODE=emulate
-  client <<'EOT'
+  session MCSHIM_MODE=emulate <<'EOT'
 h = [conn() for i in range(2)]
 h[0].pwrite(b"0", 0)
 control("fail-flush 0 ENOSPC")

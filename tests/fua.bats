@@ -59,8 +59,7 @@ EOT
 }
 
 @test "emulate: zero and trim with FUA are replicated" {
-  start MCSHIM_MODE=emulate fua=native
-  client <<'EOT'
+  session MCSHIM_MODE=emulate fua=native <<'EOT'
 h = [conn() for i in range(2)]
 expect(bytes(h[1].pread(4, 0)), b"Init")
 h[0].zero(4, 0, nbd.CMD_FLAG_FUA)
@@ -72,10 +71,8 @@ EOT
 
 @test "a plugin without FUA has none under the shim, in any mode" {
   for mode in auto emulate plugin disable unsafe; do
-    start MCSHIM_MODE=$mode fua=none
-    client <<'EOT'
+    session MCSHIM_MODE=$mode fua=none <<'EOT'
 expect(conn().can_fua(), False)
 EOT
-    stop_server
   done
 }

@@ -74,8 +74,7 @@ ask () { client < <(echo "$more"; cat); }
 # Which handle ###############################################################
 
 @test "one request at a time needs one handle; then each range has its own" {
-  start
-  ask <<'EOT'
+  session <<'EOT'
 h = conn()
 for i in range(8):
     h.pwrite(letters(4096), stripe(i))
@@ -95,12 +94,10 @@ for i in range(8):
     h.pread(4096, stripe(i))
 expect(handles("read"), [0, 1, 2, 3] * 2)
 EOT
-  ends_well
 }
 
 @test "one handle, if not told otherwise: one request at a time, and no more opens" {
-  start MCSHIM_HANDLES=
-  ask <<'EOT'
+  session MCSHIM_HANDLES= <<'EOT'
 h = conn()
 control("block-read @0")
 first = read(h, 0)
@@ -112,13 +109,11 @@ finish(h, first)
 finish(h, second)
 expect(handles("open"), [0])
 EOT
-  ends_well
   counted handles_most_at_once 1
 }
 
 @test "requests on other handles go on beside one that hangs, in every direction" {
-  start
-  ask <<'EOT'
+  session <<'EOT'
 h = conn()
 opened(h)
 forget()
@@ -134,12 +129,10 @@ control()
 for cookie in hung + [waits]:
     finish(h, cookie)
 EOT
-  ends_well
 }
 
 @test "a request that crosses is cut, and each handle has its part" {
-  start
-  ask <<'EOT'
+  session <<'EOT'
 h = conn()
 opened(h)
 forget()
@@ -161,13 +154,11 @@ expect(bytes(h.pread(12048, 0)), new)
 h.flush()
 expect(bytes(conn().pread(12048, 0)), new)
 EOT
-  ends_well
 }
 
 @test "extents are asked once, of a handle that sees what the others hold" {
   for mapcache in 0 1; do
-    start mapcache=$mapcache
-    ask <<'EOT'
+    session mapcache=$mapcache <<'EOT'
 h = conn()
 opened(h)
 
@@ -193,15 +184,13 @@ expect(extents(512 << 10, stripe(4)), [(512 << 10, hole)])
 expect(len(handles("extents")), 1)
 expect(handles("flush"), [])
 EOT
-    ends_well
   done
 }
 
 # Connections that only read #################################################
 
 @test "only reading: any idle handle, and a wait when all are busy" {
-  start -r
-  ask <<'EOT'
+  session -r <<'EOT'
 h = conn()
 for i in range(6):
     h.pread(4096, stripe(i))
@@ -226,12 +215,10 @@ control()
 for cookie in hung:
     finish(h, cookie)
 EOT
-  ends_well
 }
 
 @test "only reading: a request that crosses ranges is one call, a longer one is cut" {
-  start -r
-  ask <<'EOT'
+  session -r <<'EOT'
 h = conn()
 opened(h)
 forget()
@@ -244,7 +231,6 @@ h.cache(10 * 4096, 100)         # Perhaps that is faster.
 h.cache(10 * 4096, 100)
 expect([len(handles(p)) for p in ("read", "cache", "extents")], [3, 13, 1])
 EOT
-  ends_well
 }
 
 @test "only reading, since the plugin says so" {
@@ -259,8 +245,7 @@ EOT
 
 @test "the pieces of a request run at the same time, one on each handle" {
   for options in "" -r; do
-    start $options
-    ask <<'EOT'
+    session $options <<'EOT'
 h = conn()
 opened(h)
 forget()
@@ -281,15 +266,13 @@ if not h.is_read_only():
     finish(h, cookie)
     expect(bytes(h.pread(6 * 4096, 100)), letters(6 * 4096))
 EOT
-    ends_well
   done
 }
 
 # A handle then tells what others have served.  While not all are in use, pieces
 # are longer.
 @test "a long read where all is flushed is one call or pieces: what is faster" {
-  start
-  ask <<'EOT'
+  session <<'EOT'
 for nr, pieces, fails in (4, 6, ()), (2, 3, ("fail-open 6 EIO",)):
     h = conn()
     opened(h, *fails)
@@ -308,13 +291,11 @@ for nr, pieces, fails in (4, 6, ()), (2, 3, ("fail-open 6 EIO",)):
         calls.add(len(handles("read")))
     expect(calls, {1, pieces})
 EOT
-  ends_well
 }
 
 @test "of the pieces that fail the first one in order tells why" {
   for options in "" -r; do
-    start strayerror=1 $options
-    ask <<'EOT'
+    session strayerror=1 $options <<'EOT'
 h = conn()
 opened(h)
 forget()
@@ -329,15 +310,13 @@ fails(errno.EPERM, finish, h, cookie)
 control()
 h.pread(6 * 4096, 0)
 EOT
-    ends_well
   done
 }
 
 # Or, if it only reads, in one call.
 @test "one after the other, where no other thread may call the plugin" {
   for options in "" -r; do
-    start MCSHIM_FLUSH_THREADS=1 $options
-    ask <<'EOT'
+    session MCSHIM_FLUSH_THREADS=1 $options <<'EOT'
 h = conn()
 for i in range(3):              # The thread of a request opens one.
     opened(h)
@@ -361,13 +340,11 @@ if not h.is_read_only():
     expect(bytes(h.pread(5 * 4096, 0)), letters(5 * 4096))
     expect(handles("read"), [0, 1, 2, 3, 0])
 EOT
-    ends_well
   done
 }
 
 @test "the client is killed while pieces run" {
-  start
-  ask <<'EOT'
+  session <<'EOT'
 r, w = os.pipe()
 pid = os.fork()
 if pid == 0:
@@ -388,7 +365,6 @@ wait_log("0 close")
 expect(sorted(handles("close")), [0, 1, 2, 3])
 expect(bytes(conn().pread(8 * 4096, 0)), letters(8 * 4096))
 EOT
-  ends_well
   none dirty_dropped_at_close
 }
 
@@ -431,8 +407,7 @@ EOT
 
 @test "a flush, a FUA write: what another connection sees" {
   for fua in none emulate native; do
-    start MCSHIM_MODE=emulate fua=$fua
-    ask <<'EOT'
+    session MCSHIM_MODE=emulate fua=$fua <<'EOT'
 a, b = conn(), conn()
 opened(a)
 opened(b)
@@ -446,7 +421,6 @@ if a.can_fua():
     a.zero(5000, 4000, nbd.CMD_FLAG_FUA)
     expect(bytes(b.pread(5000, 4000)), bytes(5000))
 EOT
-    ends_well
   done
 }
 
@@ -455,15 +429,13 @@ EOT
   local mode fua
   while IFS='|' read -r mode fua flushed; do
     export flushed
-    start MCSHIM_MODE="$mode" fua="$fua"
-    ask <<'EOT'
+    session MCSHIM_MODE="$mode" fua="$fua" <<'EOT'
 a, b = conn(), conn()
 opened(a)
 a.pwrite(letters(10000), 100, nbd.CMD_FLAG_FUA)
 expect(str(sorted(handles("flush"))), os.environ["flushed"])
 expect(bytes(b.pread(10000, 100)), letters(10000))
 EOT
-    ends_well
   done <<'END'
 plugin|native|[]
 disable|emulate|[0, 2, 3]
@@ -535,8 +507,7 @@ EOT
 # long_zero [MCSHIM_X=VALUE...] [PARAMETER...]
 long_zero ()
 {
-  start "$@"
-  ask <<'EOT'
+  session "$@" <<'EOT'
 h, other = conn(), conn()
 other.pread(64, stripe(3))
 opened(h)
@@ -558,7 +529,6 @@ for what, request in (("zero", h.zero), ("trim", h.trim)):
     expect(bytes(h.pread(40 * 4096, 0)), new)
     expect(bytes(conn().pread(40 * 4096, 0)), new)
 EOT
-  ends_well
 }
 
 @test "a long zero or trim is one call, and in order" {
@@ -573,8 +543,7 @@ EOT
 }
 
 @test "a long zero fails with the flush before it, the next request with that after it" {
-  start
-  ask <<'EOT'
+  session <<'EOT'
 h = filled()
 control("fail-flush-once 1 ENOSPC")
 fails(errno.ENOSPC, h.zero, 20 * 4096, 0)
@@ -592,12 +561,10 @@ control()
 h.flush()
 expect(bytes(h.pread(20 * 4096, 0)), bytes(20 * 4096))
 EOT
-  ends_well
 }
 
 @test "a long zero does not fail for another connection's flush" {
-  start
-  ask <<'EOT'
+  session <<'EOT'
 h = filled()
 other = conn()
 other.pwrite(b"held", stripe(30))
@@ -609,18 +576,15 @@ control()
 h.flush()
 expect(bytes(h.pread(4, stripe(30))), b"held")
 EOT
-  ends_well
 }
 
 @test "a long zero that fails is flushed all the same, and its own error told" {
-  start
-  ask <<'EOT'
+  session <<'EOT'
 h = filled()
 control("fail-zero-once 0 ENOSPC")
 fails(errno.ENOSPC, h.zero, 20 * 4096, 0)
 expect(bytes(h.pread(3, 0)), b"old")
 EOT
-  ends_well
 }
 
 @test "without a flush a long zero is in pieces" {
@@ -645,8 +609,7 @@ EOT
 # Errors #####################################################################
 
 @test "a part that fails fails the request, and the others are done" {
-  start
-  ask <<'EOT'
+  session <<'EOT'
 h = conn()
 opened(h)
 for point, request in (("write", lambda: h.pwrite(letters(16384), 0)),
@@ -661,12 +624,10 @@ for point, request in (("write", lambda: h.pwrite(letters(16384), 0)),
     control()
     request()
 EOT
-  ends_well
 }
 
 @test "a part that fails has its own error, not what another has left" {
-  start strayerror=1
-  ask <<'EOT'
+  session strayerror=1 <<'EOT'
 h = conn()
 opened(h)
 control("fail-write 0 ENOSPC", "fail-write 1 ENOSPC")
@@ -677,7 +638,6 @@ control("fail-write 3 ENOSPC", "fail-extents 2 ENOSPC")
 fails(errno.ENOSPC, h.pwrite, letters(8192), stripe(2))
 fails(errno.ENOSPC, h.block_status, 512, stripe(2), lambda *a: None)
 EOT
-  ends_well
 }
 
 @test "a block_size that fails is for the client that asks" {
@@ -696,8 +656,7 @@ EOT
 
 @test "close flushes and closes all of them" {
   for mode in emulate plugin disable unsafe; do
-    start MCSHIM_MODE=$mode
-    ask <<'EOT'
+    session MCSHIM_MODE=$mode <<'EOT'
 h, other = conn(), conn()
 opened(h)
 for i in range(4):
@@ -708,15 +667,13 @@ expect(sorted(handles("close")), [0, 2, 3, 4])
 expect([bytes(other.pread(3, stripe(i))) for i in range(4)], [b"new"] * 4)
 close(other, 1)
 EOT
-    ends_well
     none dirty_dropped_at_close
   done
 }
 
 @test "a flush at close that fails is said, and the next one fails once" {
   for mode in emulate disable; do
-    start MCSHIM_MODE=$mode
-    ask <<'EOT'
+    session MCSHIM_MODE=$mode <<'EOT'
 h = conn()
 opened(h)
 for i in range(3):
@@ -728,15 +685,13 @@ h = conn()
 fails(errno.ENOSPC, h.flush)
 h.flush()
 EOT
-    ends_well
     has 'the flush of a closing connection failed, its last writes are lost: No space' "$server_err"
     : > "$server_err"
   done
 }
 
 @test "the server ends with handles open and requests inside" {
-  start
-  ask <<'EOT'
+  session <<'EOT'
 h = [conn() for i in range(3)]
 for c in h:
     c.pwrite(letters(20000), 0)
@@ -746,7 +701,6 @@ wait_log("0 read")
 os.kill(int(os.environ["server_pid"]), signal.SIGTERM)
 control()
 EOT
-  ends_well
 }
 
 # Handles that can't be opened ###############################################
@@ -757,8 +711,7 @@ gave_up () { has "mcshim: a connection goes on with $1 of up to 4 handles: $2" "
 @test "a handle that can't be opened is given up, and that is said once" {
   for model in requests parallel; do
     : > "$server_err"
-    start model=$model
-    ask <<'EOT'
+    session model=$model <<'EOT'
 h = conn()
 opened(h, "fail-open 2 EIO")
 h.pwrite(letters(10 * 4096), 0)
@@ -768,7 +721,6 @@ h.flush()
 expect(sorted(handles("flush")), [0, 1])
 expect(bytes(conn().pread(10 * 4096, 0)), letters(10 * 4096))
 EOT
-    ends_well
     counted handle_opens_failed_total 1
     gave_up 2 "another could not be opened"
     assert_equal "$(grep -c 'mcshim:' "$server_err")" 1
@@ -777,8 +729,7 @@ EOT
 
 @test "nor is the error of an open the error of a request" {
   # No other thread opens it.
-  start MCSHIM_FLUSH_THREADS=1
-  ask <<'EOT'
+  session MCSHIM_FLUSH_THREADS=1 <<'EOT'
 h = conn()
 control("block-read @0", "fail-open 1 ENOSPC", "fail-write 0")
 first = read(h, 0)
@@ -790,12 +741,10 @@ control("fail-write 0")
 finish(h, first)
 fails(errno.EIO, finish, h, second)
 EOT
-  ends_well
 }
 
 @test "a handle of another size is closed, and given up" {
-  start smaller=2
-  ask <<'EOT'
+  session smaller=2 <<'EOT'
 h = conn()
 opened(h)
 h.pwrite(letters(10 * 4096), 0)
@@ -804,7 +753,6 @@ expect(handles("close"), [2])
 expect(bytes(h.pread(10 * 4096, 0)), letters(10 * 4096))
 h.flush()
 EOT
-  ends_well
   gave_up 2 "get_size is 1048064, but 1048576 for the first one"
 }
 
@@ -819,8 +767,7 @@ EOT
 }
 
 @test "beside an open that hangs requests use the handles that are there" {
-  start
-  ask <<'EOT'
+  session <<'EOT'
 h = conn()
 h.pread(3, 0)
 control("block-open 3")
@@ -837,14 +784,12 @@ for i in range(4):
     h.pread(4096, stripe(i))
 expect(handles("read"), [0, 1, 2, 3])
 EOT
-  ends_well
 }
 
 @test "a read that fails with a further handle is tried on the first one" {
   for model in requests parallel; do
     : > "$server_err"
-    start -r model=$model
-    ask <<'EOT'
+    session -r model=$model <<'EOT'
 h = conn()
 opened(h)
 forget()
@@ -865,7 +810,6 @@ expect([handles("read").count(i) <= 1 for i in range(1, 3)], [True] * 2)
 control("fail-read * EPERM")
 fails(errno.EPERM, h.pread, 4096, 0)
 EOT
-    ends_well
     gave_up 3 "a read failed with one, and not with the first"
     counted reads_total 9       # as many as the client has asked for
     assert_equal "$(grep -c 'mcshim: a conn' "$server_err")" 1
@@ -876,23 +820,19 @@ EOT
 
 @test "a plugin that serializes all requests has one handle, and -v says so" {
   for model in all connections; do
-    start -v model=$model
-    ask <<'EOT'
+    session -v model=$model <<'EOT'
 h = conn()
 h.pwrite(letters(20000), 0)
 expect(bytes(h.pread(20000, 0)), letters(20000))
 expect(handles("open"), [0])
 EOT
-    ends_well
     has 'debug: mcshim: handles of a connection: 1: MCSHIM_HANDLES has no effect' "$server_err"
     : > "$server_err"
   done
 }
 
 @test "-v: how many there are" {
-  start -v
-  ask <<<'h = conn(); h.pread(9000, 0); settle()'
-  ends_well
+  session -v <<<'h = conn(); h.pread(9000, 0); settle()'
   has 'debug: mcshim: handles of a connection: 4$' "$server_err"
   assert_equal "$(grep -c 'mcshim: the connection has opened another handle' "$server_err")" 3
 }
@@ -909,8 +849,7 @@ EOT
 
 @test "the statistics" {
   export stats
-  start
-  ask <<'EOT'
+  session <<'EOT'
 h = [conn(), conn()]
 for c in h:
     opened(c)
@@ -925,7 +864,6 @@ for line in ("mcshim_connections 1\n", "mcshim_handles 4\n"):
 # A server that ends may leave a connection open.
 close(h[1], 1)
 EOT
-  ends_well
   counted connections 0 connections_opened_total 2 connections_most_at_once 2 \
     handles 0 handles_most_at_once 8 handle_opens_failed_total 0 \
     writes_total 2 reads_total 5 pieces_total 9

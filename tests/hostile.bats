@@ -11,8 +11,7 @@ load common
 flood ()
 {
   [ -z "$test_wrapper$test_preload" ] || skip "a checker has its own threads"
-  serve MCSHIM_FLUSH_THREADS=8 "$@" --log=null
-  client <<'EOT'
+  session MCSHIM_FLUSH_THREADS=8 "$@" --log=null <<'EOT'
 import socket
 
 def running():
@@ -68,7 +67,6 @@ expect(served.is_alive(), False)
 # flush may stay.
 wait_for("threads to end", lambda: running() <= idle + 7)
 EOT
-  stop_server
 }
 
 @test "a plugin whose flush takes its time" {

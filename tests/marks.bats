@@ -10,8 +10,7 @@ load common
 # nothing, goes to these two, and h0 then sees what h1 wrote.
 pair ()
 {
-  serve "$wbcache" size=64K initial="Initial contents" log="$log"
-  client <<EOT
+  session "$wbcache" size=64K initial="Initial contents" log="$log" <<EOT
 h = [conn() for i in range(3)]
 def see():
     kinds = []
@@ -38,8 +37,7 @@ zeroed='(bytes(4), nbd.STATE_ZERO)'
 }
 
 @test "a request that fails counts all the same" {
-  serve "$wbcache" log="$log" control="$control"
-  client <<'EOT'
+  session "$wbcache" log="$log" control="$control" <<'EOT'
 h = [conn() for i in range(5)]
 control("fail-write 0 EIO", "fail-zero 1 ENOSPC", "fail-trim 2 EIO",
         "fail-read 3 EIO")

@@ -7,14 +7,12 @@
 load common
 
 @test "without -v: what mode it is, at the start, and no more" {
-  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
-  client <<'EOT'
+  session MCSHIM_STATS_FILE="$stats" "$wbcache" <<'EOT'
 h = [conn() for i in range(2)]
 h[0].pwrite(b"a" * 512, 0)
 h[1].pread(512, 0)
 h[1].flush()
 EOT
-  stop_server
   normal "$server_err"
   assert_equal "$(tail -n 1 "$server_err" | sed 's/[0-9.]*:/N:/')" \
     "mcshim N: wbcache: emulate; dirty level connection, handles 1"
@@ -111,15 +109,13 @@ while True: print(s.recv(4096).decode(), flush=True)" > syslog 2>&1 &
 }
 
 @test "-v: the plugin, each connection, each replicated flush" {
-  serve MCSHIM_EXPORTNAME=true -v "$wbcache" model=requests
-  client <<'EOT'
+  session MCSHIM_EXPORTNAME=true -v "$wbcache" model=requests <<'EOT'
 h = [conn("a"), conn("a"), conn("b")]
 h[0].pwrite(b"a" * 512, 0)
 h[1].pread(512, 0)
 h[1].flush()
 h[2].flush()
 EOT
-  stop_server
   grep 'mcshim' "$server_err"
   has 'debug: mcshim [0-9.]*: plugin wbcache: API version 2, serialize_requests, mode auto, level connection$' "$server_err"
   assert_equal "$(grep -c 'debug: mcshim: connection: group "a", mode emulate$' "$server_err")" 2
@@ -130,9 +126,7 @@ EOT
 
 @test "the multi-conn filter beside us is said once, and another is not" {
   has_filter multi-conn
-  serve --filter=multi-conn "$wbcache"
-  client <<<'h = [conn() for i in range(2)]'
-  stop_server
+  session --filter=multi-conn "$wbcache" <<<'h = [conn() for i in range(2)]'
   assert_equal "$(grep -c 'mcshim: warning: the multi-conn filter is loaded' "$server_err")" 1
   : > "$server_err"
   serve --filter=noextents "$wbcache"

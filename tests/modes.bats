@@ -53,9 +53,8 @@ END
 }
 
 @test "the thread model is asked for once, however many connections" {
-  serve "$wbcache" model=requests log="$log"
-  client <<<'h = [conn() for i in range(3)]'
-  stop_server
+  session "$wbcache" model=requests log="$log" \
+    <<<'h = [conn() for i in range(3)]'
   # Servers before 1.14 do not ask.
   [ "$(grep -c 'thread_model$' "$log")" -le 1 ]
 }
@@ -136,11 +135,10 @@ said_alone ()
 }
 
 @test "auto: a filter may open the plugin read-only: not said before it is known" {
-  ODD=noflush serve MCSHIM_MODE=auto --filter=cow "$plugins/odd.so" log="$log"
-  client <<'EOT'
+  ODD=noflush session MCSHIM_MODE=auto --filter=cow "$plugins/odd.so" log="$log" \
+    <<'EOT'
 conn().pwrite(b"next", 0)
 EOT
-  stop_server
   said 1 "plugin: read-only, nothing to flush"
   lacks "$no_flush_said" "$server_err"
   : > "$server_err"
@@ -154,19 +152,16 @@ EOT
 # One kind of group: what joins while a flush of another is passed on could not
 # be flushed with it.
 @test "auto: without multi-conn after one that has it: no flag" {
-  serve "$wbcache" multiconn=1 differs=1
-  client <<'EOT'
+  session "$wbcache" multiconn=1 differs=1 <<'EOT'
 h = [conn(), conn()]
 expect([c.can_multi_conn() for c in h], [True, False])
 EOT
-  stop_server
   said 1 "plugin: it has multi-conn"
   said 1 "disable: it has no multi-conn, the first one has"
 }
 
 @test "auto: with multi-conn after one that has it not: both are replicated" {
-  serve "$wbcache" multiconn=0 differs=1 log="$log"
-  client <<'EOT'
+  session "$wbcache" multiconn=0 differs=1 log="$log" <<'EOT'
 h = [conn(), conn()]
 expect([c.can_multi_conn() for c in h], [True] * 2)
 for new in b"one", b"two":
@@ -176,7 +171,6 @@ for new in b"one", b"two":
     h.reverse()
     expect([bytes(c.pread(3, 0)) for c in h], [new] * 2)
 EOT
-  stop_server
   said 1 "emulate"
   said 1 "emulate: it has multi-conn, the first one has not"
 }
@@ -187,12 +181,10 @@ apart ()
 {
   local option
   for option in "" -r; do
-    serve MCSHIM_MODE=auto $option "$@"
-    client <<<'expect(conn().can_multi_conn(), False)'
-    stop_server
-    serve MCSHIM_MODE=unsafe $option "$@"
-    client <<<'expect(conn().can_multi_conn(), True)'
-    stop_server
+    session MCSHIM_MODE=auto $option "$@" \
+      <<<'expect(conn().can_multi_conn(), False)'
+    session MCSHIM_MODE=unsafe $option "$@" \
+      <<<'expect(conn().can_multi_conn(), True)'
   done
   normal <(grep -v MCSHIM_MODE=unsafe "$server_err")
   said 2 "disable: its connections do not share their data"
@@ -215,8 +207,8 @@ apart ()
   for mode in time uptime conntime address; do
     apart info mode=$mode
   done
-  serve MCSHIM_MODE=auto info mode=exportname
-  client <<<'expect(conn("name").can_multi_conn(), True)'
+  session MCSHIM_MODE=auto info mode=exportname \
+    <<<'expect(conn("name").can_multi_conn(), True)'
 }
 
 @test "emulate: no flush: refused, with a mode that does connect" {
@@ -227,8 +219,8 @@ apart ()
   stop_server
   local mode
   mode=$(sed -n 's/.*MCSHIM_MODE=\([a-z]*\).*/\1/p' "$server_err" | head -1)
-  ODD=noflush serve MCSHIM_MODE="$mode" "$plugins/odd.so"
-  client <<<'conn().pwrite(b"next", 0)'
+  ODD=noflush session MCSHIM_MODE="$mode" "$plugins/odd.so" \
+    <<<'conn().pwrite(b"next", 0)'
 }
 
 @test "auto: nobody can write, and no flush: the flag, and no replication" {

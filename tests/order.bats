@@ -16,8 +16,7 @@ start ()
 # rewrite VARIABLE... OPTION...: two connections rewrite places in turn, in every way.
 rewrite ()
 {
-  start "$@"
-  client <<'EOT'
+  session "$@" <<'EOT'
 h = [conn() for i in range(4)]
 a, b, c, reader = h
 size = 4096
@@ -89,7 +88,6 @@ wait_for("both to close", lambda: sum(l.endswith(" close\n") for l in open(log))
 b.flush()
 expect(bytes(reader.pread(size, 0)), w)
 EOT
-  stop_server
   none overlaps after_close
 }
 
@@ -114,8 +112,7 @@ EOT
 # each after the reply to the others, and as many at the same time.
 neighbours ()
 {
-  start "$@" size=256k
-  client <<'EOT'
+  session "$@" size=256k <<'EOT'
 h = [conn() for i in range(4)]
 for together in (False, True):
     expected = bytearray()
@@ -135,7 +132,6 @@ for together in (False, True):
     expect([bytes(x.pread(len(expected), 0)) for x in h],
            [bytes(expected)] * 4)
 EOT
-  stop_server
 }
 
 @test "whole blocks are written back, 4 KiB" { neighbours together=8; }
@@ -152,8 +148,7 @@ EOT
 }
 
 @test "if the other's flush fails, so does the write, and the next one tries again" {
-  start
-  client <<'EOT'
+  session <<'EOT'
 h = [conn() for i in range(3)]
 h[0].pwrite(b"a" * 512, 0)
 control("fail-flush-once 0 ENOSPC")
@@ -164,12 +159,10 @@ h[1].pwrite(b"b" * 512, 0)
 h[2].flush()
 expect(bytes(h[2].pread(1, 0)), b"b")
 EOT
-  stop_server
 }
 
 @test "writes that meet nobody cause no flush" {
-  start MCSHIM_STATS_FILE="$stats" size=4M
-  client <<'EOT'
+  session MCSHIM_STATS_FILE="$stats" size=4M <<'EOT'
 h = [conn() for i in range(4)]
 for i in range(64):
     h[i % 4].pwrite(bytes([i]) * 8192, 8192 * i)
@@ -179,6 +172,5 @@ for i in range(64):
     h[(i + 1) % 4].pwrite(bytes([i]) * 8192, 8192 * i)
 expect(len(flushes()), 4)
 EOT
-  stop_server
   has '^mcshim_conflicts_total 0$' "$stats"
 }

@@ -20,9 +20,7 @@ needs_dlsymmer ()
 # C library.
 multi_conn ()
 {
-  serve "$wbcache"
-  client <<<'expect(conn().can_multi_conn(), True)'
-  stop_server
+  session "$wbcache" <<<'expect(conn().can_multi_conn(), True)'
 }
 
 # next_found PROGRAM: the file where next.so's dlsym (RTLD_NEXT) found close.
@@ -76,14 +74,12 @@ next_found ()
   # Such a library asks for the C library's version of dlsym, and so bypasses
   # the shim; all that can be tested is that nothing breaks.
   export DLSYM_LOG=$BATS_TEST_TMPDIR/dlsym.log
-  PRELOAD_BEFORE=$plugins/dlsymmer.so serve "$wbcache"
-  client <<'EOT'
+  PRELOAD_BEFORE=$plugins/dlsymmer.so session "$wbcache" <<'EOT'
 h = conn()
 h.pwrite(b"next", 0)
 h.flush()
 expect(bytes(h.pread(4, 0)), b"next")
 EOT
-  stop_server
   has_line plugin_init "$DLSYM_LOG"
 }
 
@@ -146,8 +142,7 @@ EOT
     no_shim "${foreign}LD_PRELOAD=lib$name" nbdkit --version >plain 2>&1
     if grep -q 'cannot be preloaded' plain; then continue; fi
     tried+=" $name"
-    PRELOAD_AFTER=lib$name serve "$wbcache" control="$control"
-    client <<'EOT'
+    PRELOAD_AFTER=lib$name session "$wbcache" control="$control" <<'EOT'
 h = [conn() for i in range(2)]
 h[0].pread(4, 0)
 h[1].pwrite(b"next", 0)
@@ -157,7 +152,6 @@ control()
 h[0].flush()
 expect(bytes(h[0].pread(4, 0)), b"next")
 EOT
-    stop_server
   done
   [ "$tried" ] || skip "there is no such library"
 }

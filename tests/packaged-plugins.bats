@@ -47,8 +47,7 @@ served ()
   client <<<'expect(conn().can_multi_conn(), False)'
   has 'mcshim.*flush' "$server_err"
   stop_server
-  serve -r split one two
-  client <<'EOT'
+  session -r split one two <<'EOT'
 h = [conn() for i in range(2)]
 expect([c.can_multi_conn() for c in h], [True] * 2)
 expect(bytes(h[1].pread(5, 0)), b"first")

@@ -10,8 +10,7 @@ load common
 # works_across [VARIABLE=VALUE...] PLUGIN: h0 sees h1's write after a flush on h2.
 works_across ()
 {
-  serve MCSHIM_MODE=auto "$@" log="$log"
-  client <<'EOT'
+  session MCSHIM_MODE=auto "$@" log="$log" <<'EOT'
 h = [conn() for i in range(3)]
 expect(h[0].can_multi_conn(), True)
 h[0].pread(4, 0)
@@ -22,7 +21,6 @@ expect(bytes(h[0].pread(4, 0)), b"next")
 for c in h:
     c.shutdown()
 EOT
-  stop_server
 }
 
 @test "API versions 1 and 2" {
@@ -43,8 +41,7 @@ EOT
 }
 
 @test "API version 1: every callback gets the plugin's handle" {
-  serve "$plugins/api1.so" log="$log"
-  client <<'EOT'
+  session "$plugins/api1.so" log="$log" <<'EOT'
 h = [conn() for i in range(3)]
 h[0].pread(512, 0)
 h[1].pwrite(b"a" * 512, 0)
@@ -65,8 +62,7 @@ EOT
 }
 
 @test "NBDKIT_HANDLE_NOT_NEEDED: connections are told apart" {
-  ODD=notneeded serve "$plugins/odd.so" log="$log"
-  client <<'EOT'
+  ODD=notneeded session "$plugins/odd.so" log="$log" <<'EOT'
 h = [conn() for i in range(4)]
 h[0].pread(512, 0)
 h[1].pwrite(b"next", 0)

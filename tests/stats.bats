@@ -13,9 +13,8 @@ has_sample () { has_line "mcshim_$1 $2" "$stats"; }
 alone () { assert_equal "$(ls -A "${stats%/*}")" "${stats##*/}"; }
 
 @test "every counter, in Prometheus' format" {
-  serve MCSHIM_STATS_FILE="$stats" "$wbcache" model=requests log="$log" \
-    control="$control"
-  client <<'EOT'
+  session MCSHIM_STATS_FILE="$stats" "$wbcache" model=requests log="$log" \
+    control="$control" <<'EOT'
 h = [conn() for i in range(3)]
 h[0].flush()                    # Clean: skipped.
 h[0].pread(512, 0)
@@ -32,7 +31,6 @@ h[2].pwrite(b"b" * 512, 0)
 close(h[2], 2)                  # Unflushed: flushed now.
 h[2] = conn()
 EOT
-  stop_server
   has_sample 'info{version="[0-9.]*",plugin="wbcache",mode="auto",level="connection",thread_model="serialize_requests"}' 1
   has_sample 'connections_opened_total{mode="emulate"}' 4
   counted connections_most_at_once 3
@@ -77,8 +75,7 @@ EOT
 }
 
 @test "the file follows the server while it runs, and rests while it does" {
-  serve MCSHIM_STATS_FILE="$stats" "$wbcache"
-  client <<'EOT'
+  session MCSHIM_STATS_FILE="$stats" "$wbcache" <<'EOT'
 path = os.environ["sock"].replace("/sock", "/stats")
 def says(line):
     with open(path) as f:
@@ -93,7 +90,6 @@ expect(os.stat(path).st_mtime_ns, before)
 h.flush()
 wait_for("a flush", lambda: says("client_flush_seconds_count 1"))
 EOT
-  stop_server
   counted running 0
 }
 
@@ -122,9 +118,8 @@ EOT
     MCSHIM_TRACK_DIRTY=conn "$wbcache" model=all
   stop_server
   has_sample 'info{.*,mode="emulate",level="connection",thread_model="serialize_all_requests"}' 1
-  serve MCSHIM_STATS_FILE="$stats" "$wbcache" multiconn=1
-  client <<<'h = [conn() for i in range(2)]'
-  stop_server
+  session MCSHIM_STATS_FILE="$stats" "$wbcache" multiconn=1 \
+    <<<'h = [conn() for i in range(2)]'
   has_sample 'connections_opened_total{mode="plugin: it has multi-conn"}' 2
 }
 
@@ -270,9 +265,8 @@ def get_size(h): return 512
 def pread(h, buf, offset, flags): buf[:] = bytearray(len(buf))
 API_VERSION = 2
 EOT
-  LOCPATH=$PWD serve MCSHIM_STATS_FILE="$stats" -r python plugin.py
-  client <<<'conn().pread(512, 0)'
-  stop_server
+  LOCPATH=$PWD session MCSHIM_STATS_FILE="$stats" -r python plugin.py \
+    <<<'conn().pread(512, 0)'
   refute grep '[0-9],[0-9]' "$stats"
   has_sample uptime_seconds '[0-9]*\.[0-9]\{9\}'
 }

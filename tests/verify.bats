@@ -276,8 +276,7 @@ happens_again ()
   run -1 "$checker" --sequences --seed=5 "$uri"
   grep '^step: ' <<< "$output" > steps
   stop_server
-  serve "$@"
-  client <<'EOT'
+  session "$@" <<'EOT'
 import re
 
 def data(what, count):
@@ -311,7 +310,6 @@ for line in open("steps"):
         expect(what, "a step of these stories")
 expect(last is not None, True)
 EOT
-  stop_server
 }
 
 @test "the story is true: it happens again" {

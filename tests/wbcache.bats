@@ -37,8 +37,7 @@ EOT
 }
 
 @test "a copy at open, also one that is held up" {
-  start opencopy=1
-  client <<'EOT'
+  session opencopy=1 <<'EOT'
 h = [conn() for i in range(2)]
 control("block-open 2")
 opening = Call(conn)
@@ -53,12 +52,10 @@ for c in h[0], opening.join():
     expect(bytes(c.pread(3, 0)), b"new")
 expect(bytes(conn().pread(3, 0)), b"new")
 EOT
-  stop_server
 }
 
 @test "a thread that reads ahead, and a flush that ends what it has" {
-  start readahead=100
-  client <<'EOT'
+  session readahead=100 <<'EOT'
 writer = conn()
 version = 0
 def has_read_ahead():
@@ -75,13 +72,11 @@ def has_read_ahead():
     return True
 wait_for("a block read ahead", has_read_ahead)
 EOT
-  stop_server
 }
 
 @test "a map that is older than the data" {
   for refresh in 0 1; do
-    start mapcache=1 refresh=$refresh
-    client <<'EOT'
+    session mapcache=1 refresh=$refresh <<'EOT'
 def status(h):
     got = []
     h.block_status(512, 0, lambda m, o, e, err: got.extend(e))
@@ -102,7 +97,6 @@ expect(status(h[0]), hole)
 h[0].pwrite(b"x", 0)
 expect(status(h[0]), 0)
 EOT
-    stop_server
   done
 }
 
