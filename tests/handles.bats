@@ -16,6 +16,15 @@ start ()
     summary="$summary" "$@"
 }
 
+# scripted METHOD=CODE...: the same with such a disk () of the eval plugin.
+scripted ()
+{
+  disk thread_model='echo serialize_requests' "$@"
+  serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
+}
+# Its handles are numbers from 1 on.
+count_opens='echo >> opens; wc -l < opens'
+
 ends_well ()
 {
   stop_server
@@ -52,11 +61,17 @@ def opened(h, *lines):
     finish(h, first)
     finish(h, second)
     settle()
+    return h
+
+def ready():
+    """Such a connection; the log begins after it."""
+    h = opened(conn())
+    forget()
+    return h
 
 def filled():
     """A connection that has written to each of four handles."""
-    h = conn()
-    opened(h)
+    h = opened(conn())
     for i in range(4):
         h.pwrite(b"old", stripe(i))
     return h
@@ -114,9 +129,7 @@ EOT
 
 @test "requests on other handles go on beside one that hangs, in every direction" {
   session <<'EOT'
-h = conn()
-opened(h)
-forget()
+h = ready()
 control("block-write @0", "block-read @4096", "block-zero @8192")
 hung = [write(h, 0)]
 wait_log("0 write")
@@ -133,9 +146,7 @@ EOT
 
 @test "a request that crosses is cut, and each handle has its part" {
   session <<'EOT'
-h = conn()
-opened(h)
-forget()
+h = ready()
 h.pwrite(letters(10000), 2048)
 expect(sorted(handles("write")), [0, 1, 2])
 expect(bytes(h.pread(12048, 0)), bytes(2048) + letters(10000))
@@ -159,8 +170,7 @@ EOT
 @test "extents are asked once, of a handle that sees what the others hold" {
   for mapcache in 0 1; do
     session mapcache=$mapcache <<'EOT'
-h = conn()
-opened(h)
+h = opened(conn())
 
 def extents(count, offset, flags=0):
     found = []
@@ -219,9 +229,7 @@ EOT
 
 @test "only reading: a request that crosses ranges is one call, a longer one is cut" {
   session -r <<'EOT'
-h = conn()
-opened(h)
-forget()
+h = ready()
 h.pread(4096, 100)
 h.cache(4096, 100)
 h.block_status(10 * 4096, 100, lambda *args: None)
@@ -234,10 +242,9 @@ EOT
 }
 
 @test "only reading, since the plugin says so" {
-  disk can_write='exit 3' thread_model='echo serialize_requests' \
+  scripted can_write='exit 3' \
     open="echo open >> '$log'; echo h" pread="echo read >> '$log'
       head -c \$3 /dev/zero"
-  serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
   client <<<'h = conn(); h.pread(4096, 100); expect(logged("read"), 1)'
 }
 
@@ -246,9 +253,7 @@ EOT
 @test "the pieces of a request run at the same time, one on each handle" {
   for options in "" -r; do
     session $options <<'EOT'
-h = conn()
-opened(h)
-forget()
+h = ready()
 control("block-read *", "block-write *")
 cookie = read(h, 100, 6 * 4096)
 settle()
@@ -296,9 +301,7 @@ EOT
 @test "of the pieces that fail the first one in order tells why" {
   for options in "" -r; do
     session strayerror=1 $options <<'EOT'
-h = conn()
-opened(h)
-forget()
+h = ready()
 control("block-read @4096", "fail-read @4096 EPERM", "fail-read @8192 ENOSPC")
 cookie = read(h, 0, 5 * 4096)
 settle()
@@ -445,9 +448,8 @@ END
 # It may hold what it has written, and no flush takes it away.
 @test "without a flush, stripes stay with the handle that wrote" {
   disk thread_model='echo serialize_requests' can_flush='exit 3' \
-    open="echo >> '$PWD/opens'; wc -l < '$PWD/opens'" \
+    open="$count_opens" \
     pread="echo \$2 read >> '$log'; head -c \$3 /dev/zero"
-  : > "$log"
   serve MCSHIM_HANDLES=2 MCSHIM_STRIPE=4K eval "${disk[@]}"
   ask <<'EOT'
 h = conn()
@@ -468,14 +470,11 @@ EOT
 # The server calls it all the same.
 @test "a flush that can_flush denies, for a FUA write: its own connection's" {
   local mode
-  disk thread_model='echo serialize_requests' can_flush='exit 3' \
-    can_fua='echo emulate' open="echo >> '$PWD/opens'; wc -l < '$PWD/opens'" \
-    pread="echo \$2 read >> '$log'; head -c \$3 /dev/zero" \
-    flush="echo \$2 flush >> '$log'"
   for mode in auto plugin; do
     rm -f opens
-    : > "$log"
-    serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K MCSHIM_MODE=$mode eval "${disk[@]}"
+    MCSHIM_MODE=$mode scripted can_flush='exit 3' can_fua='echo emulate' open="$count_opens" \
+      pread="echo \$2 read >> '$log'; head -c \$3 /dev/zero" \
+      flush="echo \$2 flush >> '$log'"
     ask <<'EOT'
 h, other = conn(), conn()
 
@@ -490,10 +489,8 @@ EOT
 
   # Where the other connection can be flushed, too.
   disk "can_flush=[ \$2 = 1 ] || exit 3" can_fua='echo emulate' \
-    open="echo >> '$PWD/opens'; wc -l < '$PWD/opens'" \
-    flush="echo \$2 flush >> '$log'"
+    open="$count_opens" flush="echo \$2 flush >> '$log'"
   rm -f opens
-  : > "$log"
   serve eval "${disk[@]}"
   ask <<'EOT'
 other, h = conn(), conn()
@@ -588,10 +585,8 @@ EOT
 }
 
 @test "without a flush a long zero is in pieces" {
-  disk thread_model='echo serialize_requests' can_zero='exit 0' \
-    zero="echo zero >> '$log'" "${no_flush[@]}" \
+  scripted can_zero='exit 0' zero="echo zero >> '$log'" "${no_flush[@]}" \
     pread="echo read >> '$log'; head -c \$3 /dev/zero"
-  serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
   client <<'EOT'
 h = conn()
 
@@ -610,8 +605,7 @@ EOT
 
 @test "a part that fails fails the request, and the others are done" {
   session <<'EOT'
-h = conn()
-opened(h)
+h = opened(conn())
 for point, request in (("write", lambda: h.pwrite(letters(16384), 0)),
                        ("read", lambda: h.pread(16384, 0)),
                        ("zero", lambda: h.zero(16384, 0)),
@@ -628,8 +622,7 @@ EOT
 
 @test "a part that fails has its own error, not what another has left" {
   session strayerror=1 <<'EOT'
-h = conn()
-opened(h)
+h = opened(conn())
 control("fail-write 0 ENOSPC", "fail-write 1 ENOSPC")
 fails(errno.ENOSPC, h.pwrite, b"x", 0)
 fails(errno.ENOSPC, h.pwrite, b"x", stripe(1))
@@ -674,8 +667,7 @@ EOT
 @test "a flush at close that fails is said, and the next one fails once" {
   for mode in emulate disable; do
     session MCSHIM_MODE=$mode <<'EOT'
-h = conn()
-opened(h)
+h = opened(conn())
 for i in range(3):
     h.pwrite(b"new", stripe(i))
 control("fail-flush 1 ENOSPC")
@@ -712,8 +704,7 @@ gave_up () { has "mcshim: a connection goes on with $1 of up to 4 handles: $2" "
   for model in requests parallel; do
     : > "$server_err"
     session model=$model <<'EOT'
-h = conn()
-opened(h, "fail-open 2 EIO")
+h = opened(conn(), "fail-open 2 EIO")
 h.pwrite(letters(10 * 4096), 0)
 expect(handles("open"), [0, 1, 2])
 expect(bytes(h.pread(10 * 4096, 0)), letters(10 * 4096))
@@ -745,8 +736,7 @@ EOT
 
 @test "a handle of another size is closed, and given up" {
   session smaller=2 <<'EOT'
-h = conn()
-opened(h)
+h = opened(conn())
 h.pwrite(letters(10 * 4096), 0)
 expect(handles("open"), [0, 1, 2])
 expect(handles("close"), [2])
@@ -757,9 +747,7 @@ EOT
 }
 
 @test "one that answers otherwise, too" {
-  disk thread_model='echo serialize_requests' \
-    open="echo x >> count; wc -l < count" can_trim='test $2 = 1 || exit 3' trim=true
-  serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
+  scripted open="$count_opens" can_trim='test $2 = 1 || exit 3' trim=true
   client <<'EOT'
 wait_beside("it", lambda: "goes on" in open("server.err").read(), conn())
 EOT
@@ -790,9 +778,7 @@ EOT
   for model in requests parallel; do
     : > "$server_err"
     session -r model=$model <<'EOT'
-h = conn()
-opened(h)
-forget()
+h = ready()
 control("block-read @0", "fail-read 1 EIO", "fail-read 2 EIO")
 hung = read(h, 0)
 wait_log("0 read")
@@ -850,9 +836,8 @@ EOT
 @test "the statistics" {
   export stats
   session <<'EOT'
-h = [conn(), conn()]
+h = [opened(conn()), opened(conn())]
 for c in h:
-    opened(c)
     c.pwrite(letters(3 * 4096), 0)
 close(h[0], 0)
 h[1].pread(3 * 4096, 0)
@@ -897,9 +882,7 @@ EOT
 }
 
 @test "a further handle is opened as the first was" {
-  disk thread_model='echo serialize_requests' can_write='exit 0' \
-    open="echo \$2 \$3 >> '$log'; echo h"
-  serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
+  scripted can_write='exit 0' open="echo \$2 \$3 >> '$log'; echo h"
   client <<<'wait_beside("all", lambda: logged("false a") == 4, conn("a"))'
   stop_server
   serve MCSHIM_HANDLES=4 -r eval "${disk[@]}"
@@ -909,9 +892,8 @@ EOT
 @test "the stripe is no smaller than the blocks that the plugin prefers" {
   under_shim nbdkit --dump-plugin eval | grep -qx has_block_size=1 ||
     skip "this nbdkit has no block sizes"
-  disk thread_model='echo serialize_requests' block_size='echo 1 16K 1M' \
+  scripted block_size='echo 1 16K 1M' \
     pwrite="echo \$3 \$4 >> '$log'; cat > /dev/null"
-  serve MCSHIM_HANDLES=4 MCSHIM_STRIPE=4K eval "${disk[@]}"
   client <<'EOT'
 h = conn()
 

@@ -3,11 +3,12 @@
 
 """A client: runs the Python script on stdin with what is defined here.
 
-When it fails, each of its lines that led there is printed as "script:NUMBER:
-TEXT", and what was wrong.  Tests use it through client () of common.bash.
+Tests use it through client () of common.bash.
 """
 
 import errno
+import faulthandler
+import linecache
 import os
 import signal
 import sys
@@ -272,62 +273,22 @@ def tick():
 
 # The script #################################################################
 
-class Script:
-    def __init__(self, text):
-        self.text, self.lines = text, text.split("\n")
+def report(kind, error, trace):
+    import traceback            # Takes a while, and is seldom needed.
+    traceback.print_exception(kind, error, trace)
 
-    def run(self):
-        threading.excepthook = lambda args: self.give_up(args.exc_value)
-        timer = threading.Timer(SECONDS, self.give_up)
-        timer.daemon = True
-        timer.start()
-        names = {k: v for k, v in globals().items() if k != "__name__"}
-        try:
-            exec(compile(self.text, "<script>", "exec"), names)
-        except SystemExit as e:
-            if isinstance(e.code, str):
-                self.report(e)
-                sys.exit(1)
-            raise
-        except BaseException as e:
-            self.report(e)
-            sys.exit(1)
 
-    def print_lines(self, numbers):
-        for n in numbers:
-            print("script:%d: %s" % (n, self.lines[n - 1].strip()),
-                  file=sys.stderr)
-
-    def report(self, e):
-        import traceback        # Takes a while, and is seldom needed.
-        numbers = [n for frame, n in traceback.walk_tb(e.__traceback__)
-                   if frame.f_code.co_filename == "<script>"]
-        if isinstance(e, SyntaxError) and e.filename == "<script>":
-            numbers = [e.lineno]
-        self.print_lines(numbers)
-        if not numbers:
-            traceback.print_exception(type(e), e, e.__traceback__)
-        elif isinstance(e, (Unexpected, SystemExit)):
-            print("  %s" % e, file=sys.stderr)
-        else:
-            print("  %s: %s" % (type(e).__name__, e), file=sys.stderr)
-
-    def give_up(self, e=None):
-        """On a thread other than the script's."""
-        import traceback
-        if e is not None:
-            self.report(e)
-        else:
-            for frame in sys._current_frames().values():
-                stack = traceback.walk_stack(frame)
-                self.print_lines(reversed(
-                    [n for f, n in stack
-                     if f.f_code.co_filename == "<script>"]))
-            print("  still there after %d seconds" % SECONDS, file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+def report_thread(args):
+    report(args.exc_type, args.exc_value, args.exc_traceback)
+    os._exit(1)
 
 
 if __name__ == "__main__":
-    Script(sys.stdin.read()).run()
+    script = sys.stdin.read()
+    # So that a traceback has its lines.
+    linecache.cache["<script>"] = (len(script), None,
+                                   script.splitlines(True), "<script>")
+    sys.excepthook, threading.excepthook = report, report_thread
+    faulthandler.dump_traceback_later(SECONDS, exit=True)
+    exec(compile(script, "<script>", "exec"),
+         {k: v for k, v in globals().items() if k != "__name__"})
