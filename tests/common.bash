@@ -160,12 +160,11 @@ looks ()
   [ $status -eq "$1" ] || { show "$4"; fail "'$3' ${found[$1]} ${4##*/}"; }
 }
 
-# has REGEX FILE and lacks REGEX FILE: whether a line matches; has_line and
-# lacks_line: whether a whole line does.
+# has REGEX FILE and lacks REGEX FILE: whether a line matches; has_line: whether
+# a whole line does.
 has () { looks 0 -q "$1" "$2"; }
 lacks () { looks 1 -q "$1" "$2"; }
 has_line () { looks 0 -qx "$1" "$2"; }
-lacks_line () { looks 1 -qx "$1" "$2"; }
 
 # normal FILE: it has only lines that tell the mode.
 normal () { looks 1 -qv '^mcshim [0-9.]*: [a-z0-9]*: [a-z]*[:;,] .*$' "$1"; }
@@ -314,26 +313,6 @@ stop_server ()
     echo "the server's exit status was $(<"$server/status")"
     return 1
   }
-}
-
-# end_with_connections: stops the server while a client has three, one dirty.
-end_with_connections ()
-{
-  client <<'EOT' &
-h = [conn() for i in range(3)]
-h[1].pwrite(b"lost", 0)
-with open("ready", "w") as f:
-    f.write(str(os.getpid()) + "\n")
-signal.pause()
-EOT
-  local client=$!
-  wait_until grep -qs . ready
-  kill -TERM "$server_pid"
-  # It waits for its clients to go, but no longer calls close.
-  wait_until grep -q '^ShdPnd:.*0$' "/proc/$server_pid/status"
-  kill -KILL "$(<ready)"
-  wait "$client" || true
-  stop_server
 }
 
 # all_see FLAG: each connection has that flag, and all see what one writes and

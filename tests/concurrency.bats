@@ -48,11 +48,12 @@ for i in (2, 3):
     h[i].cache(512, 0)
 
 # The handle that is being flushed is busy, or not.
-read = Call(h[1].pread, 4, 0)
-expect(read.held(), serialized)
+read = call(h[1].pread, 4, 0)
+settle()
+expect(not read.done(), serialized)
 expect(held(h[0], flush), True)
 control()
-expect(bytes(read.join()), b"next")
+expect(bytes(read.result()), b"next")
 finish(h[0], flush)
 h[1].pwrite(b"x" * 512, 512)
 expect(bytes(h[3].pread(4, 0)), b"next")

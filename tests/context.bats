@@ -11,6 +11,7 @@ load common
 # start PLUGIN [MCSHIM_X=VALUE...] [ARGUMENT...]
 start ()
 {
+  rm -f a b c                   # The sockets of other clients.
   serve MCSHIM_MODE=emulate "$plugins/context-$1.so" log="$log" \
     control="$control" "${@:2}"
 }
@@ -68,7 +69,6 @@ ask () { client < <(echo "$more"; cat); }
 @test "the name of its own export, and its own strings" {
   for model in requests parallel all; do
     for threads in 1 4; do
-      rm -f a b c
       session name MCSHIM_FLUSH_THREADS=$threads model=$model <<'EOT'
 h = [bound(n) for n in "abc"]
 for i in range(2):
@@ -204,7 +204,6 @@ EOT
 
 @test "outside emulate all is as without the shim" {
   for plugin in peer all; do
-    rm -f a b
     session $plugin MCSHIM_MODE=plugin MCSHIM_TRACK_DIRTY=off <<'EOT'
 h = [bound(n) for n in "ab"]
 h[0].flush()
@@ -217,7 +216,6 @@ EOT
 @test "a sleep does not end with the client that has asked for the flush" {
   for model in requests parallel; do
     for threads in 1 4; do
-      rm -f a b
       session all MCSHIM_FLUSH_THREADS=$threads model=$model <<'EOT'
 h = [bound(n) for n in "ab"]
 for i in range(2):
@@ -241,7 +239,6 @@ EOT
 
 @test "a flush at close sleeps" {
   for model in requests parallel all; do
-    rm -f a b
     session all model=$model <<'EOT'
 h = [bound(n) for n in "ab"]
 h[0].pwrite(b"x", 0)
@@ -276,7 +273,6 @@ EOT
   [ "$minor" -ge 16 ] || skip "this server has none that fails"
   for plugin in peer all; do
     : > "$server_err"
-    rm -f a b
     session $plugin strict=1 <<'EOT'
 h = [bound(n) for n in "ab"]
 for turn in range(2):

@@ -376,9 +376,7 @@ EOT
 # flushes_of MODE WANTED...: the handles that two connections' flushes go to.
 flushes_of ()
 {
-  start MCSHIM_MODE="$1" "${@:4}"
-  export own=$2 later=$3
-  ask <<'EOT'
+  own=$2 later=$3 session MCSHIM_MODE="$1" "${@:4}" <<'EOT'
 a, b = conn(), conn()
 opened(a)
 opened(b)
@@ -393,7 +391,6 @@ forget()
 b.flush()
 expect(" ".join(map(str, sorted(handles("flush")))), os.environ["later"])
 EOT
-  ends_well
 }
 
 @test "in every mode a flush covers the group's handles" {
@@ -431,8 +428,7 @@ EOT
 @test "plugin, disable: what another connection sees of a FUA write" {
   local mode fua
   while IFS='|' read -r mode fua flushed; do
-    export flushed
-    session MCSHIM_MODE="$mode" fua="$fua" <<'EOT'
+    flushed=$flushed session MCSHIM_MODE="$mode" fua="$fua" <<'EOT'
 a, b = conn(), conn()
 opened(a)
 a.pwrite(letters(10000), 100, nbd.CMD_FLAG_FUA)

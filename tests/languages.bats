@@ -106,21 +106,16 @@ EOT
   serve python plugin.py model="$model" "$@"
 }
 
-@test "python, parallel: replicas run on helper threads" {
-  python PARALLEL wait=1 -t 1
-  replicated
-  stop_server
-  has '^helper' "$log"
-  has '^server' "$log"
-  has_line '[a-z]* 2' "$log"
-}
-
-@test "python, requests serialized: replicas run on helper threads" {
-  python SERIALIZE_REQUESTS wait=1 -t 1
-  replicated
-  stop_server
-  has '^helper' "$log"
-  has_line '[a-z]* 2' "$log"
+@test "python, requests in parallel or not: replicas run on helper threads" {
+  local model
+  for model in PARALLEL SERIALIZE_REQUESTS; do
+    python $model wait=1 -t 1
+    replicated
+    stop_server
+    has '^helper' "$log"
+    has '^server' "$log"
+    has_line '[a-z]* 2' "$log"
+  done
 }
 
 @test "python, all requests serialized: none does, and none overlap" {

@@ -33,21 +33,16 @@ h[2] = conn()
 EOT
   has_sample 'info{version="[0-9.]*",plugin="wbcache",mode="auto",level="connection",thread_model="serialize_requests"}' 1
   has_sample 'connections_opened_total{mode="emulate"}' 4
-  counted connections_most_at_once 3
-  counted client_flush_seconds_count 4
+  counted connections_most_at_once 3 client_flush_seconds_count 4
   assert_equal "$(value plugin_flush_seconds_count)" \
     "$(grep -c ' flush$' "$log")"
-  counted flushes_skipped_clean_total 1
-  counted flushes_at_close_total 1
-  counted failed_flushes_total 1
-  counted writes_total 4
-  counted reads_total 2
+  counted flushes_skipped_clean_total 1 flushes_at_close_total 1 \
+    failed_flushes_total 1 writes_total 4 reads_total 2 running 0
   # A round for each flush except the clean one.  The first flushed two
   # connections; so did the last, since the one before it failed.
   counted rounds_total 3
   assert_equal "$(value replicas_total)" \
     "$(($(value plugin_flush_seconds_count) - 1))"
-  counted running 0
 }
 
 @test "each name has one HELP and one TYPE, before its samples" {

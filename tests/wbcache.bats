@@ -40,13 +40,14 @@ EOT
   session opencopy=1 <<'EOT'
 h = [conn() for i in range(2)]
 control("block-open 2")
-opening = Call(conn)
+opening = call(conn)
 wait_log("2 open")
-expect(opening.held(), True)
+settle()
+expect(opening.done(), False)
 h[1].pwrite(b"new", 0)
 h[1].flush()
 control()
-for c in h[0], opening.join():
+for c in h[0], opening.result():
     expect(bytes(c.pread(3, 0)), bytes(3))
     c.flush()
     expect(bytes(c.pread(3, 0)), b"new")

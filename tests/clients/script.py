@@ -85,33 +85,11 @@ def held(h, cookie):
     return not h.aio_command_completed(cookie)
 
 
-class Call(threading.Thread):
+def call(fn, *args):
     """A call on its own thread, such as a request, which has the connection
-    to itself until it ends; finish is another way.  join () returns its
-    result; held () is like the function of that name."""
-
-    def __init__(self, fn, *args):
-        super().__init__(daemon=True)
-        self.fn, self.args, self.error = fn, args, None
-        self.start()
-
-    def run(self):
-        try:
-            self.result = self.fn(*self.args)
-        except nbd.Error as e:
-            self.error = e
-
-    def held(self):
-        settle()
-        return self.is_alive()
-
-    def join(self):
-        super().join(120)
-        if self.is_alive():
-            raise Unexpected("a request has no reply")
-        if self.error:
-            raise self.error
-        return self.result
+    to itself until it ends; finish is another way.  Returns a Future."""
+    from concurrent.futures import ThreadPoolExecutor   # Seldom needed.
+    return ThreadPoolExecutor(1).submit(fn, *args)
 
 
 # What is expected ###########################################################
@@ -273,13 +251,11 @@ def tick():
 
 # The script #################################################################
 
-def report(kind, error, trace):
+def fail(kind, error, trace, thread=None):
+    """For an exception on any thread: others may never end."""
     import traceback            # Takes a while, and is seldom needed.
     traceback.print_exception(kind, error, trace)
-
-
-def report_thread(args):
-    report(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.stdout.flush()
     os._exit(1)
 
 
@@ -288,7 +264,7 @@ if __name__ == "__main__":
     # So that a traceback has its lines.
     linecache.cache["<script>"] = (len(script), None,
                                    script.splitlines(True), "<script>")
-    sys.excepthook, threading.excepthook = report, report_thread
+    sys.excepthook, threading.excepthook = fail, lambda args: fail(*args)
     faulthandler.dump_traceback_later(SECONDS, exit=True)
     exec(compile(script, "<script>", "exec"),
          {k: v for k, v in globals().items() if k != "__name__"})
