@@ -6,8 +6,12 @@
 
 load common
 
-# flag VALUE: what every connection is told.
-flag () { client <<<"expect([conn().can_multi_conn() for i in range(2)], [$1] * 2)"; }
+# flag VALUE NBDKIT-ARGUMENT...: what every connection is told.
+flag ()
+{
+  session "${@:2}" \
+    <<<"expect([conn().can_multi_conn() for i in range(2)], [$1] * 2)"
+}
 
 # refused WORD: connecting fails and the server says why.
 refused ()
@@ -19,12 +23,8 @@ refused ()
 
 @test "the flag, by mode" {
   while read -r mode without with; do
-    serve MCSHIM_MODE="$mode" "$wbcache" multiconn=0
-    flag "$without"
-    stop_server
-    serve MCSHIM_MODE="$mode" "$wbcache" multiconn=1
-    flag "$with"
-    stop_server
+    flag "$without" MCSHIM_MODE="$mode" "$wbcache" multiconn=0
+    flag "$with" MCSHIM_MODE="$mode" "$wbcache" multiconn=1
   done <<'END'
 auto    True  True
 emulate True  True
@@ -37,18 +37,14 @@ END
 @test "no flag where connections are serialized, by the plugin or a filter" {
   for mode in auto emulate plugin disable unsafe; do
     for multiconn in 0 1; do
-      serve MCSHIM_MODE=$mode "$wbcache" model=connections multiconn=$multiconn
-      flag False
-      stop_server
+      flag False MCSHIM_MODE=$mode "$wbcache" model=connections \
+        multiconn=$multiconn
     done
-    serve MCSHIM_MODE=$mode --filter=noparallel "$wbcache" serialize=connections
-    flag False
-    stop_server
+    flag False MCSHIM_MODE=$mode --filter=noparallel "$wbcache" \
+      serialize=connections
   done
   for model in all requests parallel; do
-    serve MCSHIM_MODE=emulate "$wbcache" model=$model
-    flag True
-    stop_server
+    flag True MCSHIM_MODE=emulate "$wbcache" model=$model
   done
 }
 
@@ -224,14 +220,11 @@ apart ()
 }
 
 @test "auto: nobody can write, and no flush: the flag, and no replication" {
-  ODD=noflush serve MCSHIM_MODE=auto -r "$plugins/odd.so"
-  flag True
+  ODD=noflush flag True MCSHIM_MODE=auto -r "$plugins/odd.so"
   local can_write
   for can_write in "" "exit 3"; do
     disk "${no_write[@]}" can_write="$can_write" pwrite="${can_write:+cat >/dev/null}"
-    serve MCSHIM_MODE=auto eval "${disk[@]}"
-    flag True
-    stop_server
+    flag True MCSHIM_MODE=auto eval "${disk[@]}"
   done
 }
 
@@ -250,5 +243,5 @@ apart ()
   serve MCSHIM_MODE=emulate eval "${disk[@]}"
   refused
   touch can-flush
-  flag True
+  client <<<'expect(conn().can_multi_conn(), True)'
 }

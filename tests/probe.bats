@@ -320,11 +320,7 @@ complains ()
   complains "-p needs a value" --probe nbdkit -p
   complains "serves nothing" --probe nbdkit --dump-plugin memory
   complains "--size needs --try" --probe --size=1M nbdkit memory 1M
-  complains "--json needs --probe, --try or --verify" --json nbdkit memory 1M
-  complains "--seconds needs --probe" --seconds=1 nbdkit memory 1M
   complains "'x'" --seconds=x --probe nbdkit memory 1M
-  complains "only one of" --probe --top=file nbdkit memory 1M
-  complains "only one of" --try --probe nbdkit memory 1M
   complains "takes no value" --probe=nbdkit memory
   complains "MCSHIM_FLUSH_THREADS" --flush-threads=0 --probe nbdkit memory 1M
   complains "cannot open plugin" --probe nbdkit nosuch

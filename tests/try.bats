@@ -19,17 +19,19 @@ try ()
 # written: counts requests that change something
 written () { grep -c ' write$\| zero$\| trim$\| flush$' "$log" || true; }
 
-# nbdcopy is tests/clients/paced.c, which is as fast as the file "figures" says,
+# nbdcopy is tests/clients/paced.py, which is as fast as the file "figures" says,
 # by the clock that date prints: a run takes one second of it.  What would wait
 # longer waits for the file "over", which that client makes.  So the machine's
 # clock does not matter.
-paced=$BATS_TEST_DIRNAME/clients/paced
+paced=$BATS_TEST_DIRNAME/clients/paced.py
 disk=("$wbcache" size=1G)
+# pace [FIGURES]
 pace ()
 {
-  mkdir bin
+  mkdir -p bin
+  echo "${1-}" > figures
   echo 1000000000000000000 > clock
-  ln -s "$paced" bin/nbdcopy
+  ln -sf "$paced" bin/nbdcopy
   printf '%s\n' '#!/bin/sh' 'exec cat clock' > bin/date
   # shellcheck disable=SC2016 # for that script
   printf '%s\n' '#!/bin/sh' \
@@ -42,8 +44,7 @@ pace ()
 # The steps of a round are: without the shim, with it over one connection, with
 # it over the others.  Every other round goes the other way.
 @test "several connections are faster" {
-  pace
-  echo "8 8 32  36 12 8  8 8 32" > figures
+  pace "8 8 32  36 12 8  8 8 32"
   try --connections=4 nbdkit "${disk[@]}" log="$log"
   assert_equal "$(told '[.operation, .client, .mode]')" \
     '["read","nbdcopy","auto"]'
@@ -60,8 +61,7 @@ pace ()
 }
 
 @test "the table" {
-  pace
-  echo "8 8 32  36 12 8  8 8 32" > figures
+  pace "8 8 32  36 12 8  8 8 32"
   run -0 --separate-stderr "$mcshim" --try --seconds=100 --connections=4 \
     nbdkit -r "${disk[@]}"
   assert_line --index 0 \
@@ -80,8 +80,7 @@ pace ()
 }
 
 @test "a server that was not typed with -r: the advice says what was measured" {
-  pace
-  echo "8 8 32  36 12 8  8 8 32" > figures
+  pace "8 8 32  36 12 8  8 8 32"
   run -0 "$mcshim" --try --vary=track-dirty=connection,fast --connections=1 \
     nbdkit "${disk[@]}"
   assert_line --regexp '^track-dirty=connection +1 '
@@ -111,32 +110,28 @@ pace ()
 # concludes ADVICE WHY FIGURES OPTION...
 concludes ()
 {
-  echo "$3" > figures
+  pace "$3"
   try "${@:4}" nbdkit "${disk[@]}"
   assert_equal "$(told .advice)" "\"$1\""
   [[ $(told .why) == *"$2"* ]] || fail "$(told .why)"
 }
 
 @test "no verdict: the rounds differ as much" {
-  pace
   concludes "no verdict" "the rounds differ as much" \
     "8 8 20  24 8 20  8 8 24" --connections=4
 }
 
 @test "no verdict: one connection with the shim differs as much" {
-  pace
   concludes "no verdict" "the rounds differ as much" \
     "8 8 24  24 28 8  8 8 24" --connections=4
 }
 
 @test "no gain" {
-  pace
   concludes "no gain" "no faster than one" "8 8 8  8 8 8  8 8 8" \
     --connections=2
 }
 
 @test "nothing is measured where nothing can be gained" {
-  pace
   concludes "too small" "128 MiB at a time" "" --size=128M --connections=2
   disk=(memory 1G)
   concludes "not needed" "without the shim" ""
@@ -155,16 +150,14 @@ concludes ()
 }
 
 @test "as many connections as nbdcopy uses, not as it was told" {
-  pace
-  echo "8 8 8 9  9 8 8 8  8 8 8 9" > figures
+  pace "8 8 8 9  9 8 8 8  8 8 8 9"
   try --size=300M --connections=2,8,64 nbdkit "${disk[@]}"
   assert_equal "$(told '[.results[] | .asked]')" "[1,1,2,3]"
   assert_equal "$(told '[.results[] | .used]')" "[1,1,2,3]"
 }
 
 @test "a copy that takes longer than its time is cut" {
-  pace
-  echo "8 8 1  1 8 8  8 8 1" > figures
+  pace "8 8 1  1 8 8  8 8 1"
   try --connections=2 nbdkit "${disk[@]}"
   assert_equal "$(told '.results[2].rounds | map(. / 1048576)')" '[1,1,1]'
   assert_equal "$(told .advice)" '"no gain"'
@@ -189,8 +182,7 @@ concludes ()
 }
 
 @test "--vary: each value of a knob" {
-  pace
-  echo "8 8 32 8 64  64 8 36 8 8  8 8 32 8 60" > figures
+  pace "8 8 32 8 64  64 8 36 8 8  8 8 32 8 60"
   try --vary=track-dirty=connection,fast --connections=1,4 nbdkit \
     "${disk[@]}"
   assert_equal "$(told '.results[] | [.name, .used, .gain]' | paste -sd' ')" \
@@ -203,8 +195,7 @@ concludes ()
 }
 
 @test "--handles with several values: each of them, over one connection" {
-  pace
-  echo "8 4 64  64 4 8  8 4 64" > figures
+  pace "8 4 64  64 4 8  8 4 64"
   try --handles=1,16 nbdkit "$wbcache" size=1G model=requests
   assert_equal "$(told '.results[] | [.name, .used, .gain]' | paste -sd' ')" \
     '["today",1,1] ["handles=1",1,0.5] ["handles=16",1,8]'
@@ -213,14 +204,12 @@ concludes ()
 }
 
 @test "--vary: no verdict if the values differ no more than the rounds" {
-  pace
   concludes "no verdict" \
     "no more than the rounds do: repeat it on an idle machine" \
     "8 16 20  16 20 8  8 16 20" --vary=flush-threads=1,2 --connections=1
 }
 
 @test "--vary: what is to be compared is compared, and the first may be best" {
-  pace
   disk=(memory 1G)
   concludes "use --mode=auto with -r" \
     "2.0 times as fast as today, and 1.0 times with mode=disable" \
@@ -235,8 +224,7 @@ concludes ()
 }
 
 @test "--client: another client" {
-  pace
-  echo "8 16  16 8  8 16" > figures
+  pace "8 16  16 8  8 16"
   try --client='exec nbdcopy' nbdkit "${disk[@]}"
   assert_equal "$(told '.results[] | [.name, .asked, .used, .gain]' |
     paste -sd' ')" '["today",null,2,1] ["mcshim, auto",null,2,2]'
@@ -245,9 +233,8 @@ concludes ()
 }
 
 @test "--client: it may be told how many connections, and is never cut" {
-  pace
   # No round begins after the time is over.
-  echo "8 8 8 32" > figures
+  pace "8 8 8 32"
   try --client='exec nbdcopy' --seconds=1 --connections=1,4 nbdkit \
     "${disk[@]}"
   assert_equal "$(told '.results[] | [.name, .asked, .used, .gain]' |
@@ -258,7 +245,6 @@ concludes ()
 }
 
 @test "fewer than three rounds: what to do, with --vary too" {
-  pace
   concludes "no verdict" "fewer than three rounds: give it more --seconds" \
     "8 8 20" --client='exec nbdcopy' --seconds=1 --handles=1,4
   concludes "no verdict" "fewer than three rounds: give it more --seconds" \
@@ -299,7 +285,6 @@ read_of ()
 }
 
 @test "the mode that was asked for" {
-  pace
   concludes "use unsafe with -r" "2 connections" "8 8 16  16 8 8  8 8 16" \
     --mode=unsafe --connections=2
   concludes "cannot help" "the flag stays off" "" --mode=disable
