@@ -372,6 +372,15 @@ ask_setup ()
   export TMPDIR=$BATS_TEST_TMPDIR/asked
 }
 
+# complains STATUS TEXT ARGUMENT...: the launcher ends with that status, says
+# that, and leaves nothing.
+complains ()
+{
+  run "-$1" "$mcshim" "${@:3}"
+  assert_output --partial "$2"
+  nothing_left
+}
+
 # narrow: no line of what was just run is wider than 80 columns, but for the
 # command to type.
 narrow ()

@@ -241,30 +241,28 @@ def close(h):
 EOT
 }
 
-@test "of two writes, each answered, the older wins" {
+# finds PATTERN WAY CHECKER-OPTION...: the checker does, in such a disk.
+finds ()
+{
   cached
-  SERVE_WITH=no_shim serve python cached.py way=all
-  run -1 "$checker" --sequences "$uri"
-  assert_line "found: order"
-  run -1 "$checker" --seconds=1 "$uri"
-  assert_line "found: order"
+  SERVE_WITH=no_shim serve python cached.py way="$2"
+  run -1 "$checker" "${@:3}" "$uri"
+  assert_line --regexp "^found: ($1)$"
+  stop_server
+}
+
+@test "of two writes, each answered, the older wins" {
+  finds order all --sequences
+  finds order all --seconds=1
 }
 
 @test "of a long write only the beginning is flushed" {
-  cached
-  SERVE_WITH=no_shim serve python cached.py way=long
-  run -1 "$checker" --sequences --seconds=1 \
-    --connections=1 "$uri"
-  assert_line "found: long"
+  finds long long --sequences --seconds=1 --connections=1
 }
 
 # Once it holds so many that no flush empties it, one write is lost, too.
 @test "of many writes only the first are flushed" {
-  cached
-  SERVE_WITH=no_shim serve python cached.py way=many
-  run -1 "$checker" --sequences --seconds=1 \
-    --connections=1 "$uri"
-  assert_line --regexp "^found: (many|long|flush)"
+  finds "many|long|flush" many --sequences --seconds=1 --connections=1
 }
 
 # happens_again [MCSHIM_X=VALUE...] NBDKIT-ARGUMENT...: the checker's story, when
@@ -323,19 +321,13 @@ EOT
 }
 
 @test "the story of a zero says so" {
-  cached
-  SERVE_WITH=no_shim serve python cached.py way=nozero
-  run -1 "$checker" --own-order --mixed \
-    --seconds=2 "$uri"
-  assert_line "found: own"
+  finds own nozero --own-order --mixed --seconds=2
   assert_line --regexp '^step: connection [0-9]+ zeroed at [0-9]+$'
   refute_line --partial " wrote A"
 }
 
 @test "the story of a trim does not leave it out" {
-  cached
-  SERVE_WITH=no_shim serve python cached.py way=once
-  run -1 "$checker" --own-order --seconds=2 "$uri"
+  finds own once --own-order --seconds=2
   assert_output --regexp 'step: connection ([0-9]+) trimmed at [0-9]+
 step: connection [0-9]+ (wrote A|zeroed) at [0-9]+
 .*found: own'
@@ -486,12 +478,7 @@ multi-conn flag"
 }
 
 # refused STATUS WHY OPTION... nbdkit ARGUMENT...
-refused ()
-{
-  run "-$1" "$mcshim" --verify --yes "${@:3}"
-  assert_line --partial "$2"
-  nothing_left
-}
+refused () { complains "$1" "$2" --verify --yes "${@:3}"; }
 
 @test "--verify: what cannot be verified" {
   refused 2 "this command line is read-only" nbdkit -r memory 1M
@@ -520,13 +507,9 @@ refused ()
 
 @test "--verify: options that belong to it" {
   for option in --range=0,1M --seed=1 --crash; do
-    run -2 "$mcshim" $option nbdkit memory 1M
-    assert_line --partial "${option%%=*} needs --verify"
+    complains 2 "${option%%=*} needs --verify" $option nbdkit memory 1M
   done
-  run -2 "$mcshim" --yes nbdkit memory 1M
-  assert_line --partial "--yes needs --write or --verify"
-  run -2 "$mcshim" --verify --probe nbdkit memory 1M
-  assert_line --partial "only one of"
+  complains 2 "--yes needs --write or --verify" --yes nbdkit memory 1M
 }
 
 @test "--verify: the checker is installed with the rest, or missed" {
