@@ -60,10 +60,7 @@ EOT
 h = conn()
 h.pwrite(b"kept", 0)
 h.shutdown()
-def flushed():
-    with open(log) as f:
-        return "flush\n" in f
-wait_for("flush", flushed)
+wait_log("flush")
 EOT
   stop_server
   counted flushes_at_close_total 1

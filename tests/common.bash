@@ -354,12 +354,21 @@ disk ()
 no_flush=(can_flush= flush=)
 no_write=(can_write= pwrite= "${no_flush[@]}")
 
-# in_file FILE: sets "in_file" to the methods of a disk that is a file.
-in_file ()
+# file_disk SIZE [METHOD=CODE...]: the same of the file "image", which it makes.
+file_disk ()
 {
-  in_file=(get_size="stat -Lc %s '$1'"
-    pread="dd if='$1' iflag=skip_bytes,count_bytes skip=\$4 count=\$3 status=none"
-    pwrite="dd of='$1' oflag=seek_bytes conv=notrunc seek=\$4 status=none")
+  truncate -s "$1" image
+  local at="'$PWD/image' status=none"
+  disk get_size="stat -Lc %s '$PWD/image'" \
+    pread="dd if=$at iflag=skip_bytes,count_bytes skip=\$4 count=\$3" \
+    pwrite="dd of=$at oflag=seek_bytes conv=notrunc seek=\$4" "${@:2}"
+}
+
+# program FILE LINE...: a shell script.
+program ()
+{
+  printf '%s\n' '#!/bin/sh' "${@:2}" > "$1"
+  chmod +x "$1"
 }
 
 # ask_setup: for tests of launcher options that start their own server, and
@@ -379,6 +388,17 @@ complains ()
   run "-$1" "$mcshim" "${@:3}"
   assert_output --partial "$2"
   nothing_left
+}
+
+# tools NAME...: a directory "only" with these.
+tools ()
+{
+  local tool
+  rm -rf only
+  mkdir only
+  for tool; do
+    ln -s "$(command -v "$tool")" only/
+  done
 }
 
 # narrow: no line of what was just run is wider than 80 columns, but for the

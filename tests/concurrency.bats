@@ -18,9 +18,9 @@ ends_well ()
 }
 
 @test "while a connection is flushed, all else goes on" {
-  local model
+  local -x model
   for model in parallel requests; do
-    model=$model session MCSHIM_MODE=emulate MCSHIM_BLOCK=512 "$wbcache" model=$model \
+    session MCSHIM_MODE=emulate MCSHIM_BLOCK=512 "$wbcache" model=$model \
       <<'EOT'
 h = [conn() for i in range(5)]
 h[1].pwrite(b"next", 0)

@@ -204,9 +204,7 @@ sees ()
   not_under_tsan
   [ -z "$foreign" ] || on_musl ||
     skip "qemu's fork beside other threads may hang (without the shim, too)"
-  head -c 64K /dev/zero > image
-  in_file "$PWD/image"
-  disk "${in_file[@]}" can_extents='exit 0' extents='echo $4 $3 hole,zero'
+  file_disk 64K can_extents='exit 0' extents='echo $4 $3 hole,zero'
   SERVE_WITH=no_shim serve eval "${disk[@]}"
   "$checker" --operations=10 --threads=2 --connections=1 "$uri"
   sees extents --operations=100 --threads=2 --connections=1 --mixed

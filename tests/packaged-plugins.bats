@@ -24,9 +24,7 @@ served ()
 }
 
 @test "sh and eval" {
-  truncate -s 64K image
-  in_file "$PWD/image"
-  disk "${in_file[@]}"
+  file_disk 64K
   served sh ./script
   served eval "${disk[@]}"
 }

@@ -67,8 +67,7 @@ h = [conn() for i in range(4)]
 h[0].pread(512, 0)
 h[1].pwrite(b"next", 0)
 h[2].flush()
-with open(log) as f:
-    expect(f.read().split("\n").count("flush"), 2)
+expect(logged("flush"), 2)
 EOT
 }
 

@@ -149,20 +149,9 @@ EOT
 'tomorrow"] ["disable",false,false,null]'
 }
 
-# imposter LINE...: an nbdkit that first runs these lines.
-imposter ()
-{
-  mkdir -p bin
-  { echo '#!/bin/sh'
-    printf '%s\n' "$@"
-    echo "exec $(command -v nbdkit) \"\$@\""
-  } > bin/nbdkit
-  chmod +x bin/nbdkit
-}
-
 @test "an nbdkit that does not take the library" {
-  imposter 'unset LD_PRELOAD'
-  complains 1 "does not take the library" --probe ./bin/nbdkit memory 1M
+  program nbdkit 'unset LD_PRELOAD' "exec $(command -v nbdkit) \"\$@\""
+  complains 1 "does not take the library" --probe ./nbdkit memory 1M
 }
 
 @test "the table" {
@@ -293,12 +282,8 @@ EOT
 
 @test "it needs no python, and nothing newer than a POSIX shell and awk" {
   [ -z "$SHIM_TEST_ROOT" ] || skip "the nbdkit of another root needs more"
-  mkdir only
-  local tool
-  for tool in awk cat dirname head mktemp nbdinfo nbdkit od printf readlink rm \
-    sed setsid sh sleep tail tr; do
-    ln -s "$(command -v $tool)" only/
-  done
+  tools awk cat dirname head mktemp nbdinfo nbdkit od printf readlink rm sed \
+    setsid sh sleep tail tr
   PATH=$PWD/only run -0 "$mcshim" --probe nbdkit "$wbcache"
   assert_line --partial "use auto"
 }

@@ -74,8 +74,7 @@ EOT
   local awk
   for awk in mawk gawk original-awk "busybox awk"; do
     command -v "${awk% *}" || continue
-    printf '#!/bin/sh\nexec %s "$@"\n' "$awk" > bin/awk
-    chmod +x bin/awk
+    program bin/awk "exec $awk \"\$@\""
     top env PATH="$PWD/bin:$PATH" LOCPATH="$PWD" LC_ALL=de_DE.UTF-8 TERM=dumb
     wait_until grep -q "$header" lines
     busy

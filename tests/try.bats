@@ -32,12 +32,9 @@ pace ()
   echo "${1-}" > figures
   echo 1000000000000000000 > clock
   ln -sf "$paced" bin/nbdcopy
-  printf '%s\n' '#!/bin/sh' 'exec cat clock' > bin/date
-  # shellcheck disable=SC2016 # for that script
-  printf '%s\n' '#!/bin/sh' \
-    'case $1 in 0.*) exec /bin/sleep "$1" ;; esac' \
-    'until test -e over; do /bin/sleep 0.2; done' > bin/sleep
-  chmod +x bin/*
+  program bin/date 'exec cat clock'
+  program bin/sleep 'case $1 in 0.*) exec /bin/sleep "$1" ;; esac' \
+    'until test -e over; do /bin/sleep 0.2; done'
   PATH=$PWD/bin:$PATH
 }
 
@@ -94,10 +91,9 @@ pace ()
 @test "what a shell says about its children is not printed" {
   local shell
   pace
-  printf '%s\n' '#!/bin/sh' 'read -r figure rest < figures' \
-    "$paced && exit" 'test $figure != 1 || kill -ABRT $$' 'exit 1' > nbdcopy
-  chmod +x nbdcopy
-  ln -sf "$PWD/nbdcopy" bin/nbdcopy
+  rm bin/nbdcopy                # A link to the tests' own.
+  program bin/nbdcopy 'read -r figure rest < figures' "$paced && exit" \
+    'test $figure != 1 || kill -ABRT $$' 'exit 1'
   for shell in sh bash; do
     echo "8 8 1  1 8 8  8 8 1" > figures
     run -0 --separate-stderr $shell "$mcshim" --try --connections=2 nbdkit \
@@ -416,17 +412,6 @@ ended_by ()
   complains 1 "MCSHIM_MODE" --mode=bogus --try nbdkit memory 1M
   complains 1 "bad luck" --try --client="$copy" nbdkit eval \
     get_size='echo 1M' pread='echo EIO bad luck >&2; exit 1'
-}
-
-# tools NAME...: a directory "only" with these
-tools ()
-{
-  local tool
-  rm -rf only
-  mkdir only
-  for tool in "$@"; do
-    ln -s "$(command -v "$tool")" only/
-  done
 }
 
 posix="awk cat cut dd dirname date head mktemp mv nbdinfo nbdkit od printf

@@ -61,9 +61,7 @@ finding ()
 }
 
 @test "kept alone, but without the flag" {
-  truncate -s 64K image
-  in_file "$PWD/image"
-  disk "${in_file[@]}"
+  file_disk 64K
   verify 0 nbdkit eval "${disk[@]}"
   concludes "use auto" "kept with replicated flushes*" "*mcshim nbdkit eval *"
 }
@@ -131,9 +129,7 @@ connection 2 wrote B,connection 1 flushed,connection 1 read " ]] ||
 
 @test "extents that hide data" {
   not_under_tsan
-  head -c 64K /dev/zero > image
-  in_file "$PWD/image"
-  disk "${in_file[@]}" can_extents='exit 0' extents='echo $4 $3 hole,zero'
+  file_disk 64K can_extents='exit 0' extents='echo $4 $3 hole,zero'
   verify 3 nbdkit eval "${disk[@]}"
   [[ $(finding alone) =~ ^extents,.*was\ told\ of\ zeroes$ ]] ||
     fail "$(finding alone)"
@@ -358,10 +354,8 @@ EOT
 @test "plugins that keep it alone are not accused" {
   local -x SERVE_WITH=no_shim
   local seed=100
-  truncate -s 4M image
   cached
-  in_file "$PWD/image"
-  disk "${in_file[@]}"
+  file_disk 4M
   innocent memory 4M
   innocent memory 4M allocator=malloc
   innocent file image
@@ -435,19 +429,16 @@ multi-conn flag"
 @test "--verify: each line makes choices of its own" {
   mkdir copy
   cp "$BATS_TEST_DIRNAME"/../{scripts/mcshim*,libmcshim.so} copy
-  printf '%s\n' '#!/bin/sh' 'test $# -gt 0 || exit 2' \
-    "echo \"\$*\" >> '$PWD/runs'" > copy/mcshim-checker
-  chmod +x copy/mcshim-checker
+  program copy/mcshim-checker 'test $# -gt 0 || exit 2' \
+    "echo \"\$*\" >> '$PWD/runs'"
   copy/mcshim --verify --yes --seed=7 --seconds=1 nbdkit memory 1M
   run -0 sed -n 's/.*--seed=\([0-9]*\) .*--sequences.*/\1/p' runs
   assert_output "$(printf '%s\n' 71 72 73 74 75)"
 }
 
 @test "--verify: a server that fails: what was found before is told" {
-  printf '%s\n' '#!/bin/sh' \
-    'case $MCSHIM_TRACK_DIRTY in fast) exit 1 ;; esac' \
-    "exec $(command -v nbdkit) \"\$@\"" > nbdkit
-  chmod +x nbdkit
+  program nbdkit 'test "$MCSHIM_TRACK_DIRTY" != fast || exit 1' \
+    "exec $(command -v nbdkit) \"\$@\""
   run -1 --separate-stderr "$mcshim" --verify --yes --seconds=1 ./nbdkit \
     "$wbcache" multiconn=1
   assert_line --partial "DATA AT RISK (alone)"
@@ -520,8 +511,7 @@ refused () { complains "$1" "$2" --verify --yes "${@:3}"; }
   sed -i "s|^libdir=.*|libdir=$PWD/root/usr/lib|" root/usr/bin/mcshim
   run -2 root/usr/bin/mcshim --verify --yes nbdkit memory 1M
   assert_line --partial "--verify needs mcshim-checker, which make builds"
-  printf '%s\n' '#!/bin/sh' 'exit 127' > root/usr/lib/mcshim/mcshim-checker
-  chmod +x root/usr/lib/mcshim/mcshim-checker
+  program root/usr/lib/mcshim/mcshim-checker 'exit 127'
   run -2 root/usr/bin/mcshim --verify --yes nbdkit memory 1M
   assert_line --partial "--verify needs libnbd, for "
 }
