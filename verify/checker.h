@@ -24,8 +24,8 @@ extern const char *uri, *save, *check;
 
 extern void parse_or_exit (int argc, char *argv[]);
 
-/* What sequences.c needs of a server: libnbd's functions (main.c), or those of
- * a server in memory (tests/unit).  Requests return -1 if they fail.
+/* A server: libnbd's functions (main.c), or those of one in memory
+ * (tests/unit).  Requests return -1 if they fail.
  */
 struct nbd_handle;
 struct server {
@@ -43,12 +43,12 @@ struct server {
   /* Calls ZERO for what the extents say is zero. */
   int (*extents) (struct nbd_handle *, uint64_t count, uint64_t offset,
                   void (*zero) (uint64_t count, uint64_t offset));
-  uint64_t size;
+  uint64_t size;                /* From range_offset on. */
   bool can_zero, can_trim, can_fua, can_cache, can_map;
 };
 
 /* These return the exit status of the program. */
-extern int check_overlaps (void);
+extern int check_overlaps (const struct server *server);
 extern int check_sequences (const struct server *server);
 
 static inline double

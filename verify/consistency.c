@@ -142,7 +142,7 @@ static struct block *blocks;
 static uint64_t nr_blocks;
 static uint32_t salt;           /* Tells our data from earlier runs'. */
 static atomic_uint next_block, next_number;
-static bool can_zero, can_trim, can_fua, can_cache, can_status;
+static const struct server *server;
 
 static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct connection **slots;
@@ -577,8 +577,8 @@ pick_read (struct thread *t)
 {
   const unsigned kind = pick (t, 8);
 
-  return !mixed ? READ : kind == 0 && can_cache ? CACHE :
-    kind <= 2 && can_status ? STATUS : READ;
+  return !mixed ? READ : kind == 0 && server->can_cache ? CACHE :
+    kind <= 2 && server->can_map ? STATUS : READ;
 }
 
 /* Start to read a block on some connection, unless it has no published
@@ -699,10 +699,11 @@ write_own (struct thread *t)
   for (unsigned left = pick (t, MOST_WRITES) + 1; left > 0 && ok; --left) {
     const unsigned slot = t->written_slot = pick (t, nr_connections);
     const unsigned kind = pick (t, 8), fua = pick (t, 4);
-    const uint32_t flags = can_fua && fua == 0 ? LIBNBD_CMD_FLAG_FUA : 0;
+    const uint32_t flags = server->can_fua && fua == 0 ?
+      LIBNBD_CMD_FLAG_FUA : 0;
     /* What a trim leaves is known only after a write. */
-    const enum op op = kind <= 1 && can_zero ? ZERO :
-      kind == 2 && can_trim && left > 1 ? TRIM : WRITE;
+    const enum op op = kind <= 1 && server->can_zero ? ZERO :
+      kind == 2 && server->can_trim && left > 1 ? TRIM : WRITE;
 
     ok = send_version (t, slot, op, flags);
     if (ok && op != TRIM && flags)
@@ -814,12 +815,12 @@ write_in_run (struct thread *t)
 {
   const unsigned first = pick (t, RUN), count = 1 + pick (t, RUN - first);
   const unsigned kind = pick (t, 8), fua = pick (t, 8);
-  const enum op op = kind == 0 && can_zero ? ZERO :
-    kind == 1 && can_trim ? TRIM : WRITE;
+  const enum op op = kind == 0 && server->can_zero ? ZERO :
+    kind == 1 && server->can_trim ? TRIM : WRITE;
   struct block *b = t->own + first;
 
   start_version (t, get_connection (t->index % nr_connections), op, b, count,
-                 can_fua && fua == 0 ? LIBNBD_CMD_FLAG_FUA : 0);
+                 server->can_fua && fua == 0 ? LIBNBD_CMD_FLAG_FUA : 0);
   /* A trim may do nothing. */
   if (finish (t, &t->command) && op != TRIM)
     for (unsigned i = 0; i < count; ++i)
@@ -901,18 +902,10 @@ static void
 save_blocks (void)
 {
   FILE *fp = fopen (save, "w");
-  bool ok = fp && fprintf (fp, "%" PRIu32 "\n", salt) > 0;
 
-  for (uint64_t i = 0; ok && i < nr_blocks; ++i) {
-    const struct block *b = &blocks[i];
-
-    if (b->published > 0)
-      ok = fprintf (fp, "%" PRIu64 " %u %u %u %u %u %u %d\n", i, b->begun,
-                    b->zeroed, b->trimmed, b->published,
-                    writer_of (b, b->published), b->flushed_on,
-                    b->through) > 0;
-  }
-  if ((fp && fclose (fp) == EOF) || !ok) {
+  if (!fp || fwrite (&salt, sizeof salt, 1, fp) != 1 ||
+      fwrite (blocks, sizeof *blocks, nr_blocks, fp) != nr_blocks ||
+      fclose (fp) == EOF) {
     perror (save);
     exit (2);
   }
@@ -922,23 +915,9 @@ static void
 load_blocks (void)
 {
   FILE *fp = fopen (check, "r");
-  unsigned begun, zeroed, trimmed, published, written_on, flushed_on;
-  uint64_t i;
-  int n = 0, through;
 
-  if (fp && fscanf (fp, "%" SCNu32, &salt) == 1)
-    while ((n = fscanf (fp, "%" SCNu64 "%u%u%u%u%u%u%d", &i, &begun, &zeroed,
-                        &trimmed, &published, &written_on, &flushed_on,
-                        &through)) == 8 && i < nr_blocks) {
-      blocks[i].begun = begun;
-      blocks[i].zeroed = zeroed;
-      blocks[i].trimmed = trimmed;
-      blocks[i].published = published;
-      blocks[i].written_on[published % (MOST_WRITES + 1)] = written_on;
-      blocks[i].flushed_on = flushed_on;
-      blocks[i].through = through;
-    }
-  if (n != EOF) {
+  if (!fp || fread (&salt, sizeof salt, 1, fp) != 1 ||
+      fread (blocks, sizeof *blocks, nr_blocks, fp) != nr_blocks) {
     fprintf (stderr, "consistency: %s: must be what --save wrote\n", check);
     exit (2);
   }
@@ -978,34 +957,17 @@ prepare (struct thread *t, unsigned index)
 }
 
 int
-check_overlaps (void)
+check_overlaps (const struct server *with)
 {
   uint64_t operations = 0, flushes = 0, reads = 0;
-  struct nbd_handle *nbd;
   double took;
-  int multi_conn;
 
+  server = with;
   salt = now () * 1000;
   slots = allocate (nr_connections, sizeof *slots);
   for (unsigned i = 0; i < nr_connections; ++i)
     slots[i] = open_at_last ();
-  nbd = slots[0]->nbd;
-  if (nbd_can_flush (nbd) != 1 || nbd_is_read_only (nbd) != 0) {
-    fail (uri, "cannot be written and flushed");
-    exit (2);
-  }
-  can_zero = nbd_can_zero (nbd) == 1;
-  can_trim = nbd_can_trim (nbd) == 1;
-  can_fua = nbd_can_fua (nbd) == 1;
-  can_cache = nbd_can_cache (nbd) == 1;
-  can_status = mixed &&
-    nbd_can_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
-  multi_conn = nbd_can_multi_conn (nbd);
-  nr_blocks = nbd_get_size (nbd);
-  nr_blocks -= range_offset < nr_blocks ? range_offset : nr_blocks;
-  if (range_size > 0 && range_size < nr_blocks)
-    nr_blocks = range_size;
-  nr_blocks /= block_size;
+  nr_blocks = server->size / block_size;
   blocks = allocate (nr_blocks, sizeof *blocks);
 
   threads = allocate (nr_threads, sizeof *threads);
@@ -1040,7 +1002,6 @@ check_overlaps (void)
   else
     check_all_blocks ();
 
-  printf ("multi_conn: %d\n", multi_conn);
   printf ("operations: %" PRIu64 "\n", operations);
   printf ("operations_per_second: %.0f\n", operations / took);
   printf ("flushes: %" PRIu64 "\nreads: %" PRIu64 "\n", flushes, reads);

@@ -63,35 +63,17 @@ get_extents (struct nbd_handle *nbd, uint64_t count, uint64_t offset,
                            (nbd_extent_callback) { mapped, &zero, NULL }, 0);
 }
 
-static int
-sequences_of_requests (void)
+int
+main (int argc, char *argv[])
 {
   struct server server = {
     open_connection, close_connection, nbd_get_error, sleep_ms, nbd_pread,
     nbd_pwrite, nbd_zero, nbd_trim, nbd_cache, nbd_flush, get_extents,
     0, false, false, false, false, false
   };
-  struct nbd_handle *nbd = open_connection ();
-
-  if (!nbd) {
-    fprintf (stderr, "consistency: connect: %s\n", nbd_get_error ());
-    return 2;
-  }
-  server.size = nbd_get_size (nbd);
-  server.can_zero = nbd_can_zero (nbd) == 1;
-  server.can_trim = nbd_can_trim (nbd) == 1;
-  server.can_fua = nbd_can_fua (nbd) == 1;
-  server.can_cache = nbd_can_cache (nbd) == 1;
-  server.can_map =
-    nbd_can_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
-  close_connection (nbd);
-  return check_sequences (&server);
-}
-
-int
-main (int argc, char *argv[])
-{
+  struct nbd_handle *nbd;
   struct timespec ts;
+  int64_t size;
 
   clock_gettime (CLOCK_REALTIME, &ts);
   seed = ts.tv_sec * UINT64_C (1000000) + ts.tv_nsec / 1000;
@@ -100,5 +82,25 @@ main (int argc, char *argv[])
     alarm (seconds + OVERTIME);
   setvbuf (stdout, NULL, _IOLBF, 0);
   printf ("seed: %" PRIu64 "\n", seed);
-  return sequences ? sequences_of_requests () : check_overlaps ();
+
+  nbd = open_connection ();
+  if (!nbd) {
+    fprintf (stderr, "consistency: connect: %s\n", nbd_get_error ());
+    return 2;
+  }
+  if (nbd_can_flush (nbd) != 1 || nbd_is_read_only (nbd) != 0) {
+    fprintf (stderr, "consistency: %s: cannot be written and flushed\n", uri);
+    return 2;
+  }
+  size = nbd_get_size (nbd) - (int64_t) range_offset;
+  server.size = size < 0 ? 0 :
+    range_size && range_size < (uint64_t) size ? range_size : (uint64_t) size;
+  server.can_zero = nbd_can_zero (nbd) == 1;
+  server.can_trim = nbd_can_trim (nbd) == 1;
+  server.can_fua = nbd_can_fua (nbd) == 1;
+  server.can_cache = nbd_can_cache (nbd) == 1;
+  server.can_map =
+    nbd_can_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
+  close_connection (nbd);
+  return sequences ? check_sequences (&server) : check_overlaps (&server);
 }

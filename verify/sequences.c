@@ -55,6 +55,23 @@
 enum kind { READ, MAP, CACHE, WRITE, WRITE_FUA, PIECES, ZERO, ZERO_FUA, TRIM,
   FLUSH, REOPEN };
 
+static const struct {
+  const char *name, *told;      /* In an error, in the story. */
+  enum kind plainer;            /* What may go wrong as well. */
+} about[] = {
+  [READ] = { "read", "read", READ },
+  [MAP] = { "block status", "asked for extents", READ },
+  [CACHE] = { "cache", "had the server cache", READ },
+  [WRITE] = { "write", "wrote", WRITE },
+  [WRITE_FUA] = { "FUA write", "wrote", WRITE },
+  [PIECES] = { "write", "wrote", WRITE },
+  [ZERO] = { "zero", "zeroed", WRITE },
+  [ZERO_FUA] = { "FUA zero", "zeroed", WRITE_FUA },
+  [TRIM] = { "trim", "trimmed", WRITE },
+  [FLUSH] = { "flush", "flushed", FLUSH },
+  [REOPEN] = { "reopen", "closed and opened again", REOPEN },
+};
+
 struct step {
   enum kind kind;
   unsigned connection, cell, count;
@@ -178,6 +195,12 @@ static bool
 is_write (const struct step *s)
 {
   return s->kind >= WRITE && s->kind <= TRIM;
+}
+
+static bool
+writes_data (const struct step *s)
+{
+  return s->kind >= WRITE && s->kind <= PIECES;
 }
 
 static bool
@@ -349,16 +372,13 @@ static enum outcome
 take_step (const struct sequence *q, const struct step *s, struct cell *cells,
            struct finding *f)
 {
-  static const char *const names[] = { "read", "block status", "cache",
-    "write", "FUA write", "write", "zero", "FUA zero", "trim", "flush",
-    "reopen" };
   static uint64_t buf[CELLS * MAX_CELL / sizeof (uint64_t)];
   bool ok;
 
   nr_requests++;
   ok = send (q, s, buf) == 0;
   if (!ok)
-    note_error (names[s->kind], s->connection);
+    note_error (about[s->kind].name, s->connection);
   note (cells, s, ok);
   for (unsigned i = 0; ok && i < s->count; ++i) {
     const unsigned cell = s->cell + i;
@@ -662,17 +682,6 @@ still_fails (struct sequence *q, const struct sequence *changed,
   return false;
 }
 
-static enum kind
-plainer (enum kind kind)
-{
-  switch (kind) {
-  case MAP: case CACHE: return READ;
-  case ZERO_FUA: return WRITE_FUA;
-  case WRITE_FUA: case PIECES: case ZERO: case TRIM: return WRITE;
-  default: return kind;
-  }
-}
-
 static void
 take_out (struct sequence *q, unsigned i)
 {
@@ -711,7 +720,7 @@ reduce (struct sequence *q, struct finding *f)
       changed |= still_fails (q, &simpler, f);
     }
     simpler = *q;
-    s->kind = plainer (s->kind);
+    s->kind = about[s->kind].plainer;
     if (i < q->nr_steps && s->kind != q->steps[i].kind)
       changed |= still_fails (q, &simpler, f);
     for (unsigned c = 0; i < q->nr_steps && c < q->steps[i].connection; ++c) {
@@ -843,7 +852,7 @@ is_plain (const struct sequence *q)
 {
   for (unsigned i = 0; i < q->nr_steps; ++i)
     if (q->steps[i].count > 1 ||
-        (is_write (&q->steps[i]) && q->steps[i].kind > PIECES))
+        (is_write (&q->steps[i]) && !writes_data (&q->steps[i])))
       return false;
   return q->cell_size == block_size;
 }
@@ -955,11 +964,9 @@ value_name (char *name, const struct sequence *q, const struct finding *f,
   /* Letters go in the order of the writes. */
   strcpy (name, "A");
   for (unsigned i = 0; i < q->nr_steps; ++i) {
-    if (q->steps[i].kind < WRITE || q->steps[i].kind > PIECES)
-      continue;
-    if (bit == UINT32_C (1) << q->steps[i].value)
+    if (writes_data (&q->steps[i]) && bit == UINT32_C (1) << q->steps[i].value)
       break;
-    name[0]++;
+    name[0] += writes_data (&q->steps[i]);
   }
   return name;
 }
@@ -978,25 +985,14 @@ tell (const struct sequence *q, const struct finding *f)
 
     if (numbers[s->connection] == 0)
       numbers[s->connection] = ++next;
-    printf ("step: connection %d ", numbers[s->connection]);
-    switch (s->kind) {
-    case READ:
-      printf (last ? "read %s" : "read",
-              value_name (name, q, f, f->cell, f->got));
-      break;
-    case MAP:
-      printf (last ? "was told of zeroes" : "asked for extents");
-      break;
-    case CACHE: printf ("had the server cache"); break;
-    case WRITE: case WRITE_FUA: case PIECES:
-      printf ("wrote %s", value_name (name, q, f, s->cell, word_of
-                                      (f->attempt, s->cell, s->value)));
-      break;
-    case ZERO: case ZERO_FUA: printf ("zeroed"); break;
-    case TRIM: printf ("trimmed"); break;
-    case FLUSH: printf ("flushed"); break;
-    case REOPEN: printf ("closed and opened again"); break;
-    }
+    printf ("step: connection %d %s", numbers[s->connection],
+            s->kind == MAP && last ? "was told of zeroes" :
+            about[s->kind].told);
+    if (s->kind == READ && last)
+      printf (" %s", value_name (name, q, f, f->cell, f->got));
+    if (writes_data (s))
+      printf (" %s", value_name (name, q, f, s->cell,
+                                 word_of (f->attempt, s->cell, s->value)));
     if (s->kind < FLUSH)
       printf (" at %llu", (unsigned long long)
               (last ? f->offset : offset_of (q, s->cell)));
@@ -1021,9 +1017,7 @@ check_sequences (const struct server *with)
   bool is_found;
 
   server = with;
-  size = server->size > range_offset ? server->size - range_offset : 0;
-  if (range_size && size > range_size)
-    size = range_size;
+  size = server->size;
   if (size < 2 * CELLS * block_size || block_size > MAX_CELL) {
     fprintf (stderr, "consistency: the range has %llu bytes: must be %llu or "
              "more, and a block at most %u\n", (unsigned long long) size,
