@@ -134,7 +134,7 @@ struct thread {
   enum { SETTLED, UNFLUSHED, UNKNOWN } own_is;
   bool unanswered;              /* A command got no reply. */
   unsigned written_slot, written_on, flushed_on;
-  uint64_t operations, flushes, reads;
+  uint64_t operations;
 };
 
 static struct thread *threads;
@@ -150,6 +150,7 @@ static struct connection **slots;
 static double began;
 static atomic_bool stop, failed, killed;
 static atomic_ulong wrong, errors, reconnections, publications;
+static atomic_ulong flushes, reads;
 
 /* Print what made the test impossible, unless something did before. */
 static void
@@ -172,27 +173,31 @@ elapsed (void)
   return now () - began;
 }
 
+static void *
+allocate (size_t n, size_t size)
+{
+  void *p = calloc (n + 1, size);
+
+  if (!p) {
+    perror ("consistency: calloc");
+    exit (2);
+  }
+  return p;
+}
+
 /* Connections ***********************************************************/
 
 /* A connection with one user, the caller.  Returns NULL on error. */
 static struct connection *
 open_connection (void)
 {
-  struct connection *conn = calloc (1, sizeof *conn);
+  struct connection *conn = allocate (1, sizeof *conn);
 
-  if (conn)
-    conn->nbd = nbd_create ();
-  if (!conn || !conn->nbd ||
-      (mixed && nbd_add_meta_context (conn->nbd,
-                                      LIBNBD_CONTEXT_BASE_ALLOCATION) == -1)) {
-    perror ("consistency: nbd_create");
-    exit (2);
-  }
-  if (nbd_connect_uri (conn->nbd, uri) == -1) {
+  conn->nbd = server->open ();
+  if (!conn->nbd) {
     errors += !killed;
     if (!allow_errors && !killed)
-      fail ("connect", nbd_get_error ());
-    nbd_close (conn->nbd);
+      fail ("connect", server->error ());
     free (conn);
     return NULL;
   }
@@ -429,7 +434,7 @@ flush_slot (struct thread *t, unsigned slot)
   t->command.conn = get_connection (slot);
   t->command.block = t->own;
   t->flushed_on = t->command.conn->number;
-  t->flushes++;
+  flushes++;
   submit (t, &t->command, FLUSH, 0);
   return finish (t, &t->command);
 }
@@ -489,7 +494,7 @@ start_read (struct thread *t, struct command *cmd, enum op op,
       cmd->data[i * block_size / 8 + j] = stamp (&block[i], block[i].begun);
   }
   submit (t, cmd, op, 0);
-  t->reads++;
+  reads++;
 }
 
 static unsigned
@@ -924,18 +929,6 @@ load_blocks (void)
   fclose (fp);
 }
 
-static void *
-allocate (size_t n, size_t size)
-{
-  void *p = calloc (n + 1, size);
-
-  if (!p) {
-    perror ("consistency: calloc");
-    exit (2);
-  }
-  return p;
-}
-
 static void
 prepare (struct thread *t, unsigned index)
 {
@@ -959,7 +952,7 @@ prepare (struct thread *t, unsigned index)
 int
 check_overlaps (const struct server *with)
 {
-  uint64_t operations = 0, flushes = 0, reads = 0;
+  uint64_t operations = 0;
   double took;
 
   server = with;
@@ -991,8 +984,6 @@ check_overlaps (const struct server *with)
   for (unsigned i = 0; i < nr_threads; ++i) {
     pthread_join (threads[i].id, NULL);
     operations += threads[i].operations;
-    flushes += threads[i].flushes;
-    reads += threads[i].reads;
   }
   took = elapsed ();
   if (victim) {
@@ -1004,7 +995,7 @@ check_overlaps (const struct server *with)
 
   printf ("operations: %" PRIu64 "\n", operations);
   printf ("operations_per_second: %.0f\n", operations / took);
-  printf ("flushes: %" PRIu64 "\nreads: %" PRIu64 "\n", flushes, reads);
+  printf ("flushes: %lu\nreads: %lu\n", flushes, reads);
   printf ("reconnections: %lu\n", reconnections);
   printf ("wrong: %lu\nerrors: %lu\n", wrong, errors);
   return wrong > 0 ? 1 : failed ? 2 : 0;
