@@ -18,58 +18,39 @@ uint64_t seed, seconds, max_operations, nr_threads = 8, nr_connections = 4,
   own_order, sequences;
 const char *uri, *save, *check;
 
-static const char usage[] =
-  "usage: consistency [OPTIONS] URI\n"
-  "  --threads=8 --connections=4\n"
-  "  --seconds=N or --operations=N  how long (10 seconds)\n"
-  "  --seed=N                       for the random choices of each thread\n"
-  "  --churn                        close connections, and cut them\n"
-  "  --hard-cuts                    cut also those with several commands in\n"
-  "                                 flight: kills nbdkit 1.32 if parallel\n"
-  "  --reads-first                  read before each write\n"
-  "  --mixed                        cache and block status among the reads\n"
-  "  --one-at-a-time                a connection has one command in flight,\n"
-  "                                 as with libnbd's synchronous calls\n"
-  "  --commands-in-flight[=4]       reads that each thread has under way\n"
-  "                                 while it writes and flushes\n"
-  "  --block=512                    bytes in a block\n"
-  "  --allow-errors                 error replies are part of the test\n"
-  "  --own-order                    what one connection sees of its own\n"
-  "  --stripe=BYTES                 with it: requests lie across multiples\n"
-  "  --offset=BYTES --size=BYTES    use no more of the disk than this\n"
-  "  --sequences                    one request after the other; the first\n"
-  "                                 that goes wrong is made short and told\n"
-  "  --kill=PID --save=FILE         kill the server in the midst of it, at\n"
-  "                                 the flush of that number (--operations),\n"
-  "  --check=FILE                   and look whether it has kept its word\n";
-
 /* An option that takes a number has its value alone in "without", or 0. */
 static const struct {
   const char *name;
   uint64_t *number, without;
   const char **file;
+  const char *help;
 } options[] = {
-  { "threads", &nr_threads, 0, NULL },
-  { "connections", &nr_connections, 0, NULL },
-  { "seconds", &seconds, 0, NULL },
-  { "operations", &max_operations, 0, NULL },
-  { "seed", &seed, 0, NULL },
-  { "churn", &churn, 1, NULL },
-  { "hard-cuts", &hard_cuts, 1, NULL },
-  { "reads-first", &reads_first, 1, NULL },
-  { "mixed", &mixed, 1, NULL },
-  { "one-at-a-time", &one_at_a_time, 1, NULL },
-  { "commands-in-flight", &nr_ahead, 4, NULL },
-  { "block", &block_size, 0, NULL },
-  { "allow-errors", &allow_errors, 1, NULL },
-  { "own-order", &own_order, 1, NULL },
-  { "stripe", &stripe, 0, NULL },
-  { "offset", &range_offset, 0, NULL },
-  { "size", &range_size, 0, NULL },
-  { "sequences", &sequences, 1, NULL },
-  { "kill", &victim, 0, NULL },
-  { "save", NULL, 0, &save },
-  { "check", NULL, 0, &check },
+  { "threads", &nr_threads, 0, NULL, "8 by default" },
+  { "connections", &nr_connections, 0, NULL, "4 by default" },
+  { "seconds", &seconds, 0, NULL, "how long: 10 by default, or" },
+  { "operations", &max_operations, 0, NULL, "so many in all" },
+  { "seed", &seed, 0, NULL, "for the random choices of each thread" },
+  { "churn", &churn, 1, NULL, "close connections, and cut them" },
+  { "hard-cuts", &hard_cuts, 1, NULL, "cut also those with several commands "
+    "in flight: kills nbdkit 1.32 if parallel" },
+  { "reads-first", &reads_first, 1, NULL, "read before each write" },
+  { "mixed", &mixed, 1, NULL, "cache and block status among the reads" },
+  { "one-at-a-time", &one_at_a_time, 1, NULL, "a connection has one command "
+    "in flight, as with libnbd's synchronous calls" },
+  { "commands-in-flight", &nr_ahead, 4, NULL, "reads that each thread has "
+    "under way while it writes and flushes: 4, if there is no N" },
+  { "block", &block_size, 0, NULL, "bytes in a block, 512 by default" },
+  { "allow-errors", &allow_errors, 1, NULL, "error replies are part of it" },
+  { "own-order", &own_order, 1, NULL, "what one connection sees of its own" },
+  { "stripe", &stripe, 0, NULL, "with it: requests lie across multiples" },
+  { "offset", &range_offset, 0, NULL, "use the disk from this byte on" },
+  { "size", &range_size, 0, NULL, "and no more bytes than this" },
+  { "sequences", &sequences, 1, NULL, "one request after the other; the first "
+    "that goes wrong is made short and told" },
+  { "kill", &victim, 0, NULL, "the server with this process ID is killed in the "
+    "midst of it, at the flush of that number (--operations)" },
+  { "save", NULL, 0, &save, "write down what it had promised until then" },
+  { "check", NULL, 0, &check, "has it kept the word of that file?" },
 };
 #define NR_OPTIONS (sizeof options / sizeof options[0])
 
@@ -113,7 +94,11 @@ parse_or_exit (int argc, char *argv[])
       (stripe && !own_order) || stripe % block_size != 0 ||
       !victim != !save || (int) victim < 0 ||
       (own_order && (victim || check)) || (victim && check)) {
-    fputs (usage, stderr);
+    fputs ("usage: consistency [OPTIONS] URI\n", stderr);
+    for (size_t n = 0; n < NR_OPTIONS; ++n)
+      fprintf (stderr, "  --%s%-*s%s\n", options[n].name,
+               24 - (int) strlen (options[n].name), options[n].file ? "=FILE" :
+               options[n].without == 1 ? "" : "=N", options[n].help);
     exit (2);
   }
   uri = argv[i];

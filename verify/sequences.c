@@ -689,49 +689,42 @@ take_out (struct sequence *q, unsigned i)
            (--q->nr_steps - i) * sizeof q->steps[0]);
 }
 
-/* One round of making it shorter and simpler.  Returns true if that
- * succeeded.
+/* One round of making it shorter and simpler: steps are left out, go to one
+ * cell, are plainer, or come from a connection with a lower number.  Returns
+ * true if that succeeded.
  */
 static bool
 reduce (struct sequence *q, struct finding *f)
 {
+  enum { TAKE_OUT, NARROW, PLAINER, CONNECTION };
   struct sequence simpler = *q;
   bool changed = false;
 
   simpler.cell_size = block_size;
   if (q->cell_size > block_size)
     changed |= still_fails (q, &simpler, f);
-  for (unsigned i = q->nr_steps; i-- > 0;) {
-    simpler = *q;
-    if (i >= q->nr_steps)
-      continue;
-    take_out (&simpler, i);
-    changed |= still_fails (q, &simpler, f);
-  }
-  for (unsigned i = 0; i < q->nr_steps; ++i) {
-    struct step *s = &simpler.steps[i];
+  for (unsigned way = 0; way < CONNECTION + CONNECTIONS; ++way)
+    for (unsigned i = q->nr_steps; i-- > 0;) {
+      struct step *s = &simpler.steps[i];
 
-    simpler = *q;
-    if (s->count > 1) {
-      /* The cell that it is about, or the first. */
-      if (i + 1 == q->nr_steps)
-        s->cell = f->cell;
-      s->count = 1;
-      changed |= still_fails (q, &simpler, f);
-    }
-    simpler = *q;
-    s->kind = about[s->kind].plainer;
-    if (i < q->nr_steps && s->kind != q->steps[i].kind)
-      changed |= still_fails (q, &simpler, f);
-    for (unsigned c = 0; i < q->nr_steps && c < q->steps[i].connection; ++c) {
+      if (i >= q->nr_steps)     /* It was cut off. */
+        continue;
       simpler = *q;
-      s->connection = c;
-      if (still_fails (q, &simpler, f)) {
-        changed = true;
-        break;
+      if (way == TAKE_OUT)
+        take_out (&simpler, i);
+      else if (way == NARROW && s->count > 1) {
+        /* The cell that it is about, or the first. */
+        if (i + 1 == q->nr_steps)
+          s->cell = f->cell;
+        s->count = 1;
       }
+      else if (way == PLAINER)
+        s->kind = about[s->kind].plainer;
+      else if (way >= CONNECTION && way - CONNECTION < s->connection)
+        s->connection = way - CONNECTION;
+      if (way == TAKE_OUT || memcmp (s, &q->steps[i], sizeof *s) != 0)
+        changed |= still_fails (q, &simpler, f);
     }
-  }
   return changed;
 }
 
