@@ -167,12 +167,6 @@ pick (struct thread *t, unsigned n)
   return mix (&t->random_state) % n;
 }
 
-static double
-elapsed (void)
-{
-  return now () - began;
-}
-
 static void *
 allocate (size_t n, size_t size)
 {
@@ -746,7 +740,7 @@ goes_on (const struct thread *t)
   const uint64_t share = max_operations / nr_threads +
     (t->index < max_operations % nr_threads);
 
-  return !stop && (seconds == 0 || elapsed () < seconds) &&
+  return !stop && (seconds == 0 || now () - began < seconds) &&
     (max_operations == 0 || victim || t->operations < share);
 }
 
@@ -985,7 +979,7 @@ check_overlaps (const struct server *with)
     pthread_join (threads[i].id, NULL);
     operations += threads[i].operations;
   }
-  took = elapsed ();
+  took = now () - began;
   if (victim) {
     kill_server ();
     save_blocks ();

@@ -154,13 +154,6 @@ bit_of (uint64_t of_attempt, unsigned cell, uint64_t word)
   return ANYTHING;
 }
 
-/* What a read may find. */
-static uint32_t
-allowed (const struct cell *c, unsigned connection)
-{
-  return c->own[connection] ? c->own[connection] : c->all_see | c->written;
-}
-
 static void
 note_write (struct cell *c, unsigned by, uint32_t value)
 {
@@ -272,12 +265,15 @@ static bool
 may_find (const struct cell *cells, unsigned connection, unsigned cell,
           uint64_t word, uint64_t offset, struct finding *f)
 {
-  if (allowed (&cells[cell], connection) &
-      (bit_of (attempt, cell, word) | ANYTHING))
+  const struct cell *c = &cells[cell];
+  const uint32_t allowed = c->own[connection] ? c->own[connection] :
+    c->all_see | c->written;
+
+  if (allowed & (bit_of (attempt, cell, word) | ANYTHING))
     return true;
   *f = (struct finding) {
     .cell = cell, .attempt = attempt, .start = start, .offset = offset,
-    .got = word, .own = cells[cell].own[connection] != 0
+    .got = word, .own = c->own[connection] != 0
   };
   return false;
 }
