@@ -7,33 +7,30 @@
 
 _mcshim ()
 {
-  local cur=${COMP_WORDS[COMP_CWORD]} i=1 word option words options offset
+  local cur=${COMP_WORDS[COMP_CWORD]} i word='' option='' words options offset
   options=$("$1" --help 2>/dev/null | sed -n 's/^  --/--/p' |
               sed 's/  .*//' | grep -oE -- '--[a-z-]+=?')
   COMPREPLY=()
 
   # Find the word that the cursor is in.  bash makes --mode=auto three words.
-  while ((i < COMP_CWORD)); do
-    word=${COMP_WORDS[i]} option=
-    case $word in
-      --) ((i++)); break ;;
-      -*) ;;
-      *) break ;;
-    esac
-    if [[ ${COMP_WORDS[i + 1]} == = ]]; then
-      option=$word
-      ((i += 2))
+  for ((i = 1; i < COMP_CWORD; i++)); do
+    word=${COMP_WORDS[i]}
+    if [[ $word == = ]]; then
+      option=${COMP_WORDS[i - 1]}
+    elif [[ $option ]]; then    # This was its value.
+      option=
+    elif [[ $word != -* ]]; then
+      break
+    elif [[ $word == -- ]]; then
+      ((i++))
+      break
     elif [[ $'\n'$options$'\n' == *$'\n'"$word="$'\n'* ]]; then
       option=$word
-      ((i++))
     fi
-    ((i < COMP_CWORD)) || break
-    option=
-    ((i++))
   done
+  [[ $cur != = ]] || option=$word cur=
 
   if [[ $option ]]; then
-    [[ $cur != = ]] || cur=
     case $option in
       --mode) words="auto emulate plugin disable unsafe" ;;
       --track-dirty) words="connection fast off" ;;

@@ -41,12 +41,6 @@
  * With --churn a connection is replaced once it has nothing in flight and
  * has been flushed.
  *
- * With --kill the server gets SIGKILL when the reply to a flush has come,
- * and --save writes down what was promised until then.  When the server
- * runs again, --check looks whether all of it is there.
- *
- * The first thing found is described in steps, for a person.
- *
  * Commands go through libnbd's asynchronous calls, so that several are in
  * flight on one connection.  There is no thread for each connection: whoever
  * waits for a reply polls the socket, and handles whatever arrives.
@@ -89,7 +83,7 @@ struct connection {
   pthread_mutex_t turn;         /* --one-at-a-time: held by a command. */
   pthread_mutex_t reply_lock;   /* One thread at a time looks for replies. */
   unsigned number;              /* In order of opening. */
-  unsigned users;               /* Commands, and the slot; slots_lock. */
+  atomic_uint users;            /* Commands, and the slot. */
   atomic_int end;               /* An enum end. */
 };
 
@@ -232,12 +226,7 @@ get_connection (unsigned slot)
 static void
 put_connection (struct connection *conn)
 {
-  unsigned users;
-
-  pthread_mutex_lock (&slots_lock);
-  users = --conn->users;
-  pthread_mutex_unlock (&slots_lock);
-  if (users > 0)
+  if (--conn->users > 0)
     return;
   if (conn->end == ORDERLY)
     nbd_shutdown (conn->nbd, 0);
@@ -552,9 +541,7 @@ finish_read (struct thread *t, struct command *cmd, bool at_end)
   unsigned which;
   uint64_t word;
 
-  pthread_mutex_lock (&slots_lock);
   conn->users++;
-  pthread_mutex_unlock (&slots_lock);
   if (finish (t, cmd) && cmd->op != CACHE)
     bad = find_bad_word (cmd, &which);
   if (!bad || wrong++ > 0) {
