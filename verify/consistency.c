@@ -664,14 +664,6 @@ start_version (struct thread *t, struct connection *conn, enum op op,
   submit (t, cmd, op, flags);
 }
 
-/* The same for the thread's own block.  Returns true if that succeeded. */
-static bool
-send_version (struct thread *t, unsigned slot, enum op op, uint32_t flags)
-{
-  start_version (t, get_connection (slot), op, t->own, 1, flags);
-  return finish (t, &t->command);
-}
-
 /* Some writes, each after the reply to the one before, on whichever
  * connections: the last must win.
  */
@@ -691,7 +683,8 @@ write_own (struct thread *t)
     const enum op op = kind <= 1 && server->can_zero ? ZERO :
       kind == 2 && server->can_trim && left > 1 ? TRIM : WRITE;
 
-    ok = send_version (t, slot, op, flags);
+    start_version (t, get_connection (slot), op, t->own, 1, flags);
+    ok = finish (t, &t->command);
     if (ok && op != TRIM && flags)
       publish (t, t->written_on, true);
     else
