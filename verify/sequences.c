@@ -23,9 +23,7 @@
  *   a write that comes after it.
  *
  * Nothing is known about a cell that has not been written, so nothing needs
- * to be prepared.  Sequences follow each other on the same connections, and
- * from one place of the disk to the next; a shortened one is tried on new
- * connections.
+ * to be prepared.
  */
 
 #include <ctype.h>
