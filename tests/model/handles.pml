@@ -42,6 +42,8 @@
  * make an assertion fail.
  */
 
+#define when(condition, then) if :: condition -> then :: else fi
+
 #ifdef SERIALIZE_REQUESTS
 #define serialize true
 #else
@@ -144,10 +146,7 @@ inline plugin_flush (i, mine)
     covers = (h[i].count == mine);
     was_dirty = h[i].write_dirty;
     h[i].write_dirty = false;
-    if
-    :: covers -> h[i].read_marked = false
-    :: else
-    fi;
+    when (covers, h[i].read_marked = false);
     enter (i);
     h[i].at[0].flushing = h[i].at[0].dirty;
     h[i].at[0].dirty = false;
@@ -180,15 +179,9 @@ inline plugin_flush (i, mine)
        h[i].owes = false
     :: else
     fi;
-    if
-    :: !fails && was_dirty ->
-       if
-       :: covers && h[i].seen == written -> h[i].seen++
-       :: else
-       fi;
-       written++
-    :: else
-    fi;
+    when (!fails && was_dirty,
+          when (covers && h[i].seen == written, h[i].seen++);
+          written++);
     began = 0; covers = false; was_dirty = false; fails = false; r = 0
   }
 }
@@ -212,10 +205,7 @@ inline replicate ()
   do
   :: j < 2 && h[nth (j)].write_dirty ->
 #ifdef ONE_FLUSHED
-     if
-     :: j > 0 -> break
-     :: else
-     fi;
+     when (j > 0, break);
 #endif
      if
      :: serialize ->
@@ -240,10 +230,7 @@ inline replicate ()
        :: else -> k = 0
        fi
      }
-     if
-     :: k == 1 -> plugin_flush (nth (j), 1); h[nth (j)].count--
-     :: else
-     fi;
+     when (k == 1, plugin_flush (nth (j), 1); h[nth (j)].count--);
      j++
   :: else -> break
   od;
@@ -261,10 +248,7 @@ inline begin_piece (i)
      atomic { h[i].count--; outside-- }
   :: atomic {
        !h[i].owes && free (i) -> h[i].count++;
-       if
-       :: !h[i].read_marked -> h[i].seen = written; h[i].read_marked = true
-       :: else
-       fi
+       when (!h[i].read_marked, h[i].seen = written; h[i].read_marked = true)
      };
      break
   od
@@ -273,10 +257,7 @@ inline begin_piece (i)
 inline end_piece (i, wrote)
 {
   atomic {
-    if
-    :: wrote -> h[i].write_dirty = true
-    :: else
-    fi;
+    when (wrote, h[i].write_dirty = true);
     h[i].count--
   }
 }
@@ -292,12 +273,9 @@ inline fetch (i, range)
 
 inline fill (i, range)
 {
-  if
-  :: missed && !h[i].at[range].valid ->
-     h[i].at[range].value = fetched;
-     h[i].at[range].valid = true
-  :: else
-  fi
+  when (missed && !h[i].at[range].valid,
+        h[i].at[range].value = fetched;
+        h[i].at[range].valid = true)
 }
 
 inline call (i, range)
@@ -360,10 +338,7 @@ inline piece (range)
 #ifndef LONG_BESIDE
   wait_for_others (1, false);
 #endif
-  if
-  :: refused -> break
-  :: else
-  fi;
+  when (refused, break);
   choose (range);
   begin_piece (i);
   call (i, range);
@@ -454,17 +429,14 @@ inline request ()
   :: skip
   fi;
 #ifdef NO_SPLIT
-  if
-  :: first < last ->
-     atomic { !alone -> pieces++ };
-     begin_piece (0);
-     call (0, 0);
-     call (0, 1);
-     end_piece (0, op != READ);
-     pieces--;
-     at = last + 1
-  :: else
-  fi;
+  when (first < last,
+        atomic { !alone -> pieces++ };
+        begin_piece (0);
+        call (0, 0);
+        call (0, 1);
+        end_piece (0, op != READ);
+        pieces--;
+        at = last + 1);
 #endif
   do
   :: at <= last -> piece (at); at++
@@ -566,10 +538,7 @@ proctype client ()
      fi;
      request ();
      atomic {
-       if
-       :: op == WRITE -> reply ()
-       :: else
-       fi;
+       when (op == WRITE, reply ());
        clear ()
      }
   :: atomic {
@@ -631,15 +600,9 @@ proctype server ()
   do
   :: j < 2 ->
 #ifdef ONE_CLOSED
-     if
-     :: j == 1 -> break
-     :: else
-     fi;
+     when (j == 1, break);
 #endif
-     if
-     :: h[j].write_dirty -> plugin_flush (j, 0)
-     :: else
-     fi;
+     when (h[j].write_dirty, plugin_flush (j, 0));
      j++
   :: else -> break
   od;
@@ -654,10 +617,7 @@ init {
     :: n < CLIENTS -> run client (); n++
     :: else -> break
     od;
-    if
-    :: GROWS -> run opener ()
-    :: else
-    fi;
+    when (GROWS, run opener ());
     run server ()
   }
 }

@@ -69,6 +69,8 @@
  * list.  Each must make an assertion fail: otherwise the model is blind.
  */
 
+#define when(condition, then) if :: condition -> then :: else fi
+
 /* Configuration. */
 
 #ifndef CONNECTIONS
@@ -293,13 +295,10 @@ inline flush_enters (i)
 /* What a later flush of the handle has overtaken is not written back again. */
 inline writes_back (i)
 {
-  if
-  :: snapped && snap >= conn[i].back ->
-     assert (Order || disk <= snap);
-     disk = snap;
-     conn[i].back = snap
-  :: else
-  fi
+  when (snapped && snap >= conn[i].back,
+        assert (Order || disk <= snap);
+        disk = snap;
+        conn[i].back = snap)
 }
 
 /* One that fails may have written back before it did. */
@@ -357,18 +356,12 @@ inline signal_phase ()
 inline outstanding_one_less ()
 {
   outstanding--;
-  if
-  :: outstanding == 0 -> signal_phase ()
-  :: else
-  fi
+  when (outstanding == 0, signal_phase ())
 }
 
 inline wake (n, i)
 {
-  if
-  :: sleeps_on[n] == i + 1 -> sleeps_on[n] = 0
-  :: else
-  fi
+  when (sleeps_on[n] == i + 1, sleeps_on[n] = 0)
 }
 
 inline broadcast_changed (i)
@@ -471,10 +464,7 @@ inline flush_starts (i, mine, write_back)
   began = written;
   before = conn[i].seen;
   is_write = write_back || taken_write;
-  if
-  :: is_write -> writing_back++
-  :: else
-  fi
+  when (is_write, writing_back++)
 }
 
 /* And from there on.  It ends with "failed" set or not. */
@@ -693,12 +683,9 @@ end_idle:
 
 inline into_batch (n)
 {
-  if
-  :: waiter[n] == WAITING ->
-     waiter[n] = IN_BATCH;
-     only_held = only_held && holds[n]
-  :: else
-  fi
+  when (waiter[n] == WAITING,
+        waiter[n] = IN_BATCH;
+        only_held = only_held && holds[n])
 }
 
 inline first_phase (i)
@@ -708,17 +695,11 @@ inline first_phase (i)
 #ifndef NO_WRITING_WAIT
   conn[i].counted = conn[i].outside;
 #endif
-  if
-  :: conn[i].counted -> outstanding++
-  :: else
-  fi;
-  if
-  :: conn[i].joined && conn[i].write_dirty &&
-     (!only_held || conn[i].held > 0) ->
-     conn[i].replica = REPLICA_QUEUED;
-     outstanding++
-  :: else
-  fi
+  when (conn[i].counted, outstanding++);
+  when (conn[i].joined && conn[i].write_dirty &&
+        (!only_held || conn[i].held > 0),
+        conn[i].replica = REPLICA_QUEUED;
+        outstanding++)
 }
 
 inline second_phase (i)
@@ -745,10 +726,7 @@ inline second_phase (i)
 inline begin_second_phase ()
 {
   phase_two = true;
-  if
-  :: !only_held -> each_connection (second_phase)
-  :: else
-  fi
+  when (!only_held, each_connection (second_phase))
 }
 
 inline round_begins ()
@@ -768,10 +746,7 @@ inline round_begins ()
   :: else
   fi;
   each_connection (first_phase);
-  if
-  :: LEVEL == LEVEL_OFF && !only_held -> written++
-  :: else
-  fi;
+  when (LEVEL == LEVEL_OFF && !only_held, written++);
 #ifdef ONE_PHASE
   begin_second_phase ()
 #endif
@@ -795,10 +770,7 @@ inline flush_returns (n)
      :: else ->
         assert (Durable || disk >= want[n] || (told && gone >= want[n]));
         assert (Errors || !(told_owed[n] && unreported));
-        if
-        :: disk >= want[n] && must < want[n] -> must = want[n]
-        :: else
-        fi
+        when (disk >= want[n] && must < want[n], must = want[n])
      fi;
      want[n] = 0;
      told_owed[n] = false
@@ -812,10 +784,7 @@ inline round_ends ()
   running = false;
   phase_two = false;
   assert (Errors || !err || unreported);
-  if
-  :: err -> unreported = false
-  :: else
-  fi;
+  when (err, unreported = false);
   each_client (flush_returns);
   err = false;
   only_held = false;
@@ -913,10 +882,7 @@ inline request_is_over (i)
 
 inline flush_is_over ()
 {
-  if
-  :: self < CONNECTIONS -> conn[self].users--
-  :: else
-  fi;
+  when (self < CONNECTIONS, conn[self].users--);
   self = 0
 }
 
@@ -1045,10 +1011,7 @@ request:
        (!serialize || (!conn[c].pending && !busy (c))) ->
        count_in (c);
 #ifndef LOOK_BEFORE
-       if
-       :: in_block -> goto claims
-       :: else
-       fi;
+       when (in_block, goto claims);
 #endif
        goto inside
     :: else -> goto slow
@@ -1056,10 +1019,7 @@ request:
   }
 claims:
   atomic {
-    if
-    :: conflict_for (c) -> goto out
-    :: else
-    fi;
+    when (conflict_for (c), goto out);
 #ifdef NO_SWAP
   }
   atomic {
@@ -1087,22 +1047,16 @@ out:
 slow:
   /* handle_enter */
   atomic {
-    if
-    :: in_block && anothers (c) && is_live ->
-       other = owner;
-       conn[other].held++;
-       conn[other].waiting++;
-       goto conflict
-    :: else
-    fi;
+    when (in_block && anothers (c) && is_live,
+          other = owner;
+          conn[other].held++;
+          conn[other].waiting++;
+          goto conflict);
     notice_empty (c);
-    if
-    :: in_block && anothers (c) && is_older (c) ->
-       conn[c].owes = true;
-       conn[c].owed = (conn[c].owed < conn[owner].wrote ->
-                       conn[owner].wrote : conn[c].owed)
-    :: else
-    fi;
+    when (in_block && anothers (c) && is_older (c),
+          conn[c].owes = true;
+          conn[c].owed = (conn[c].owed < conn[owner].wrote ->
+                          conn[owner].wrote : conn[c].owed));
     conn[c].waiting++;
     target = conn[c].owed
   }
@@ -1145,10 +1099,7 @@ owed:
   replica_goes_on (c);
   atomic {
     broadcast_changed (c);
-    if
-    :: !refused -> goto admit
-    :: else
-    fi;
+    when (!refused, goto admit);
     conn[c].waiting--;
     target = 0
   }
@@ -1156,10 +1107,7 @@ fails:
   atomic {
     printf ("client %d: %e on connection %d fails\n", me, op, c);
     refused = false;
-    if
-    :: op == WRITE -> writing--
-    :: else
-    fi;
+    when (op == WRITE, writing--);
     request_is_over (c);
     goto idle
   }
@@ -1193,18 +1141,12 @@ held_round_over:
 #ifdef LET_THROUGH
     refused = false;
 #else
-    if
-    :: !refused -> goto conflict
-    :: else
-    fi
+    when (!refused, goto conflict)
 #endif
   }
 written_back:
   atomic {
-    if
-    :: !refused -> next_spell (other); end_spell (other); claim = 0
-    :: else
-    fi;
+    when (!refused, next_spell (other); end_spell (other); claim = 0);
     conn[other].held--;
     conn[other].waiting--;
     broadcast_changed (other);
@@ -1360,10 +1302,7 @@ close:
           goto solo
 #endif
        :: else ->
-          if
-          :: conn[c].write_dirty -> written++
-          :: else
-          fi;
+          when (conn[c].write_dirty, written++);
           leaves (c);
           goto left
        fi
@@ -1373,10 +1312,7 @@ solo:
   atomic { flush_enters (c) }
   atomic {
     flush_leaves (c);
-    if
-    :: failed && conn[c].dirty -> gone = conn[c].value; told = false
-    :: else
-    fi
+    when (failed && conn[c].dirty, gone = conn[c].value; told = false)
   }
   d_step {
     outside_ends (c);
