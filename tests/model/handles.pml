@@ -44,37 +44,7 @@
 
 #define when(condition, then) if :: condition -> then :: else fi
 
-#ifdef SERIALIZE_REQUESTS
-#define serialize true
-#else
-#define serialize false
-#endif
-
-#ifndef CLIENTS
-#define CLIENTS 2
-#endif
-#ifndef WRITES
-#define WRITES 2
-#endif
-#ifndef NEIGHBOURS
-#define NEIGHBOURS 1
-#endif
-#ifndef READS
-#define READS 1
-#endif
-#ifndef FLUSHES
-#define FLUSHES 1
-#endif
-#ifndef LONGS
-#define LONGS 1
-#endif
-#ifndef FAULTS
-#define FAULTS 0
-#endif
-#ifndef GROWS
-#define GROWS 0
-#endif
-
+/* Of all clients together.  "run" has these numbers. */
 byte writes = WRITES, neighbours = NEIGHBOURS, reads = READS;
 byte flushes = FLUSHES, longs = LONGS, faults = FAULTS;
 

@@ -71,51 +71,13 @@
 
 #define when(condition, then) if :: condition -> then :: else fi
 
-/* Configuration. */
-
-#ifndef CONNECTIONS
-#define CONNECTIONS 2           /* 2 or 3 */
-#endif
-#ifndef CLIENTS
-#define CLIENTS 2               /* 2 or 3 */
-#endif
-
-#ifdef SERIALIZE_REQUESTS
-#define serialize true
-#else
-#define serialize false
-#endif
-
 #define LEVEL_CONNECTION 0
 #define LEVEL_FAST 1
 #define LEVEL_OFF 2
-#ifndef LEVEL
-#define LEVEL LEVEL_CONNECTION
-#endif
 
-/* Budgets, each for all clients together. */
-#ifndef WRITES
-#define WRITES 1
-#endif
-#ifndef NEIGHBOURS
-#define NEIGHBOURS 1
-#endif
-#ifndef READS
-#define READS 1
-#endif
-#ifndef FLUSHES
-#define FLUSHES 2
-#endif
-#ifndef CLOSES
-#define CLOSES 1
-#endif
-#ifndef OPENS                   /* in the place of one that has closed */
-#define OPENS 0
-#endif
-#ifndef FAULTS                  /* failing flushes of the plugin */
-#define FAULTS 0
-#endif
-
+/* Budgets, each for all clients together.  Opens are in the place of one that
+ * has closed; faults are failing flushes of the plugin.
+ */
 byte writes = WRITES, neighbours = NEIGHBOURS, reads = READS;
 byte flushes = FLUSHES, closes = CLOSES, opens = OPENS, faults = FAULTS;
 #ifdef WIDE                     /* a write that meets another elsewhere too */
