@@ -124,20 +124,16 @@ inline plugin_flush (i, mine)
     h[i].at[1].dirty = false
   }
   atomic {
-    r = 0;
-    do
-    :: r < 2 ->
-       if
-       :: fails ->
-          h[i].at[r].dirty = (h[i].at[r].dirty || h[i].at[r].flushing)
-       :: !fails && h[i].at[r].flushing -> disk[r] = h[i].at[r].value
-       :: else
-       fi;
-       h[i].at[r].flushing = false;
-       h[i].at[r].valid = (h[i].at[r].dirty || fails && h[i].at[r].valid);
-       r++
-    :: else -> break
-    od;
+    for (r : 0 .. 1) {
+      if
+      :: fails ->
+         h[i].at[r].dirty = (h[i].at[r].dirty || h[i].at[r].flushing)
+      :: !fails && h[i].at[r].flushing -> disk[r] = h[i].at[r].value
+      :: else
+      fi;
+      h[i].at[r].flushing = false;
+      h[i].at[r].valid = (h[i].at[r].dirty || fails && h[i].at[r].valid)
+    }
     leave (i);
     if
     :: fails ->
@@ -188,23 +184,18 @@ inline replicate ()
   :: j < 2 && !h[nth (j)].write_dirty -> j++
   :: j == 2 && outside == 0 -> break
   od;
-  j = 0;
-  do
-  :: j < 2 ->
-     atomic {
-       if
-       :: h[nth (j)].read_marked && h[nth (j)].seen != written && h[nth (j)].count == 0 ->
-          h[nth (j)].count++; k = 1
-       :: h[nth (j)].read_marked && h[nth (j)].seen != written && h[nth (j)].count > 0 ->
-          h[nth (j)].owes = true; k = 0
-       :: else -> k = 0
-       fi
-     }
-     when (k == 1, plugin_flush (nth (j), 1); h[nth (j)].count--);
-     j++
-  :: else -> break
-  od;
-  atomic { round = false; j = 0; k = 0 }
+  for (j : 0 .. 1) {
+    atomic {
+      k = h[nth (j)].read_marked && h[nth (j)].seen != written;
+      if
+      :: k && h[nth (j)].count == 0 -> h[nth (j)].count++
+      :: k && h[nth (j)].count > 0 -> h[nth (j)].owes = true; k = false
+      :: else
+      fi
+    }
+    when (k, plugin_flush (nth (j), 1); h[nth (j)].count--)
+  }
+  atomic { round = false; j = 0; k = false }
 }
 
 mtype = { WRITE, NEIGHBOUR, READ };
@@ -320,27 +311,19 @@ inline piece (range)
 
 inline new_values ()
 {
-  r = first;
-  do
-  :: r <= last ->
-     writing[r] = true;
-     newest[r]++;
-     value[r] = newest[r];
-     r++
-  :: else -> break
-  od
+  for (r : first .. last) {
+    writing[r] = true;
+    newest[r]++;
+    value[r] = newest[r]
+  }
 }
 
 inline reply ()
 {
-  r = first;
-  do
-  :: r <= last ->
-     replied[r] = (refused -> replied[r] : value[r]);
-     writing[r] = false;
-     r++
-  :: else -> break
-  od
+  for (r : first .. last) {
+    replied[r] = (refused -> replied[r] : value[r]);
+    writing[r] = false
+  }
 }
 
 /* Fewer states. */
@@ -419,15 +402,11 @@ inline zero_on_first ()
   begin_piece (0);
   atomic { enter (0) };
   atomic {
-    r = 0;
-    do
-    :: r < 2 ->
-       h[0].at[r].valid = true;
-       h[0].at[r].dirty = true;
-       h[0].at[r].value = value[r];
-       r++
-    :: else -> break
-    od;
+    for (r : 0 .. 1) {
+      h[0].at[r].valid = true;
+      h[0].at[r].dirty = true;
+      h[0].at[r].value = value[r]
+    }
     leave (0)
   };
   end_piece (0, true)
@@ -469,8 +448,8 @@ inline long_zero ()
 
 proctype client ()
 {
-  byte value[2], want[2], fetched, began, i, j, k, r, first, last, at;
-  bool covers, was_dirty, missed, fails, failed, refused;
+  byte value[2], want[2], fetched, began, i, j, r, first, last, at;
+  bool k, covers, was_dirty, missed, fails, failed, refused;
   mtype op;
 
   do
@@ -538,8 +517,8 @@ proctype client ()
 /* Take handle 1 into use, unless a flush fails. */
 proctype opener ()
 {
-  byte began, j, k, r;
-  bool covers, was_dirty, fails, failed, refused;
+  byte began, j, r;
+  bool k, covers, was_dirty, fails, failed, refused;
 
   if
   :: skip
@@ -566,16 +545,12 @@ proctype server ()
   bool covers, was_dirty, fails, failed;
 
   atomic { ended == CLIENTS + GROWS -> faults = 0 };
-  j = 0;
-  do
-  :: j < 2 ->
+  for (j : 0 .. 1) {
 #ifdef ONE_CLOSED
-     when (j == 1, break);
+    when (j == 1, break);
 #endif
-     when (h[j].write_dirty, plugin_flush (j, 0));
-     j++
-  :: else -> break
-  od;
+    when (h[j].write_dirty, plugin_flush (j, 0))
+  }
   assert (Order || (disk[0] >= replied[0] && disk[1] >= replied[1]))
 }
 
@@ -583,10 +558,7 @@ init {
   byte n;
 
   atomic {
-    do
-    :: n < CLIENTS -> run client (); n++
-    :: else -> break
-    od;
+    for (n : 1 .. CLIENTS) { run client () }
     when (GROWS, run opener ());
     run server ()
   }
