@@ -82,8 +82,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
-#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -91,7 +89,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/inotify.h>
 #include <time.h>
 #include <unistd.h>
@@ -135,33 +132,28 @@ struct handle {
   pthread_mutex_t flush_lock;   /* Held by a flush. */
   uint64_t fate;                /* Random; flush_lock. */
   pthread_mutex_t lock;         /* Guards what follows. */
-  uint8_t *data;                /* Same layout as the disk. */
-  uint8_t *state;               /* One byte per block. */
+  uint8_t *data;                /* Same layout as the disk; NULL if closed. */
+  uint8_t *state;               /* One byte per block; behind the data. */
   uint8_t *map;                 /* The same, for extents. */
   uint8_t *writes;              /* How often each block was written. */
   uint64_t cached;              /* How many blocks are CACHED. */
   uint64_t flushed;             /* How many flushes have begun. */
 };
 
-/* A block on its way to the disk. */
+/* What is on its way to the disk. */
 struct late {
-  struct late *next;
-  uint64_t block;
-  struct timespec due;
+  uint64_t due;                 /* In microseconds; 0 if nothing is. */
   uint8_t data[BLOCK];
 };
 
 /* Parameters. */
-static int64_t size = 1024 * 1024;
-static char *initial;
+static const char *initial = "";
 static int model = THREAD_MODEL;
-static int multiconn;
 static int fua = NBDKIT_FUA_NONE;
-static int fuaflush, earlydrop, mapcache, refresh, opencopy, ownorder,
-  strayerror;
-static unsigned flushdelay, writebackdelay, readdelay, filldelay, writedelay,
-  opendelay, readahead, failflush, seed, smaller, differs,
-  lateflush, together = 1, prefers;
+static int64_t size = 1024 * 1024, together = 1, multiconn, fuaflush,
+  earlydrop, mapcache, refresh, opencopy, ownorder, strayerror, flushdelay,
+  writebackdelay, readdelay, filldelay, writedelay, opendelay, readahead,
+  failflush, seed, smaller, differs, lateflush, prefers;
 static char *summary_file, *control_file;
 static int log_fd = -1;
 static bool model_asked;
@@ -170,7 +162,7 @@ static bool model_asked;
 static pthread_mutex_t disk_lock = PTHREAD_MUTEX_INITIALIZER;
 static uint8_t *disk;
 static uint64_t nr_blocks;
-static struct late *first_late, **last_late = &first_late; /* disk_lock. */
+static struct late *late;       /* For each block; disk_lock. */
 static atomic_ulong top;        /* No block from here on was written. */
 
 static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -396,64 +388,33 @@ parse_word (const char *key, const char *value, const char *const *words)
   return -1;
 }
 
-/* nbdkit has one since 1.16. */
-static int
-parse_number (const char *key, const char *value, unsigned *number)
-{
-  unsigned long n;
-  char *end;
-
-  errno = 0;
-  n = strtoul (value, &end, 10);
-  if (*value >= '0' && *value <= '9' && *end == '\0' && errno == 0 &&
-      n <= UINT_MAX) {
-    *number = n;
-    return 0;
-  }
-  nbdkit_error ("bad value for %s: %s: must be a number up to %u",
-                key, value, UINT_MAX);
-  return -1;
-}
-
 static int
 wbcache_config (const char *key, const char *value)
 {
   static const char *const models[] =
     { "connections", "all", "requests", "parallel", NULL };
   static const char *const fuas[] = { "none", "emulate", "native", NULL };
-  const struct { const char *key; unsigned *number; } numbers[] = {
-    { "flushdelay", &flushdelay }, { "writebackdelay", &writebackdelay },
-    { "readdelay", &readdelay }, { "filldelay", &filldelay },
-    { "writedelay", &writedelay }, { "opendelay", &opendelay },
-    { "readahead", &readahead },
+  const struct { const char *key; int64_t *number; } numbers[] = {
+    { "size", &size }, { "multiconn", &multiconn },
+    { "fuaflush", &fuaflush }, { "earlydrop", &earlydrop },
+    { "mapcache", &mapcache }, { "refresh", &refresh },
+    { "opencopy", &opencopy }, { "ownorder", &ownorder },
+    { "strayerror", &strayerror }, { "flushdelay", &flushdelay },
+    { "writebackdelay", &writebackdelay }, { "readdelay", &readdelay },
+    { "filldelay", &filldelay }, { "writedelay", &writedelay },
+    { "opendelay", &opendelay }, { "readahead", &readahead },
     { "failflush", &failflush }, { "seed", &seed }, { "smaller", &smaller },
     { "differs", &differs }, { "lateflush", &lateflush },
     { "together", &together }, { "prefers", &prefers },
   };
-  const struct { const char *key; int *boolean; } booleans[] = {
-    { "multiconn", &multiconn }, { "fuaflush", &fuaflush },
-    { "earlydrop", &earlydrop }, { "mapcache", &mapcache },
-    { "refresh", &refresh }, { "opencopy", &opencopy },
-    { "ownorder", &ownorder }, { "strayerror", &strayerror },
-  };
 
   for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; ++i)
     if (strcmp (key, numbers[i].key) == 0)
-      return parse_number (key, value, numbers[i].number);
-  for (size_t i = 0; i < sizeof booleans / sizeof booleans[0]; ++i)
-    if (strcmp (key, booleans[i].key) == 0) {
-      *booleans[i].boolean = nbdkit_parse_bool (value);
-      return *booleans[i].boolean == -1 ? -1 : 0;
-    }
+      return (*numbers[i].number = nbdkit_parse_size (value)) == -1 ? -1 : 0;
 
-  if (strcmp (key, "size") == 0)
-    return (size = nbdkit_parse_size (value)) == -1 ? -1 : 0;
   if (strcmp (key, "initial") == 0) {
-    free (initial);
-    initial = strdup (value);
-    if (!initial)
-      nbdkit_error ("strdup: %m");
-    return initial ? 0 : -1;
+    initial = value;
+    return 0;
   }
   if (strcmp (key, "model") == 0)
     return (model = parse_word (key, value, models)) == -1 ? -1 : 0;
@@ -476,28 +437,20 @@ wbcache_config (const char *key, const char *value)
 static int
 wbcache_config_complete (void)
 {
-  const char *text = initial ? initial : "";
-
-  if (size < (int64_t) strlen (text)) {
-    nbdkit_error ("size is less than the initial text");
-    return -1;
-  }
-  if (failflush > 1000) {
-    nbdkit_error ("failflush: %u: must be at most 1000", failflush);
-    return -1;
-  }
-  if (together == 0) {
-    nbdkit_error ("together: 0: must be at least 1");
+  if (size < (int64_t) strlen (initial) || failflush > 1000 || together == 0) {
+    nbdkit_error ("size must be that of the initial text or more, failflush "
+                  "at most 1000, together at least 1");
     return -1;
   }
   nr_blocks = (size + BLOCK - 1) / BLOCK;
   disk = calloc (nr_blocks + 1, BLOCK);
-  if (!disk) {
+  late = calloc (lateflush ? nr_blocks : 1, sizeof *late);
+  if (!disk || !late) {
     nbdkit_error ("calloc: %m");
     return -1;
   }
-  memcpy (disk, text, strlen (text));
-  top = (strlen (text) + BLOCK - 1) / BLOCK;
+  memcpy (disk, initial, strlen (initial));
+  top = (strlen (initial) + BLOCK - 1) / BLOCK;
   return 0;
 }
 
@@ -507,16 +460,6 @@ wbcache_thread_model (void)
   log_callback ("-", "thread_model");
   model_asked = true;
   return model;
-}
-
-static void
-free_cache (struct handle *h)
-{
-  free (h->data);
-  free (h->state);
-  free (h->map);
-  free (h->writes);
-  h->data = h->state = h->map = h->writes = NULL;
 }
 
 static void
@@ -532,7 +475,6 @@ static void
 wbcache_unload (void)
 {
   struct handle *h;
-  struct late *late;
   FILE *fp;
 
   log_callback ("-", "unload");
@@ -550,15 +492,11 @@ wbcache_unload (void)
     stop_reading_ahead (h);     /* The server may have left it open. */
     pthread_mutex_destroy (&h->flush_lock);
     pthread_mutex_destroy (&h->lock);
-    free_cache (h);
+    free (h->data);
     free (h);
   }
-  while ((late = first_late) != NULL) {
-    first_late = late->next;
-    free (late);
-  }
   free (disk);
-  free (initial);
+  free (late);
   free (summary_file);
   free (control_file);
   if (log_fd != -1)
@@ -596,53 +534,23 @@ drop_block (struct handle *h, uint64_t b)
   h->state[b] = 0;
 }
 
-/* Bring to the disk what is due.  Needs disk_lock. */
-static void
-receive_late (void)
+static uint64_t
+now_us (void)
 {
   struct timespec now;
-  struct late *late;
 
   clock_gettime (CLOCK_MONOTONIC, &now);
-  while ((late = first_late) != NULL &&
-         (late->due.tv_sec < now.tv_sec ||
-          (late->due.tv_sec == now.tv_sec &&
-           late->due.tv_nsec <= now.tv_nsec))) {
-    memcpy (disk + late->block * BLOCK, late->data, BLOCK);
-    first_late = late->next;
-    if (!first_late)
-      last_late = &first_late;
-    free (late);
-  }
-}
-
-/* Needs disk_lock. */
-static void
-send_late (uint64_t b, const uint8_t *from)
-{
-  struct late *late = malloc (sizeof *late);
-
-  if (!late)
-    abort ();
-  clock_gettime (CLOCK_MONOTONIC, &late->due);
-  late->due.tv_sec += lateflush / 1000000;
-  late->due.tv_nsec += lateflush % 1000000 * 1000;
-  if (late->due.tv_nsec >= 1000000000) {
-    late->due.tv_nsec -= 1000000000;
-    late->due.tv_sec++;
-  }
-  late->block = b;
-  memcpy (late->data, from, BLOCK);
-  late->next = NULL;
-  *last_late = late;
-  last_late = &late->next;
+  return UINT64_C (1000000) * now.tv_sec + now.tv_nsec / 1000;
 }
 
 static void
 fetch_block (uint64_t b, uint8_t *to)
 {
   lock (&disk_lock);
-  receive_late ();
+  if (lateflush && late[b].due != 0 && late[b].due <= now_us ()) {
+    memcpy (disk + b * BLOCK, late[b].data, BLOCK);
+    late[b].due = 0;
+  }
   memcpy (to, disk + b * BLOCK, BLOCK);
   unlock (&disk_lock);
 }
@@ -744,10 +652,11 @@ wbcache_close (void *handle)
   enter_logged (h, "close", -1);
   stop_reading_ahead (h);
   lock (&h->lock);
-  for (uint64_t b = 0; h->state && h->cached && b < nr_blocks; ++b)
+  for (uint64_t b = 0; h->cached && b < nr_blocks; ++b)
     dropped += (h->state[b] & DIRTY) != 0;
   atomic_fetch_add (&dirty_dropped, dropped);
-  free_cache (h);
+  free (h->data);
+  h->data = NULL;
   h->cached = 0;
   unlock (&h->lock);
   leave (h, 0);
@@ -765,22 +674,18 @@ wbcache_open (int readonly)
     free (h);
     return NULL;
   }
-  if (!h) {
-    nbdkit_error ("calloc: %m");
-    return NULL;
-  }
-  h->data = calloc (nr_blocks + 1, BLOCK);
-  h->state = calloc (nr_blocks + 1, 1);
-  h->map = calloc (nr_blocks + 1, 1);
-  h->writes = calloc (nr_blocks + 1, 1);
-  if (!h->data || !h->state || !h->map || !h->writes ||
+  if (!h || !(h->data = calloc (nr_blocks + 1, BLOCK + 3)) ||
       pthread_mutex_init (&h->flush_lock, NULL) != 0 ||
       pthread_mutex_init (&h->lock, NULL) != 0) {
     nbdkit_error ("cannot allocate the handle: %m");
-    free_cache (h);
+    if (h)
+      free (h->data);
     free (h);
     return NULL;
   }
+  h->state = h->data + nr_blocks * BLOCK;
+  h->map = h->state + nr_blocks;
+  h->writes = h->map + nr_blocks;
   lock (&handles_lock);
   h->number = nr_handles++;
   snprintf (h->name, sizeof h->name, "%u", h->number);
@@ -861,35 +766,34 @@ read_range (struct handle *h, uint8_t *buf, uint32_t count, uint64_t offset)
 {
   const uint64_t first = offset / BLOCK;
   const uint64_t end = (offset + count + BLOCK - 1) / BLOCK;
-  uint8_t *fetched = malloc ((end - first + 1) * BLOCK);
-  bool *missed = calloc (end - first + 1, sizeof *missed);
-  uint8_t *writes_seen = malloc (end - first + 1);
+  struct { bool missed; uint8_t writes, data[BLOCK]; } *seen =
+    calloc (end - first + 1, sizeof *seen);
   bool any = false;
   uint64_t b;
   int r = -1;
 
-  if (!fetched || !missed || !writes_seen) {
-    nbdkit_error ("malloc: %m");
-    goto out;
+  if (!seen) {
+    nbdkit_error ("calloc: %m");
+    return -1;
   }
   lock (&h->lock);
   if (check_open (h) == -1)
-    goto out_unlock;
+    goto out;
   for (b = first; b < end; ++b) {
     if (h->state[b] == 0) {
-      fetch_block (b, fetched + (b - first) * BLOCK);
-      writes_seen[b - first] = h->writes[b];
-      any = missed[b - first] = true;
+      fetch_block (b, seen[b - first].data);
+      seen[b - first].writes = h->writes[b];
+      any = seen[b - first].missed = true;
     }
   }
   if (any && between_fetch_and_fill (h, offset) == -1)
-    goto out_unlock;
+    goto out;
   for (b = first; b < end; ++b) {
     const uint8_t *from = h->data + b * BLOCK;
 
-    if (missed[b - first] && !(h->state[b] & (DIRTY|FLUSHING))) {
-      from = fetched + (b - first) * BLOCK;
-      if (!ownorder || h->writes[b] == writes_seen[b - first])
+    if (seen[b - first].missed && !(h->state[b] & (DIRTY|FLUSHING))) {
+      from = seen[b - first].data;
+      if (!ownorder || h->writes[b] == seen[b - first].writes)
         fill_block (h, b, from);
     }
     if (buf) {
@@ -900,12 +804,9 @@ read_range (struct handle *h, uint8_t *buf, uint32_t count, uint64_t offset)
     }
   }
   r = 0;
- out_unlock:
-  unlock (&h->lock);
  out:
-  free (fetched);
-  free (missed);
-  free (writes_seen);
+  unlock (&h->lock);
+  free (seen);
   return r;
 }
 
@@ -917,10 +818,10 @@ write_back (struct handle *h, uint64_t n)
     if (!(h->state[b] & FLUSHING))
       continue;
     lock (&disk_lock);
-    if (lateflush)
-      send_late (b, h->data + b * BLOCK);
-    else
-      memcpy (disk + b * BLOCK, h->data + b * BLOCK, BLOCK);
+    if (lateflush && late[b].due == 0)
+      late[b].due = now_us () + lateflush;
+    memcpy (lateflush ? late[b].data : disk + b * BLOCK, h->data + b * BLOCK,
+            BLOCK);
     unlock (&disk_lock);
     h->state[b] &= ~FLUSHING;
     if (!refresh && !(h->state[b] & DIRTY))
@@ -938,7 +839,7 @@ flush_in_turn (struct handle *h)
   const uint64_t fate = mix (&h->fate);
   uint64_t b, dirty = 0;
 
-  fails = fate % 1000 < failflush ? fate / 1000 % NEVER : NEVER;
+  fails = fate % 1000 < (uint64_t) failflush ? fate / 1000 % NEVER : NEVER;
   if (fails == FIRST)
     return told_to_fail (h, "flush", EIO);
 
@@ -995,6 +896,15 @@ dirty_neighbours (struct handle *h, uint64_t b)
   }
 }
 
+static void
+copy_or_zero (uint8_t *to, const uint8_t *from, uint32_t n)
+{
+  if (from)
+    memcpy (to, from, n);
+  else
+    memset (to, 0, n);
+}
+
 /* Write, or zero if buf is NULL.  A native FUA goes to the disk, to these
  * bytes of it only.
  */
@@ -1017,20 +927,13 @@ write_range (struct handle *h, const uint8_t *buf, uint32_t count,
 
     if (through) {
       lock (&disk_lock);
-      if (buf)
-        memcpy (disk + offset, buf, n);
-      else
-        memset (disk + offset, 0, n);
+      copy_or_zero (disk + offset, buf, n);
       unlock (&disk_lock);
     }
     else
       dirty_neighbours (h, b);
-    if (h->state[b] != 0) {
-      if (buf)
-        memcpy (h->data + offset, buf, n);
-      else
-        memset (h->data + offset, 0, n);
-    }
+    if (h->state[b] != 0)
+      copy_or_zero (h->data + offset, buf, n);
     /* As it is, or as if it had data, which is never wrong. */
     h->map[b] = h->state[b] ? map_block (h, b) : DATA;
     h->writes[b]++;
