@@ -17,10 +17,6 @@
  * JUDGE_SEEDS with how many seeds each fault must be found (3).
  */
 
-
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 
 #include "unit.h"
@@ -50,23 +46,50 @@ struct nbd_handle {
 
 #define EACH_BLOCK(I, H) unsigned I = (H)->first; I < (H)->end; ++I
 
-/* What the server does wrong. */
-static enum fault {
-  HONEST, FAILING,
-  FLUSH_OWN_ONLY, FLUSH_KEEPS_OTHERS_COPIES, FLUSH_KEEPS_OWN_COPIES,
-  FLUSH_SOMETIMES, FLUSH_NOT_THE_FIFTH, FLUSH_ONE_BLOCK, FLUSH_TOO_EARLY,
-  FLUSH_NOT_ZEROES, FLUSH_DISCARDS, FLUSH_SOME_BLOCKS, FLUSH_LATE,
-  FLUSH_DROPS_LATE, FLUSH_LOSES_A_BLOCK,
-  MAP_ALL_ZERO, MAP_OF_DISK, MAP_KEPT, MAP_WIDE,
-  FUA_IGNORED, FUA_KEEPS_COPIES, FUA_NOT_ZEROES, FUA_FIRST_BLOCK,
-  FUA_BESIDE_OWN,
-  APART, NULL_WRITES, LOSE_A_WRITE,
-  GROUPS_BACK, GROUPS_ZEROED, GROUPS_TRIMMED,
-  CLOSE_DROPS, CLOSE_TAKES_ALONG,
-  OWN_FROM_DISK, OWN_ZEROES, OWN_SECOND, OWN_CACHED,
-  ORDER_OF_FLUSH, ORDER_OF_CLOSED,
-  LONG_WRITE, LONG_READ, MANY_WRITES, NR_FAULTS
-} fault;
+/* What the server does wrong, and what the checker must say. */
+#define FAULTS(FAULT)                                                   \
+  FAULT (FLUSH_OWN_ONLY, "flush")                                       \
+  FAULT (FLUSH_KEEPS_OTHERS_COPIES, "flush")                            \
+  FAULT (FLUSH_KEEPS_OWN_COPIES, "flush")                               \
+  FAULT (FLUSH_SOMETIMES, "flush or gone")                              \
+  FAULT (FLUSH_NOT_THE_FIFTH, "flush or gone")                          \
+  FAULT (FLUSH_ONE_BLOCK, "flush, long or gone")                        \
+  FAULT (FLUSH_TOO_EARLY, "flush")                                      \
+  FAULT (FLUSH_NOT_ZEROES, "flush")                                     \
+  FAULT (FLUSH_DISCARDS, "gone")                                        \
+  FAULT (FLUSH_SOME_BLOCKS, "long or gone")                             \
+  FAULT (FLUSH_LATE, "late")                                            \
+  FAULT (FLUSH_DROPS_LATE, "flush")                                     \
+  FAULT (FLUSH_LOSES_A_BLOCK, "gone or own")                            \
+  FAULT (MAP_ALL_ZERO, "extents")                                       \
+  FAULT (MAP_OF_DISK, "extents")                                        \
+  FAULT (MAP_KEPT, "extents")                                           \
+  FAULT (MAP_WIDE, "extents")                                           \
+  FAULT (FUA_IGNORED, "fua")                                            \
+  FAULT (FUA_KEEPS_COPIES, "fua")                                       \
+  FAULT (FUA_NOT_ZEROES, "fua")                                         \
+  FAULT (FUA_FIRST_BLOCK, "fua")                                        \
+  FAULT (FUA_BESIDE_OWN, "fua")                                         \
+  FAULT (APART, "apart")                                                \
+  FAULT (NULL_WRITES, "own")                                            \
+  FAULT (LOSE_A_WRITE, "own or gone")                                   \
+  FAULT (GROUPS_BACK, "neighbour or order")                             \
+  FAULT (GROUPS_ZEROED, "neighbour")                                    \
+  FAULT (GROUPS_TRIMMED, "neighbour")                                   \
+  FAULT (CLOSE_DROPS, "lost")                                           \
+  FAULT (CLOSE_TAKES_ALONG, "lost")                                     \
+  FAULT (OWN_FROM_DISK, "own")                                          \
+  FAULT (OWN_ZEROES, "own")                                             \
+  FAULT (OWN_SECOND, "own or gone")                                     \
+  FAULT (OWN_CACHED, "own or gone")                                     \
+  FAULT (ORDER_OF_FLUSH, "order")                                       \
+  FAULT (ORDER_OF_CLOSED, "order")                                      \
+  FAULT (LONG_WRITE, "long")                                            \
+  FAULT (LONG_READ, "long")                                             \
+  FAULT (MANY_WRITES, "many")
+
+#define NAME(FAULT, WORDS) FAULT,
+static enum fault { HONEST, FAILING, FAULTS (NAME) } fault;
 
 static struct nbd_handle handles[HANDLES];
 static uint64_t disk[BLOCKS], randomness, clock_us, near;
@@ -534,47 +557,6 @@ failing (void)
 {
   nobody_accused (FAILING);
 }
-
-#define FAULTS(FAULT)                                                   \
-  FAULT (FLUSH_OWN_ONLY, "flush")                                       \
-  FAULT (FLUSH_KEEPS_OTHERS_COPIES, "flush")                            \
-  FAULT (FLUSH_KEEPS_OWN_COPIES, "flush")                               \
-  FAULT (FLUSH_SOMETIMES, "flush or gone")                              \
-  FAULT (FLUSH_NOT_THE_FIFTH, "flush or gone")                          \
-  FAULT (FLUSH_ONE_BLOCK, "flush, long or gone")                        \
-  FAULT (FLUSH_TOO_EARLY, "flush")                                      \
-  FAULT (FLUSH_NOT_ZEROES, "flush")                                     \
-  FAULT (FLUSH_DISCARDS, "gone")                                        \
-  FAULT (FLUSH_SOME_BLOCKS, "long or gone")                             \
-  FAULT (FLUSH_LATE, "late")                                            \
-  FAULT (FLUSH_DROPS_LATE, "flush")                                     \
-  FAULT (FLUSH_LOSES_A_BLOCK, "gone or own")                            \
-  FAULT (MAP_ALL_ZERO, "extents")                                       \
-  FAULT (MAP_OF_DISK, "extents")                                        \
-  FAULT (MAP_KEPT, "extents")                                           \
-  FAULT (MAP_WIDE, "extents")                                           \
-  FAULT (FUA_IGNORED, "fua")                                            \
-  FAULT (FUA_KEEPS_COPIES, "fua")                                       \
-  FAULT (FUA_NOT_ZEROES, "fua")                                         \
-  FAULT (FUA_FIRST_BLOCK, "fua")                                        \
-  FAULT (FUA_BESIDE_OWN, "fua")                                         \
-  FAULT (APART, "apart")                                                \
-  FAULT (NULL_WRITES, "own")                                            \
-  FAULT (LOSE_A_WRITE, "own or gone")                                   \
-  FAULT (GROUPS_BACK, "neighbour or order")                             \
-  FAULT (GROUPS_ZEROED, "neighbour")                                    \
-  FAULT (GROUPS_TRIMMED, "neighbour")                                   \
-  FAULT (CLOSE_DROPS, "lost")                                           \
-  FAULT (CLOSE_TAKES_ALONG, "lost")                                     \
-  FAULT (OWN_FROM_DISK, "own")                                          \
-  FAULT (OWN_ZEROES, "own")                                             \
-  FAULT (OWN_SECOND, "own or gone")                                     \
-  FAULT (OWN_CACHED, "own or gone")                                     \
-  FAULT (ORDER_OF_FLUSH, "order")                                       \
-  FAULT (ORDER_OF_CLOSED, "order")                                      \
-  FAULT (LONG_WRITE, "long")                                            \
-  FAULT (LONG_READ, "long")                                             \
-  FAULT (MANY_WRITES, "many")
 
 /* The checker must find each, and say a word of WORDS. */
 static void
