@@ -38,9 +38,11 @@
 OLD (pthread_create);
 OLD (pthread_join);
 
-#define DEPTH 4                 /* of asynchronous calls */
+#define DEPTH 4                 /* Asynchronous calls that run at once. */
 
 enum { NOT_CACHED, CLEAN, DIRTY }; /* A sector in the cache. */
+
+typedef void callback (void *data, uint64_t result);
 
 /* An asynchronous call. */
 struct job {
@@ -50,7 +52,6 @@ struct job {
   void *buf;
   callback *done;
   void *data;
-  struct timespec due;
 };
 
 struct disk {
@@ -58,14 +59,12 @@ struct disk {
   int fd;
   uint64_t sectors;
   atomic_bool busy;
-  pthread_t thread;             /* Does the asynchronous calls. */
+  pthread_t threads[DEPTH];     /* Do the asynchronous calls. */
   pthread_mutex_t lock;         /* Guards what follows. */
   pthread_cond_t changed;
   struct job *first, **last;
-  unsigned waiting;             /* How many jobs. */
+  unsigned waiting;             /* How many jobs are not done. */
   bool closing;
-  struct timespec due[DEPTH]; /* Of the last jobs. */
-  uint64_t jobs;
   uint8_t *data, *state;        /* The cache. */
 };
 
@@ -203,12 +202,12 @@ do_jobs (void *disk)
     job = d->first;
     if (!job)
       break;
-    pthread_mutex_unlock (&d->lock);
-    clock_nanosleep (CLOCK_MONOTONIC, TIMER_ABSTIME, &job->due, NULL);
-    pthread_mutex_lock (&d->lock);
-    r = transfer (d, job->is_write, job->start, job->n, job->buf);
     if ((d->first = job->next) == NULL)
       d->last = &d->first;
+    pthread_mutex_unlock (&d->lock);
+    take (latency);
+    pthread_mutex_lock (&d->lock);
+    r = transfer (d, job->is_write, job->start, job->n, job->buf);
     pthread_mutex_unlock (&d->lock);
     job->done (job->data, r);
     free (job);
@@ -225,24 +224,13 @@ submit (struct disk *d, bool is_write, uint64_t start, uint64_t n, void *buf,
         callback *done, void *data)
 {
   struct job *job = malloc (sizeof *job);
-  struct timespec now, *slot;
 
   if (!job)
     return FAIL;
   *job = (struct job) { .is_write = is_write, .start = start, .n = n,
                         .buf = buf, .done = done, .data = data };
   enter (d, is_write ? "write" : "read");
-  clock_gettime (CLOCK_MONOTONIC, &now);
   pthread_mutex_lock (&d->lock);
-  /* It begins when the one that is so many before it has ended. */
-  slot = &d->due[d->jobs++ % DEPTH];
-  if (slot->tv_sec > now.tv_sec ||
-      (slot->tv_sec == now.tv_sec && slot->tv_nsec > now.tv_nsec))
-    now = *slot;
-  now.tv_nsec += latency % 1000000 * 1000;
-  now.tv_sec += latency / 1000000 + now.tv_nsec / 1000000000;
-  now.tv_nsec %= 1000000000;
-  job->due = *slot = now;
   *d->last = job;
   d->last = &job->next;
   d->waiting++;
@@ -388,8 +376,9 @@ VixDiskLib_Open (void *connection, const char *path, uint32_t flags,
   }
   pthread_mutex_init (&d->lock, NULL);
   pthread_cond_init (&d->changed, NULL);
-  forbid (pthread_create (&d->thread, NULL, do_jobs, d) != 0,
-          "pthread_create");
+  for (int i = 0; i < DEPTH; ++i)
+    forbid (pthread_create (&d->threads[i], NULL, do_jobs, d) != 0,
+            "pthread_create");
   say (d, read_only ? "open to read" : "open to write");
   return leave_alone (OK);
 }
@@ -403,7 +392,8 @@ VixDiskLib_Close (struct disk *d)
   d->closing = true;
   pthread_cond_broadcast (&d->changed);
   pthread_mutex_unlock (&d->lock);
-  pthread_join (d->thread, NULL);
+  for (int i = 0; i < DEPTH; ++i)
+    pthread_join (d->threads[i], NULL);
   close (d->fd);
   pthread_cond_destroy (&d->changed);
   pthread_mutex_destroy (&d->lock);

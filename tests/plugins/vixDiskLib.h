@@ -2,7 +2,7 @@
  * Copyright (C) 2026 mcshim authors
  */
 
-/* What nbdkit's vddk plugin uses of VMware's library. */
+/* What vddk124.c uses of VMware's library.  nbdkit's own plugin uses more. */
 
 #include <stdint.h>
 
@@ -26,39 +26,23 @@ struct blocks {
   struct { uint64_t offset, length; } block[];
 };
 
-typedef void callback (void *data, uint64_t result);
-
 uint64_t VixDiskLib_InitEx (uint32_t major, uint32_t minor, void *log,
                             void *warn, void *panic, const char *dir,
                             const char *config);
 void VixDiskLib_Exit (void);
-char *VixDiskLib_GetErrorText (uint64_t error, const char *locale);
-void VixDiskLib_FreeErrorText (char *text);
-void *VixDiskLib_AllocateConnectParams (void);
-void VixDiskLib_FreeConnectParams (void *params);
 uint64_t VixDiskLib_ConnectEx (void *params, char read_only,
                                const char *snapshot, const char *transports,
                                void **connection);
 uint64_t VixDiskLib_Disconnect (void *connection);
-uint64_t VixDiskLib_Create (void *connection, const char *path,
-                            const void *params, void *progress, void *data);
-const char *VixDiskLib_ListTransportModes (void);
 uint64_t VixDiskLib_Open (void *connection, const char *path, uint32_t flags,
                           struct disk **disk);
 uint64_t VixDiskLib_Close (struct disk *d);
-const char *VixDiskLib_GetTransportMode (struct disk *d);
 uint64_t VixDiskLib_GetInfo (struct disk *d, struct info **info);
 void VixDiskLib_FreeInfo (struct info *info);
 uint64_t VixDiskLib_Read (struct disk *d, uint64_t start, uint64_t n,
                           uint8_t *buf);
 uint64_t VixDiskLib_Write (struct disk *d, uint64_t start, uint64_t n,
                            const uint8_t *buf);
-uint64_t VixDiskLib_ReadAsync (struct disk *d, uint64_t start, uint64_t n,
-                               uint8_t *buf, callback *done, void *data);
-uint64_t VixDiskLib_WriteAsync (struct disk *d, uint64_t start, uint64_t n,
-                                const uint8_t *buf, callback *done,
-                                void *data);
-uint64_t VixDiskLib_Wait (struct disk *d);
 uint64_t VixDiskLib_Flush (struct disk *d);
 uint64_t VixDiskLib_QueryAllocatedBlocks (struct disk *d, uint64_t start,
                                           uint64_t n, uint64_t chunk,
