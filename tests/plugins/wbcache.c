@@ -1003,34 +1003,32 @@ wbcache_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
   return clear (handle, "zero", count, offset, flags);
 }
 
-/* Bring the blocks of a range into the handle's map, and set HOLES for each
- * of them.
- */
+/* Bring N blocks into the handle's map, and set HOLES for each of them. */
 static int
-map_range (struct handle *h, bool *holes, uint32_t count, uint64_t offset)
+map_blocks (struct handle *h, bool *holes, uint64_t first, uint32_t n)
 {
-  const uint64_t first = offset / BLOCK;
-  const uint64_t end = (offset + count + BLOCK - 1) / BLOCK;
-  uint8_t fetched[MAPPED + 1], writes_seen[MAPPED + 1];
+  uint8_t fetched[MAPPED], writes_seen[MAPPED];
   bool any = false;
-  uint64_t b;
   int r = -1;
 
   lock (&h->lock);
   if (check_open (h) == -1)
     goto out;
-  for (b = first; b < end; ++b) {
-    fetched[b - first] = h->map[b] ? h->map[b] : map_block (h, b);
-    writes_seen[b - first] = h->writes[b];
+  for (uint32_t i = 0; i < n; ++i) {
+    const uint64_t b = first + i;
+
+    fetched[i] = h->map[b] ? h->map[b] : map_block (h, b);
+    writes_seen[i] = h->writes[b];
     any |= h->map[b] == UNKNOWN;
   }
-  if (any && between_fetch_and_fill (h, offset) == -1)
+  if (any && between_fetch_and_fill (h, first * BLOCK) == -1)
     goto out;
-  for (b = first; b < end; ++b) {
-    if (h->map[b] == UNKNOWN &&
-        (!ownorder || h->writes[b] == writes_seen[b - first]))
-      h->map[b] = fetched[b - first];
-    holes[b - first] = h->map[b] == HOLE;
+  for (uint32_t i = 0; i < n; ++i) {
+    const uint64_t b = first + i;
+
+    if (h->map[b] == UNKNOWN && (!ownorder || h->writes[b] == writes_seen[i]))
+      h->map[b] = fetched[i];
+    holes[i] = h->map[b] == HOLE;
   }
   r = 0;
  out:
@@ -1042,22 +1040,18 @@ map_range (struct handle *h, bool *holes, uint32_t count, uint64_t offset)
  * cache.
  */
 static int
-map_what_is_seen (struct handle *h, bool *holes, uint32_t count,
-                  uint64_t offset)
+map_what_is_seen (struct handle *h, bool *holes, uint64_t first, uint32_t n)
 {
   static const uint8_t zeroes[BLOCK];
-  uint8_t *view = malloc (count + 1);
+  uint8_t *view = malloc (n * BLOCK);
   int r = -1;
 
   if (!view)
     nbdkit_error ("malloc: %m");
   else
-    r = read_range (h, view, count, offset);
-  for (uint32_t i = 0, n; r == 0 && i < count; i += n) {
-    n = MIN (count - i, BLOCK - (offset + i) % BLOCK);
-    holes[(offset + i) / BLOCK - offset / BLOCK] =
-      memcmp (view + i, zeroes, n) == 0;
-  }
+    r = read_range (h, view, n * BLOCK, first * BLOCK);
+  for (uint32_t i = 0; r == 0 && i < n; ++i)
+    holes[i] = memcmp (view + i * BLOCK, zeroes, BLOCK) == 0;
   free (view);
   return r;
 }
@@ -1066,23 +1060,23 @@ static int
 wbcache_extents (void *handle, uint32_t count, uint64_t offset,
                  uint32_t flags, struct nbdkit_extents *extents)
 {
-  bool holes[MAPPED + 1];
+  const uint64_t first = offset / BLOCK;
+  const uint32_t n = MIN ((offset + count - 1) / BLOCK + 1 - first, MAPPED);
+  bool holes[MAPPED];
   int r;
 
   (void) flags;
   if (enter_logged (handle, "extents", offset) == -1)
     return leave (handle, -1);
-  count = MIN (count, MAPPED * BLOCK);
   if (mapcache)
-    r = map_range (handle, holes, count, offset);
+    r = map_blocks (handle, holes, first, n);
   else
-    r = map_what_is_seen (handle, holes, count, offset);
-  for (uint32_t i = 0, n; r == 0 && i < count; i += n) {
-    n = MIN (count - i, BLOCK - (offset + i) % BLOCK);
-    r = nbdkit_add_extent (extents, offset + i, n,
-                           holes[(offset + i) / BLOCK - offset / BLOCK] ?
-                           NBDKIT_EXTENT_HOLE|NBDKIT_EXTENT_ZERO : 0);
-  }
+    r = map_what_is_seen (handle, holes, first, n);
+  /* The server cuts off what it has not asked for. */
+  for (uint32_t i = 0; r == 0 && i < n; ++i)
+    r = nbdkit_add_extent (extents, (first + i) * BLOCK, BLOCK,
+                           holes[i] ? NBDKIT_EXTENT_HOLE|NBDKIT_EXTENT_ZERO
+                           : 0);
   return leave (handle, r);
 }
 

@@ -29,31 +29,25 @@
 
 #include "unit.h"
 
-#define WRAP(type, name, ...)           \
-  extern type __real_##name __VA_ARGS__;        \
-  extern type __wrap_##name __VA_ARGS__
+#define WRAP(name) extern __typeof__ (name) __real_##name, __wrap_##name
 
-WRAP (int, pthread_mutex_lock, (pthread_mutex_t *m));
-WRAP (int, pthread_mutex_unlock, (pthread_mutex_t *m));
-WRAP (int, pthread_cond_init,
-      (pthread_cond_t *c, const pthread_condattr_t *attr));
-WRAP (int, pthread_cond_destroy, (pthread_cond_t *c));
-WRAP (int, pthread_cond_wait, (pthread_cond_t *c, pthread_mutex_t *m));
-WRAP (int, pthread_cond_timedwait,
-      (pthread_cond_t *c, pthread_mutex_t *m, const struct timespec *until));
-WRAP (int, pthread_cond_signal, (pthread_cond_t *c));
-WRAP (int, pthread_cond_broadcast, (pthread_cond_t *c));
-WRAP (int, pthread_create, (pthread_t *t, const pthread_attr_t *attr,
-                            void *(*run) (void *), void *arg));
-WRAP (int, pthread_join, (pthread_t t, void **r));
-WRAP (int, clock_gettime, (clockid_t id, struct timespec *t));
-WRAP (void *, malloc, (size_t size));
-WRAP (void *, calloc, (size_t n, size_t size));
-WRAP (char *, strdup, (const char *s));
-WRAP (void, free, (void *p));
-WRAP (void *, mmap, (void *at, size_t size, int prot, int flags, int fd,
-                     off_t offset));
-WRAP (int, munmap, (void *p, size_t size));
+WRAP (pthread_mutex_lock);
+WRAP (pthread_mutex_unlock);
+WRAP (pthread_cond_init);
+WRAP (pthread_cond_destroy);
+WRAP (pthread_cond_wait);
+WRAP (pthread_cond_timedwait);
+WRAP (pthread_cond_signal);
+WRAP (pthread_cond_broadcast);
+WRAP (pthread_create);
+WRAP (pthread_join);
+WRAP (clock_gettime);
+WRAP (malloc);
+WRAP (calloc);
+WRAP (strdup);
+WRAP (free);
+WRAP (mmap);
+WRAP (munmap);
 
 static bool free_running;
 
