@@ -11,6 +11,7 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <stdbool.h>
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
@@ -240,8 +241,8 @@ vddk_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
   const uint64_t chunk = (uint64_t) CHUNK * SECTOR;
   const uint64_t first = offset / chunk;
   const uint64_t end = (offset + count - 1) / chunk + 1;
-  uint64_t position = first * chunk;
   struct blocks *list;
+  uint32_t n = 0;
   int r = 0;
 
   (void) flags;
@@ -249,20 +250,13 @@ vddk_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
                                    (end - first) * CHUNK, CHUNK, &list),
              "QueryAllocatedBlocks") == -1)
     return -1;
-  for (uint32_t i = 0; r == 0 && i <= list->n; ++i) {
+  for (uint64_t i = first; r == 0 && i < end; ++i) {
     /* What is not in the list is a hole. */
-    const uint64_t start =
-      i < list->n ? list->block[i].offset * SECTOR : end * chunk;
+    const bool data = n < list->n && list->block[n].offset == i * CHUNK;
 
-    if (start > position)
-      r = nbdkit_add_extent (extents, position, start - position,
-                             NBDKIT_EXTENT_HOLE|NBDKIT_EXTENT_ZERO);
-    position = start;
-    if (r == 0 && i < list->n) {
-      r = nbdkit_add_extent (extents, position,
-                             list->block[i].length * SECTOR, 0);
-      position += list->block[i].length * SECTOR;
-    }
+    n += data;
+    r = nbdkit_add_extent (extents, i * chunk, chunk,
+                           data ? 0 : NBDKIT_EXTENT_HOLE|NBDKIT_EXTENT_ZERO);
   }
   FreeBlockList (list);
   return r;
