@@ -85,11 +85,7 @@ hidden byte Own, Durable, Order, Overlap;
 /* Let a piece into handle H, or a flush that has it to itself.  An owed flush
  * comes first.
  */
-#ifdef NO_EXCLUSION
-#define free(i) true
-#else
-#define free(i) (!serialize || h[i].count == 0)
-#endif
+#define free(i) (!serialize || h[i].count == 0 || NO_EXCLUSION)
 
 inline enter (i)
 {
@@ -170,7 +166,7 @@ inline replicate ()
   j = 0;
   do
   :: j < 2 && h[nth (j)].write_dirty ->
-#ifdef ONE_FLUSHED
+#if ONE_FLUSHED
      when (j > 0, break);
 #endif
      if
@@ -269,11 +265,8 @@ inline wait_for_others (n, alone_next)
      atomic {
        if
        :: failed -> refused = true;
-#ifdef NO_UNFLUSHED
-          alone = false;
-#else
-          unflushed = true;
-#endif
+          alone = !NO_UNFLUSHED;
+          unflushed = !NO_UNFLUSHED;
           break
        :: else -> alone = false
        fi
@@ -284,19 +277,15 @@ inline wait_for_others (n, alone_next)
 /* The piece of a request on RANGE. */
 inline choose (range)
 {
-#ifdef ANY_HANDLE
   if
-  :: i = 0
-  :: i = 1
+  :: i = (modulus == 2 -> range : 0)
+  :: ANY_HANDLE -> i = 1 - (modulus == 2 -> range : 0)
   fi
-#else
-  i = (modulus == 2 -> range : 0)
-#endif
 }
 
 inline piece (range)
 {
-#ifndef LONG_BESIDE
+#if !LONG_BESIDE
   wait_for_others (1, false);
 #endif
   when (refused, break);
@@ -304,7 +293,7 @@ inline piece (range)
   begin_piece (i);
   call (i, range);
   end_piece (i, op != READ);
-#ifndef LONG_BESIDE
+#if !LONG_BESIDE
   pieces--
 #endif
 }
@@ -335,16 +324,9 @@ inline clear ()
   op = WRITE
 }
 
-#ifdef WHOLE_DIRTY
-#define dirty(i) false
-#else
-#define dirty(i) h[i].write_dirty
-#endif
-#ifdef WHOLE_BESIDE
-#define flushing(i) false
-#else
-#define flushing(i) (h[i].at[0].flushing || h[i].at[1].flushing)
-#endif
+#define dirty(i) (h[i].write_dirty && !WHOLE_DIRTY)
+#define flushing(i) \
+  ((h[i].at[0].flushing || h[i].at[1].flushing) && !WHOLE_BESIDE)
 #define clean (!dirty (0) && !dirty (1) && !flushing (0) && !flushing (1))
 
 inline read_whole ()
@@ -357,7 +339,7 @@ inline read_whole ()
      :: clean
      :: else -> replicate (); refused = failed
      fi;
-#ifndef WHOLE_OLD
+#if !WHOLE_OLD
      h[0].owes = h[0].owes || h[0].seen < written;
 #endif
      if
@@ -381,7 +363,7 @@ inline request ()
   :: op == READ && first < last -> read_whole ()
   :: skip
   fi;
-#ifdef NO_SPLIT
+#if NO_SPLIT
   when (first < last,
         atomic { !alone -> pieces++ };
         begin_piece (0);
@@ -416,7 +398,7 @@ inline zero_on_first ()
 inline long_zero ()
 {
   if
-#ifndef LONG_BESIDE
+#if !LONG_BESIDE
   :: atomic { unflushed -> unflushed = false };
      pieces == 0
   :: atomic { !alone -> alone = true };
@@ -424,7 +406,7 @@ inline long_zero ()
 #else
   ::
 #endif
-#ifndef NO_FLUSH_BEFORE
+#if !NO_FLUSH_BEFORE
      replicate ()
 #else
      skip
@@ -434,10 +416,10 @@ inline long_zero ()
   :: failed -> refused = true; alone = false
   :: else ->
      zero_on_first ();
-#ifdef LONG_BESIDE
+#if LONG_BESIDE
      replicate ()
 #else
-#ifdef NO_FLUSH_AFTER
+#if NO_FLUSH_AFTER
      alone = false
 #else
      unflushed = true
@@ -526,10 +508,10 @@ proctype opener ()
      if
      :: refused
      :: else ->
-#ifndef GROWS_BESIDE
+#if !GROWS_BESIDE
         pieces == 0;
 #endif
-#ifndef GROWS_UNFLUSHED
+#if !GROWS_UNFLUSHED
         replicate ();
 #endif
         atomic { modulus = (failed -> 1 : 2); alone = false }
@@ -546,7 +528,7 @@ proctype server ()
 
   atomic { ended == CLIENTS + GROWS -> faults = 0 };
   for (j : 0 .. 1) {
-#ifdef ONE_CLOSED
+#if ONE_CLOSED
     when (j == 1, break);
 #endif
     when (h[j].write_dirty, plugin_flush (j, 0))

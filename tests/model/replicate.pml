@@ -80,7 +80,7 @@
  */
 byte writes = WRITES, neighbours = NEIGHBOURS, reads = READS;
 byte flushes = FLUSHES, closes = CLOSES, opens = OPENS, faults = FAULTS;
-#ifdef WIDE                     /* a write that meets another elsewhere too */
+#if WIDE                     /* a write that meets another elsewhere too */
 byte wides = 1;
 #endif
 
@@ -111,7 +111,7 @@ typedef handle {
   byte count;                   /* inside */
 
   bool joined;                  /* on its group's list */
-#ifdef OWN
+#if OWN
   byte own_write;               /* the last that has returned */
 #endif
   mtype replica = NO_REPLICA;
@@ -139,11 +139,7 @@ typedef handle {
 handle conn[CONNECTIONS];
 
 /* The group. */
-#ifdef ENDLESS
-byte written = 1;
-#else
-byte written;
-#endif
+byte written = ENDLESS;
 byte writing_back;
 bool running, phase_two, err, close_err;
 byte outstanding;
@@ -229,28 +225,22 @@ inline request_leaves (i)
      conn[i].value = seen
   :: else
   fi;
-#ifdef WHOLE
-  conn[i].dirty = conn[i].dirty || op == NEIGHBOUR;
-#endif
+  conn[i].dirty = conn[i].dirty || (WHOLE && op == NEIGHBOUR);
   leave (i)
 }
 
 inline flush_enters (i)
 {
   printf ("plugin: flush of connection %d begins\n", i);
-#ifdef SPELL_AFTER
-  next_spell (i);
-#endif
+  when (SPELL_AFTER, next_spell (i));
   enter (i);
   snapped = conn[i].dirty;
   snap = (snapped -> conn[i].value : 0);
   if
   :: true
-#ifndef REFRESH
-  :: !serialize && conn[i].valid && !conn[i].dirty ->
+  :: !REFRESH && !serialize && conn[i].valid && !conn[i].dirty ->
      drop (i);
      early = true
-#endif
   fi
 }
 
@@ -261,6 +251,14 @@ inline writes_back (i)
         assert (Order || disk <= snap);
         disk = snap;
         conn[i].back = snap)
+}
+
+inline drops (i)
+{
+  if
+  :: REFRESH -> conn[i].value = disk
+  :: else -> drop (i)
+  fi
 }
 
 /* One that fails may have written back before it did. */
@@ -278,16 +276,8 @@ inline flush_leaves (i)
      if
      :: conn[i].dirty && snapped && conn[i].value <= snap ->
         conn[i].dirty = false;
-#ifdef REFRESH
-        conn[i].value = disk
-#else
-        drop (i)
-#endif
-#ifdef REFRESH
-     :: conn[i].valid && !conn[i].dirty -> conn[i].value = disk
-#else
-     :: !conn[i].dirty && !early -> drop (i)
-#endif
+        drops (i)
+     :: conn[i].valid && !conn[i].dirty && !early -> drops (i)
      :: else
      fi
   fi;
@@ -337,11 +327,7 @@ inline broadcast_changed (i)
 
 /* Order. */
 
-#ifdef WHOLE
-#define in_block (op != READ)
-#else
-#define in_block (op == WRITE)
-#endif
+#define in_block (op == WRITE || (WHOLE && op != READ))
 
 #define has(i, s) (slot_owner == i + 1 && slot_spell == s)
 
@@ -356,9 +342,7 @@ inline next_spell (i)
 
 inline end_spell (i)
 {
-#ifndef NO_WROTE
-  conn[i].wrote = written;
-#endif
+  when (!NO_WROTE, conn[i].wrote = written);
   conn[i].past = (conn[i].past < claim -> claim : conn[i].past)
 }
 
@@ -366,24 +350,13 @@ inline end_spell (i)
   (conn[i].writers == 0 && !conn[i].write_dirty && conn[i].flushing == 0)
 
 #define owner (slot_owner - 1)
-#ifdef NO_LOOK
-#define anothers(i) false
-#else
-#define anothers(i) (slot_owner > 0 && slot_owner != i + 1)
-#endif
+#define anothers(i) (!NO_LOOK && slot_owner > 0 && slot_owner != i + 1)
 
 /* Not written back yet. */
-#ifdef QUIET_PASSES
-#define is_live (slot_spell > conn[owner].past && !quiet (owner))
-#else
-#define is_live (slot_spell > conn[owner].past)
-#endif
+#define is_live \
+  (slot_spell > conn[owner].past && !(QUIET_PASSES && quiet (owner)))
 
-#ifdef NO_SEEN
-#define is_older(i) false
-#else
-#define is_older(i) (conn[i].seen < conn[owner].wrote)
-#endif
+#define is_older(i) (!NO_SEEN && conn[i].seen < conn[owner].wrote)
 
 #define conflict_for(i) (anothers (i) && (is_live || is_older (i)))
 
@@ -393,36 +366,23 @@ inline take (i, s)
   slot_spell = s
 }
 
+inline take_write (i)
+{
+  taken_write = conn[i].write_dirty;
+  conn[i].write_dirty = false
+}
+
 /* Flushes.  flush_handle, to where it lets go of "lock"; MINE is 1 or 0. */
 inline flush_starts (i, mine, write_back)
 {
-#ifndef SPELL_AFTER
-  next_spell (i);
-#endif
-#ifdef ENDS_ALWAYS
-  ends = true;
-#else
-  ends = conn[i].writers == 0;
-#endif
+  when (!SPELL_AFTER, next_spell (i));
+  ends = conn[i].writers == 0 || ENDS_ALWAYS;
   conn[i].flushing++;
-  covers = conn[i].count == mine;
-#ifdef ALWAYS_COVERS
-  covers = true;
-#endif
-#ifndef TAKE_AFTER
-  taken_write = conn[i].write_dirty;
-  conn[i].write_dirty = false;
-#endif
-#ifdef TAKE_IN_FLIGHT
-  taken_read = conn[i].read_marked;
-  conn[i].read_marked = false;
-#else
-  taken_read = conn[i].read_marked && covers;
-  conn[i].read_marked = conn[i].read_marked && !covers;
-#endif
-#ifdef OWED_CLEARED_EARLY
-  conn[i].owes = conn[i].owes && !covers;
-#endif
+  covers = conn[i].count == mine || ALWAYS_COVERS;
+  when (!TAKE_AFTER, take_write (i));
+  taken_read = conn[i].read_marked && (covers || TAKE_IN_FLIGHT);
+  conn[i].read_marked = conn[i].read_marked && !taken_read;
+  conn[i].owes = conn[i].owes && !(covers && OWED_CLEARED_EARLY);
   began = written;
   before = conn[i].seen;
   is_write = write_back || taken_write;
@@ -438,22 +398,13 @@ inline flush_runs (i)
 
 inline flush_ends (i)
 {
-#ifdef TAKE_AFTER
-  taken_write = conn[i].write_dirty;
-  conn[i].write_dirty = false;
-#endif
+  when (TAKE_AFTER, take_write (i));
   if
   :: failed ->
-#ifndef NO_PUT_BACK
-     conn[i].write_dirty = conn[i].write_dirty || taken_write;
-     conn[i].read_marked = conn[i].read_marked || taken_read;
-#endif
+     conn[i].write_dirty = conn[i].write_dirty || taken_write && !NO_PUT_BACK;
+     conn[i].read_marked = conn[i].read_marked || taken_read && !NO_PUT_BACK;
      conn[i].seen = before
-#ifndef NO_ENTERED
-  :: !failed && covers && !conn[i].read_marked ->
-#else
-  :: !failed && covers ->
-#endif
+  :: !failed && covers && (!conn[i].read_marked || NO_ENTERED) ->
      conn[i].seen = began;
      conn[i].owes = conn[i].owes && conn[i].seen < conn[i].owed
   :: else
@@ -461,37 +412,18 @@ inline flush_ends (i)
   if
   :: is_write ->
      writing_back--;
-#ifdef OWN_IN_FLIGHT
-     conn[i].seen = conn[i].seen +
-       (!failed && conn[i].seen == written -> 1 : 0);
-#else
-     conn[i].seen = conn[i].seen +
-       (!failed && covers && conn[i].seen == written -> 1 : 0);
-#endif
-#ifdef NO_NUMBER_AFTER_FAILURE
-     written = written + (failed -> 0 : 1)
-#else
-     written++
-#endif
-     ;
+     when (!failed && (covers || OWN_IN_FLIGHT) && conn[i].seen == written,
+           conn[i].seen++);
+     when (!failed || !NO_NUMBER_AFTER_FAILURE, written++);
      conn[i].wrote = written;
-     if
-#ifndef NO_OWED_BESIDE
-     :: !failed && !covers -> conn[i].owed = written; conn[i].owes = true
-#endif
-     :: else
-     fi
+     when (!failed && !covers && !NO_OWED_BESIDE,
+           conn[i].owed = written;
+           conn[i].owes = true)
   :: else
   fi;
   conn[i].flushing--;
-  if
-#ifdef ENDS_BESIDE
-  :: !failed && ends -> end_spell (i)
-#else
-  :: !failed && ends && conn[i].flushing == 0 -> end_spell (i)
-#endif
-  :: else
-  fi;
+  when (!failed && ends && (conn[i].flushing == 0 || ENDS_BESIDE),
+        end_spell (i));
   claim = 0;
   ends = false;
   taken_write = false;
@@ -511,21 +443,12 @@ inline outside_starts (i, mine, write_back)
 inline outside_ends (i)
 {
   flush_ends (i);
-#ifdef CLOSE_ERR_TO_WRITE
-  in_round = conn[i].counted;
-#else
-  in_round = conn[i].counted && !only_held;
-#endif
-  if
-  :: conn[i].counted ->
-     conn[i].counted = false;
-#ifndef NO_OUTSIDE_ERR
-     err = err || failed;
-#endif
-     unreported = unreported || failed;
-     outstanding_one_less ()
-  :: else
-  fi;
+  in_round = conn[i].counted && (!only_held || CLOSE_ERR_TO_WRITE);
+  when (conn[i].counted,
+        conn[i].counted = false;
+        err = err || failed && !NO_OUTSIDE_ERR;
+        unreported = unreported || failed;
+        outstanding_one_less ());
   conn[i].outside = false;
   is_write = false
 }
@@ -552,11 +475,7 @@ inline replica_done (i)
   outstanding_one_less ()
 }
 
-#ifdef NO_EXCLUSION
-#define busy(i) false
-#else
-#define busy(i) (conn[i].count > 0)
-#endif
+#define busy(i) (conn[i].count > 0 && !NO_EXCLUSION)
 
 /* run_replica, to where it lets go of "lock" for the first time; if it does
  * so for a flush, "runs" is set.
@@ -564,22 +483,14 @@ inline replica_done (i)
 inline replica_starts (i)
 {
   if
-#if !defined (NO_OWED) && !defined (WAIT_IN_SECOND_PHASE)
-  :: phase_two && busy (i) ->
+  :: phase_two && busy (i) && !NO_OWED && !WAIT_IN_SECOND_PHASE ->
      conn[i].owed = written;
      conn[i].owes = true;
      replica_done (i)
-#endif
-#ifndef WAIT_IN_SECOND_PHASE
-  :: !phase_two && serialize && busy (i) ->
-#else
-  :: serialize && busy (i) ->
-#endif
+  :: (!phase_two || WAIT_IN_SECOND_PHASE) && serialize && busy (i) ->
      assert (Prompt || !phase_two);
      conn[i].replica = REPLICA_PENDING;
-#ifndef NO_PENDING_BIT
-     conn[i].pending = true
-#endif
+     conn[i].pending = !NO_PENDING_BIT
   :: else ->
      conn[i].replica = REPLICA_RUNNING;
      conn[i].pending = false;
@@ -598,14 +509,9 @@ inline replica_goes_on (i)
      d_step {
        as_of = began;
        flush_ends (i);
-       if
-#ifndef NO_OWED
-       :: !failed && phase_two && conn[i].seen < as_of ->
-          conn[i].owed = written;
-          conn[i].owes = true
-#endif
-       :: else
-       fi;
+       when (!failed && phase_two && conn[i].seen < as_of && !NO_OWED,
+             conn[i].owed = written;
+             conn[i].owes = true);
        as_of = 0;
        is_write = false;
        conn[i].flushed = true;
@@ -617,9 +523,7 @@ inline replica_goes_on (i)
        conn[i].count = conn[i].count - mine;
        mine = 0;
        runs = false;
-#ifndef NO_SIGNAL_CHANGED
-       broadcast_changed (i)
-#endif
+       when (!NO_SIGNAL_CHANGED, broadcast_changed (i))
      }
   :: else
   fi
@@ -654,9 +558,7 @@ inline first_phase (i)
 {
   conn[i].flushed = false;
   conn[i].failed = false;
-#ifndef NO_WRITING_WAIT
-  conn[i].counted = conn[i].outside;
-#endif
+  conn[i].counted = conn[i].outside && !NO_WRITING_WAIT;
   when (conn[i].counted, outstanding++);
   when (conn[i].joined && conn[i].write_dirty &&
         (!only_held || conn[i].held > 0),
@@ -670,15 +572,9 @@ inline second_phase (i)
   :: !conn[i].joined || conn[i].failed || conn[i].seen == written ||
      (LEVEL == LEVEL_CONNECTION && !conn[i].write_dirty &&
       !conn[i].read_marked && !conn[i].owes)
-#ifndef NO_CLOSING
-  :: conn[i].joined && conn[i].closing
-#endif
-#ifdef ONE_PHASE
-  :: conn[i].joined && conn[i].replica != NO_REPLICA
-#endif
-#ifdef NO_REFLUSH
-  :: conn[i].joined && conn[i].flushed
-#endif
+  :: conn[i].joined && conn[i].closing && !NO_CLOSING
+  :: conn[i].joined && conn[i].replica != NO_REPLICA && ONE_PHASE
+  :: conn[i].joined && conn[i].flushed && NO_REFLUSH
   :: else ->
      conn[i].replica = REPLICA_QUEUED;
      outstanding++
@@ -702,16 +598,12 @@ inline round_begins ()
      err = close_err;
      unreported = unreported || unreported_close;
      unreported_close = false;
-#ifndef KEEP_CLOSE_ERR
-     close_err = false
-#endif
+     close_err = close_err && KEEP_CLOSE_ERR
   :: else
   fi;
   each_connection (first_phase);
   when (LEVEL == LEVEL_OFF && !only_held, written++);
-#ifdef ONE_PHASE
-  begin_second_phase ()
-#endif
+  when (ONE_PHASE, begin_second_phase ())
 }
 
 /* A flush of the batch returns as soon as it can: then the assertions
@@ -760,13 +652,8 @@ inline round_ends ()
  */
 bool begun, used;
 #define may_begin (begun || me == 0)
-#ifdef ENDLESS
-#define take_from(budget) skip
-#define may_use(i) (i == 0)
-#else
-#define take_from(budget) budget--
-#define may_use(i) (used || i == 0)
-#endif
+#define take_from(budget) budget = budget - !ENDLESS
+#define may_use(i) (i == 0 || (used && !ENDLESS))
 #define usable(i)                                               \
   (may_begin && may_use (i) &&                                  \
    conn[i].open && (!serialize || conn[i].users == 0))
@@ -817,11 +704,11 @@ inline request_returns (i)
   :: op == WRITE ->
      returned = newest;
      writing--;
-#ifdef OWN
+#if OWN
      conn[i].own_write = newest
 #endif
   :: op == READ ->
-#ifdef OWN
+#if OWN
      assert (Own || seen >= own_floor);
 #endif
      assert (Visible || seen >= floor)
@@ -835,7 +722,7 @@ inline request_is_over (i)
   conn[i].users--;
   seen = 0;
   floor = 0;
-#ifdef OWN
+#if OWN
   own_floor = 0;
 #endif
   op = 0;
@@ -865,12 +752,10 @@ inline leaves (i)
   conn[i].closing = false;
   next_spell (i);
   end_spell (i);
-#ifdef RECORD_DIES
-  conn[i].wrote = 0;
-#endif
+  when (RECORD_DIES, conn[i].wrote = 0);
   claim = 0;
   broadcast_changed (i);
-#ifdef OWN
+#if OWN
   conn[i].own_write = 0;
 #endif
   conn[i].seen = 0;
@@ -889,33 +774,21 @@ inline something_left (i)
 /* At this level an unmarked handle holds nothing. */
 inline notice_empty (i)
 {
-  if
-  :: LEVEL == LEVEL_CONNECTION && !conn[i].read_marked &&
-#ifndef SEEN_IN_FLUSH
-     conn[i].flushing == 0 &&
-#endif
-     !conn[i].write_dirty && !conn[i].owes -> conn[i].seen = written
-  :: else
-  fi
+  when (LEVEL == LEVEL_CONNECTION && !conn[i].read_marked &&
+        (conn[i].flushing == 0 || SEEN_IN_FLUSH) &&
+        !conn[i].write_dirty && !conn[i].owes,
+        conn[i].seen = written)
 }
 
-#ifdef NO_GATE
-#define gate(i) conn[i].read_marked
-#else
-#define gate(i) (conn[i].read_marked && !conn[i].owes)
-#endif
-#ifdef NO_HOLD
-#define keeps_out(i) false
-#else
-#define keeps_out(i) (op != READ && conn[i].held > 0)
-#endif
+#define gate(i) (conn[i].read_marked && (!conn[i].owes || NO_GATE))
+#define keeps_out(i) (op != READ && conn[i].held > 0 && !NO_HOLD)
 
 inline count_in (i)
 {
   conn[i].count++;
   conn[i].writers = conn[i].writers + (op != READ -> 1 : 0);
   own = (in_block -> conn[i].spell : 0)
-#ifdef OWN
+#if OWN
   ;
   /* Beside a flush the plugin's own cache may have lost it. */
   own_floor = (op == READ && conn[i].flushing == 0 -> conn[i].own_write : 0)
@@ -926,7 +799,7 @@ active [CLIENTS] proctype client ()
 {
   byte self;                    /* what its flush came in on */
   byte c, seen, floor, snap, began, before, mine, target, as_of;
-#ifdef OWN
+#if OWN
   byte own_floor;
 #endif
   byte claim, own, other;
@@ -952,10 +825,10 @@ end_idle:
   }
 
 request:
-#ifdef NO_MARK_AFTER
+#if NO_MARK_AFTER
   conn[c].write_dirty = conn[c].write_dirty || op != READ;
 #endif
-#ifdef LOOK_BEFORE
+#if LOOK_BEFORE
   atomic {
     if
     :: in_block && conflict_for (c) -> goto slow
@@ -972,9 +845,7 @@ request:
     :: gate (c) && !keeps_out (c) &&
        (!serialize || (!conn[c].pending && !busy (c))) ->
        count_in (c);
-#ifndef LOOK_BEFORE
-       when (in_block, goto claims);
-#endif
+       when (in_block && !LOOK_BEFORE, goto claims);
        goto inside
     :: else -> goto slow
     fi
@@ -982,12 +853,12 @@ request:
 claims:
   atomic {
     when (conflict_for (c), goto out);
-#ifdef NO_SWAP
+#if NO_SWAP
   }
   atomic {
 #endif
     take (c, own)
-#ifdef WIDE
+#if WIDE
     ;
     if
     :: wides > 0 -> wides--; goto out
@@ -1100,11 +971,8 @@ held_round_over:
     self = 0;
     refused = round_failed[me];
     round_failed[me] = false;
-#ifdef LET_THROUGH
-    refused = false;
-#else
-    when (!refused, goto conflict)
-#endif
+    when (!refused && !LET_THROUGH, goto conflict);
+    refused = refused && !LET_THROUGH
   }
 written_back:
   atomic {
@@ -1122,18 +990,14 @@ written_back:
 inside:
   atomic { own = 0; request_enters (c) }
   atomic { request_leaves (c) }
-#ifndef NO_MARK_AFTER
+#if !NO_MARK_AFTER
   conn[c].write_dirty = conn[c].write_dirty || op != READ;
 #endif
   atomic {
     conn[c].count--;
     conn[c].writers = conn[c].writers - (op != READ -> 1 : 0);
     if
-#ifdef NO_SLOW_END
-    :: conn[c].pending ->
-#else
-    :: conn[c].pending || conn[c].waiting > 0 ->
-#endif
+    :: conn[c].pending || (conn[c].waiting > 0 && !NO_SLOW_END) ->
        goto slow_end
     :: else -> request_returns (c); goto idle
     fi
@@ -1152,11 +1016,7 @@ flush:
     printf ("client %d: flush begins\n", me);
     want[me] = returned;
     told_owed[me] = unreported || unreported_close;
-#ifdef SHARE_RUNNING
-    waiter[me] = (running -> IN_BATCH : WAITING);
-#else
-    waiter[me] = WAITING;
-#endif
+    waiter[me] = (SHARE_RUNNING && running -> IN_BATCH : WAITING);
     if
     :: !running -> round_begins (); goto round
     :: else -> finished_sleeps[me] = true
@@ -1200,24 +1060,22 @@ round:
 
 open:
   conn[c].seen = written;
-#ifdef OPEN_COPY
+#if OPEN_COPY
   atomic { conn[c].valid = true; conn[c].value = disk }
 #endif
   atomic {
     conn[c].joined = true;
     if
-#ifndef NO_OPEN_FLUSH
-    :: written > conn[c].seen ->
+    :: written > conn[c].seen && !NO_OPEN_FLUSH ->
        conn[c].read_marked = true;
        conn[c].owed = written;
        conn[c].owes = true;
        conn[c].count++;
        outside_starts (c, 1, false);
        goto open_flush
-    :: written == conn[c].seen && writing_back > 0 ->
+    :: written == conn[c].seen && writing_back > 0 && !NO_OPEN_FLUSH ->
        conn[c].read_marked = true;
        goto opened
-#endif
     :: else -> conn[c].seen = written; goto opened
     fi
   }
@@ -1243,7 +1101,7 @@ close:
   do
   :: atomic { queued (c) -> replica_starts (c) }
      replica_goes_on (c)
-#ifdef NO_CLOSE_WAIT
+#if NO_CLOSE_WAIT
   :: atomic {
        !queued (c) ->
 #else
@@ -1257,12 +1115,10 @@ close:
        conn[c].replica == NO_REPLICA ->
 #endif
        if
-#ifndef NO_CLOSE_FLUSH
-       :: conn[c].write_dirty ->
+       :: conn[c].write_dirty && !NO_CLOSE_FLUSH ->
           conn[c].count++;
           outside_starts (c, 1, true);
           goto solo
-#endif
        :: else ->
           when (conn[c].write_dirty, written++);
           leaves (c);
@@ -1278,14 +1134,9 @@ solo:
   }
   d_step {
     outside_ends (c);
-    if
-    :: failed && !in_round ->
-#ifndef NO_CLOSE_ERR
-       close_err = true;
-#endif
-       unreported_close = true
-    :: else
-    fi;
+    when (failed && !in_round,
+          close_err = !NO_CLOSE_ERR;
+          unreported_close = true);
     in_round = false;
     failed = false;
     conn[c].count--;
@@ -1299,6 +1150,6 @@ init {
   atomic { each_connection (joins) }
 }
 
-#ifdef ENDLESS
+#if ENDLESS
 ltl { [] (running -> <> !running) }
 #endif
