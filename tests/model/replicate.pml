@@ -409,18 +409,15 @@ inline flush_ends (i)
      conn[i].owes = conn[i].owes && conn[i].seen < conn[i].owed
   :: else
   fi;
-  if
-  :: is_write ->
-     writing_back--;
-     when (!failed && (covers || OWN_IN_FLIGHT) && conn[i].seen == written,
-           conn[i].seen++);
-     when (!failed || !NO_NUMBER_AFTER_FAILURE, written++);
-     conn[i].wrote = written;
-     when (!failed && !covers && !NO_OWED_BESIDE,
-           conn[i].owed = written;
-           conn[i].owes = true)
-  :: else
-  fi;
+  when (is_write,
+        writing_back--;
+        when (!failed && (covers || OWN_IN_FLIGHT) && conn[i].seen == written,
+              conn[i].seen++);
+        when (!failed || !NO_NUMBER_AFTER_FAILURE, written++);
+        conn[i].wrote = written;
+        when (!failed && !covers && !NO_OWED_BESIDE,
+              conn[i].owed = written;
+              conn[i].owes = true));
   conn[i].flushing--;
   when (!failed && ends && (conn[i].flushing == 0 || ENDS_BESIDE),
         end_spell (i));
@@ -503,30 +500,27 @@ inline replica_starts (i)
 
 inline replica_goes_on (i)
 {
-  if
-  :: runs ->
-     flush_runs (i);
-     d_step {
-       as_of = began;
-       flush_ends (i);
-       when (!failed && phase_two && conn[i].seen < as_of && !NO_OWED,
-             conn[i].owed = written;
-             conn[i].owes = true);
-       as_of = 0;
-       is_write = false;
-       conn[i].flushed = true;
-       conn[i].failed = failed;
-       err = err || failed;
-       unreported = unreported || failed;
-       failed = false;
-       replica_done (i);
-       conn[i].count = conn[i].count - mine;
-       mine = 0;
-       runs = false;
-       when (!NO_SIGNAL_CHANGED, broadcast_changed (i))
-     }
-  :: else
-  fi
+  when (runs,
+        flush_runs (i);
+        d_step {
+          as_of = began;
+          flush_ends (i);
+          when (!failed && phase_two && conn[i].seen < as_of && !NO_OWED,
+                conn[i].owed = written;
+                conn[i].owes = true);
+          as_of = 0;
+          is_write = false;
+          conn[i].flushed = true;
+          conn[i].failed = failed;
+          err = err || failed;
+          unreported = unreported || failed;
+          failed = false;
+          replica_done (i);
+          conn[i].count = conn[i].count - mine;
+          mine = 0;
+          runs = false;
+          when (!NO_SIGNAL_CHANGED, broadcast_changed (i))
+        })
 }
 
 active proctype helper ()
@@ -593,14 +587,11 @@ inline round_begins ()
   running = true;
   only_held = true;
   each_client (into_batch);
-  if
-  :: !only_held ->
-     err = close_err;
-     unreported = unreported || unreported_close;
-     unreported_close = false;
-     close_err = close_err && KEEP_CLOSE_ERR
-  :: else
-  fi;
+  when (!only_held,
+        err = close_err;
+        unreported = unreported || unreported_close;
+        unreported_close = false;
+        close_err = close_err && KEEP_CLOSE_ERR);
   each_connection (first_phase);
   when (LEVEL == LEVEL_OFF && !only_held, written++);
   when (ONE_PHASE, begin_second_phase ())
