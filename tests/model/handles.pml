@@ -38,8 +38,8 @@
  *             that failed may have left
  *   Overlap   at SERIALIZE_REQUESTS one callback at a time runs on a handle
  *
- * Words such as NO_SPLIT take something away: "run" has the list.  Each must
- * make an assertion fail.
+ * Words such as NO_SPLIT take something away: "run" has the list, and gives
+ * all others the value 0.  Each must make an assertion fail.
  */
 
 #define when(condition, then) if :: condition -> then :: else fi

@@ -66,7 +66,8 @@
  * not end although everybody goes on.
  *
  * Words like NO_OWED take one guard of the protocol away; "run" has the
- * list.  Each must make an assertion fail: otherwise the model is blind.
+ * list, and gives all others the value 0.  Each must make an assertion fail:
+ * otherwise the model is blind.
  */
 
 #define when(condition, then) if :: condition -> then :: else fi
@@ -80,9 +81,7 @@
  */
 byte writes = WRITES, neighbours = NEIGHBOURS, reads = READS;
 byte flushes = FLUSHES, closes = CLOSES, opens = OPENS, faults = FAULTS;
-#if WIDE                     /* a write that meets another elsewhere too */
-byte wides = 1;
-#endif
+byte wides = WIDE;              /* writes that meet another elsewhere too */
 
 #if CONNECTIONS > 2
 #define each_connection(what) what (0); what (1); what (2)
@@ -111,9 +110,7 @@ typedef handle {
   byte count;                   /* inside */
 
   bool joined;                  /* on its group's list */
-#if OWN
-  byte own_write;               /* the last that has returned */
-#endif
+  byte own_write;               /* with OWN, the last that has returned */
   mtype replica = NO_REPLICA;
   bool closing;
   byte waiting;
@@ -695,13 +692,9 @@ inline request_returns (i)
   :: op == WRITE ->
      returned = newest;
      writing--;
-#if OWN
-     conn[i].own_write = newest
-#endif
+     conn[i].own_write = (OWN -> newest : 0)
   :: op == READ ->
-#if OWN
      assert (Own || seen >= own_floor);
-#endif
      assert (Visible || seen >= floor)
   :: else
   fi;
@@ -713,9 +706,7 @@ inline request_is_over (i)
   conn[i].users--;
   seen = 0;
   floor = 0;
-#if OWN
   own_floor = 0;
-#endif
   op = 0;
   c = 0
 }
@@ -746,9 +737,7 @@ inline leaves (i)
   when (RECORD_DIES, conn[i].wrote = 0);
   claim = 0;
   broadcast_changed (i);
-#if OWN
   conn[i].own_write = 0;
-#endif
   conn[i].seen = 0;
   conn[i].owed = 0
 }
@@ -778,21 +767,15 @@ inline count_in (i)
 {
   conn[i].count++;
   conn[i].writers = conn[i].writers + (op != READ -> 1 : 0);
-  own = (in_block -> conn[i].spell : 0)
-#if OWN
-  ;
+  own = (in_block -> conn[i].spell : 0);
   /* Beside a flush the plugin's own cache may have lost it. */
   own_floor = (op == READ && conn[i].flushing == 0 -> conn[i].own_write : 0)
-#endif
 }
 
 active [CLIENTS] proctype client ()
 {
   byte self;                    /* what its flush came in on */
-  byte c, seen, floor, snap, began, before, mine, target, as_of;
-#if OWN
-  byte own_floor;
-#endif
+  byte c, seen, floor, own_floor, snap, began, before, mine, target, as_of;
   byte claim, own, other;
   mtype op;
   bool taken_write, taken_read, snapped, early, failed;
@@ -848,15 +831,11 @@ claims:
   }
   atomic {
 #endif
-    take (c, own)
-#if WIDE
-    ;
+    take (c, own);
     if
     :: wides > 0 -> wides--; goto out
     :: true
-    fi
-#endif
-    ;
+    fi;
     goto inside
   }
 out:
