@@ -496,7 +496,7 @@ static const struct server judge = {
   judge_extents, BLOCKS * 8, true, true, true, true, true
 };
 
-/* What the checker has printed; shared with the process that runs it. */
+/* What the checker has printed; shared with the processes that run it. */
 static char *text;
 #define TEXT 4096
 
@@ -522,14 +522,6 @@ run (enum fault with, uint64_t of_seed, uint64_t requests)
   return WEXITSTATUS (status);
 }
 
-static void
-allocate_text (void)
-{
-  text = mmap (NULL, TEXT, PROT_READ|PROT_WRITE, MAP_SHARED|MAP_ANONYMOUS, -1,
-               0);
-  CHECK (text != MAP_FAILED);
-}
-
 #define SEEDS 20
 
 static void
@@ -538,7 +530,6 @@ nobody_accused (enum fault with)
   const char *requests = getenv ("JUDGE_REQUESTS");
   const uint64_t n = requests ? strtoull (requests, NULL, 10) : 100000;
 
-  allocate_text ();
   for (unsigned i = 1; i <= SEEDS; ++i) {
     const int status = run (with, i, n / SEEDS);
 
@@ -565,7 +556,6 @@ find (enum fault planted, const char *words)
   const char *seeds = getenv ("JUDGE_SEEDS");
   char word[16];
 
-  allocate_text ();
   for (int i = 1; i <= (seeds ? atoi (seeds) : 3); ++i) {
     const int status = run (planted, i, 1000000);
     const char *found = strstr (text, "found: ");
@@ -595,5 +585,8 @@ main (void)
     { NULL, NULL }
   };
 
+  text = mmap (NULL, TEXT, PROT_READ|PROT_WRITE, MAP_SHARED|MAP_ANONYMOUS, -1,
+               0);
+  CHECK (text != MAP_FAILED);
   return unit_main ("judge", tests);
 }

@@ -350,28 +350,26 @@ __wrap_pthread_cond_timedwait (pthread_cond_t *c, pthread_mutex_t *m,
   return cond_wait (c, m, true);
 }
 
-int
-__wrap_pthread_cond_signal (pthread_cond_t *c)
+static int
+cond_wake (pthread_cond_t *c, unsigned n)
 {
-  if (free_running)
-    return __real_pthread_cond_signal (c);
   world_lock ();
-  wake (c, 1, false);
+  wake (c, n, false);
   world_unlock ();
   no_errno ();
   return 0;
 }
 
 int
+__wrap_pthread_cond_signal (pthread_cond_t *c)
+{
+  return free_running ? __real_pthread_cond_signal (c) : cond_wake (c, 1);
+}
+
+int
 __wrap_pthread_cond_broadcast (pthread_cond_t *c)
 {
-  if (free_running)
-    return __real_pthread_cond_broadcast (c);
-  world_lock ();
-  wake (c, -1, false);
-  world_unlock ();
-  no_errno ();
-  return 0;
+  return free_running ? __real_pthread_cond_broadcast (c) : cond_wake (c, -1);
 }
 
 struct started {
