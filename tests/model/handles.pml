@@ -222,24 +222,17 @@ inline end_piece (i, wrote)
 /* What the plugin does for range RANGE in a call on handle I.  OP and VALUE
  * are the client's.
  */
-inline fetch (i, range)
-{
-  missed = !h[i].at[range].valid;
-  fetched = disk[range]
-}
-
-inline fill (i, range)
-{
-  when (missed && !h[i].at[range].valid,
-        h[i].at[range].value = fetched;
-        h[i].at[range].valid = true)
-}
-
 inline call (i, range)
 {
-  atomic { enter (i); fetch (i, range) };
   atomic {
-    fill (i, range);
+    enter (i);
+    missed = !h[i].at[range].valid;
+    fetched = disk[range]
+  };
+  atomic {
+    when (missed && !h[i].at[range].valid,
+          h[i].at[range].value = fetched;
+          h[i].at[range].valid = true);
     if
     :: op == WRITE ->
        h[i].at[range].value = value[range];
@@ -275,21 +268,16 @@ inline wait_for_others (n, alone_next)
 }
 
 /* The piece of a request on RANGE. */
-inline choose (range)
-{
-  if
-  :: i = (modulus == 2 -> range : 0)
-  :: ANY_HANDLE -> i = 1 - (modulus == 2 -> range : 0)
-  fi
-}
-
 inline piece (range)
 {
 #if !LONG_BESIDE
   wait_for_others (1, false);
 #endif
   when (refused, break);
-  choose (range);
+  if
+  :: i = (modulus == 2 -> range : 0)
+  :: ANY_HANDLE -> i = 1 - (modulus == 2 -> range : 0)
+  fi;
   begin_piece (i);
   call (i, range);
   end_piece (i, op != READ);

@@ -250,7 +250,7 @@ inline writes_back (i)
         conn[i].back = snap)
 }
 
-inline drops (i)
+inline drop_or_renew (i)
 {
   if
   :: REFRESH -> conn[i].value = disk
@@ -273,8 +273,8 @@ inline flush_leaves (i)
      if
      :: conn[i].dirty && snapped && conn[i].value <= snap ->
         conn[i].dirty = false;
-        drops (i)
-     :: conn[i].valid && !conn[i].dirty && !early -> drops (i)
+        drop_or_renew (i)
+     :: conn[i].valid && !conn[i].dirty && !early -> drop_or_renew (i)
      :: else
      fi
   fi;
@@ -297,29 +297,17 @@ inline plugin_close (i)
 
 /* Who waits. */
 
-inline signal_phase ()
-{
-  phase_sleeps = false
-}
-
 inline outstanding_one_less ()
 {
   outstanding--;
-  when (outstanding == 0, signal_phase ())
+  when (outstanding == 0, phase_sleeps = false)
 }
 
-inline wake (n, i)
-{
-  when (sleeps_on[n] == i + 1, sleeps_on[n] = 0)
-}
+#define wake(n) when (sleeps_on[n] == i + 1, sleeps_on[n] = 0)
 
 inline broadcast_changed (i)
 {
-  wake (0, i);
-  wake (1, i);
-#if CLIENTS > 2
-  wake (2, i)
-#endif
+  each_client (wake)
 }
 
 /* Order. */
