@@ -31,14 +31,13 @@ nothing_lost ()
 copies_in ()
 {
   run_this="${*@Q}" client <<'EOT'
-import hashlib, subprocess
-def digest(data): return hashlib.sha256(data).hexdigest()
-image = digest(open("image", "rb").read())
+import subprocess
+image = open("image", "rb").read()
 h = [conn() for i in range(3)]
 for c in h:
-    assert digest(c.pread(c.get_size(), 0)) != image
+    assert c.pread(c.get_size(), 0) != image
 subprocess.run(["bash", "-c", os.environ["run_this"]], check=True)
-expect([digest(c.pread(c.get_size(), 0)) for c in h], [image] * 3)
+expect([c.pread(c.get_size(), 0) for c in h], [image] * 3)
 EOT
 }
 
@@ -47,7 +46,7 @@ EOT
 copies_out ()
 {
   run_this="${*@Q}" client <<'EOT'
-import hashlib, subprocess
+import subprocess
 image = open("image", "rb").read()
 h = [conn() for i in range(4)]
 for c in h:
@@ -57,8 +56,7 @@ for i in range(0, len(image), step):
     h[i // step % 4].pwrite(image[i:i + step], i)
 h[0].flush()
 subprocess.run(["bash", "-c", os.environ["run_this"]], check=True)
-copy = open("copy", "rb").read()
-expect(hashlib.sha256(copy).hexdigest(), hashlib.sha256(image).hexdigest())
+expect(open("copy", "rb").read(), image)
 EOT
 }
 
@@ -118,15 +116,14 @@ EOT
 rw=read
 EOT
   client <<'EOT'
-import hashlib, subprocess
+import subprocess
 h = [conn() for i in range(3)]
 for c in h:
     c.pread(c.get_size(), 0)
 subprocess.run(["fio", "--output=write.out", "write"], check=True)
 subprocess.run(["fio", "--output=read.out", "read"], check=True)
-digests = [hashlib.sha256(c.pread(c.get_size(), 0)).hexdigest()
-           for c in h + [conn()]]
-expect(digests, [digests[0]] * 4)
+seen = [c.pread(c.get_size(), 0) for c in h + [conn()]]
+expect(seen, [seen[0]] * 4)
 EOT
   nothing_lost
 }

@@ -452,6 +452,21 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 # with the helpers of clients/script.py.
 client () { "$@" python3 "$BATS_TEST_DIRNAME/clients/script.py"; }
 
+# on_stdio PLUGIN [PARAMETER]: a server for one client, on its standard input and
+# output, has the flag, and works.
+on_stdio ()
+{
+  words=$* client under_shim <<'EOT'
+h = nbd.NBD()
+h.connect_command(["nbdkit", "-s"] + os.environ["words"].split())
+assert h.can_multi_conn()
+h.pwrite(b"next", 0)
+h.flush()
+assert h.pread(4, 0) == b"next"
+h.shutdown()
+EOT
+}
+
 # session [ARGUMENT...]: runs the client's script on stdin, between the start of
 # a server and its end.  A file may have its own way of each step.
 session () { start "$@"; ask; ends_well; }

@@ -9,11 +9,13 @@
 
 load common
 
-# All connections see what any writes and any other flushes, and do not see what
-# is not flushed.
+# consistent PLUGIN: with the script on stdin, all connections see what any
+# writes and any other flushes, and do not see what is not flushed.
 consistent ()
 {
-  client <<'EOT'
+  has_plugin "$1"
+  cat > plugin
+  session "$1" plugin <<'EOT'
 h = [conn() for i in range(4)]
 expect([c.can_multi_conn() for c in h], [True] * 4)
 all_see(h)
@@ -207,8 +209,7 @@ rm -f "$2/dirty" "$2/cache" "flushing/$2"'
 # on which it is called.
 
 @test "perl" {
-  has_plugin perl
-  cat > plugin.pl <<'EOT'
+  consistent perl <<'EOT'
 use strict;
 my $disk = "\0" x 65536;
 sub open { return { } }
@@ -225,13 +226,10 @@ sub flush { my $h = shift;
   $disk = $h->{cache} if delete $h->{dirty};
   delete $h->{cache}; return 0; }
 EOT
-  serve perl plugin.pl
-  consistent
 }
 
 @test "lua" {
-  has_plugin lua
-  cat > plugin.lua <<'EOT'
+  consistent lua <<'EOT'
 local disk = string.rep ("\0", 65536)
 function open (readonly) return {} end
 function get_size (h) return #disk end
@@ -250,13 +248,10 @@ function flush (h)
   h.dirty, h.cache = nil, nil
 end
 EOT
-  serve lua plugin.lua
-  consistent
 }
 
 @test "tcl" {
-  has_plugin tcl
-  cat > plugin.tcl <<'EOT'
+  consistent tcl <<'EOT'
 set disk [string repeat "\0" 65536]
 set next 0
 proc plugin_open {readonly} { global next; incr next }
@@ -283,8 +278,6 @@ proc plugin_flush {h} {
   unset -nocomplain cache($h)
 }
 EOT
-  serve tcl plugin.tcl
-  consistent
 }
 
 @test "ruby" {
@@ -306,13 +299,5 @@ def flush(h)
   h.delete :cache
 end
 EOT
-  client under_shim <<'EOT'
-h = nbd.NBD()
-h.connect_command(["nbdkit", "-s", "ruby", "plugin.rb"])
-assert h.can_multi_conn()
-h.pwrite(b"next", 0)
-h.flush()
-assert h.pread(4, 0) == b"next"
-h.shutdown()
-EOT
+  on_stdio ruby plugin.rb
 }
