@@ -286,7 +286,7 @@ test_race (void)
 }
 
 static void
-play (const char *script)
+play (const void *script)
 {
   begin ();
   play_words (script, play_word);

@@ -525,68 +525,57 @@ run (enum fault with, uint64_t of_seed, uint64_t requests)
 #define SEEDS 20
 
 static void
-nobody_accused (enum fault with)
+nobody_accused (const void *with)
 {
   const char *requests = getenv ("JUDGE_REQUESTS");
   const uint64_t n = requests ? strtoull (requests, NULL, 10) : 100000;
 
   for (unsigned i = 1; i <= SEEDS; ++i) {
-    const int status = run (with, i, n / SEEDS);
+    const int status = run (*(const enum fault *) with, i, n / SEEDS);
 
     CHECK (status == 0, "seed %u, status %d: %s", i, status, text);
   }
 }
 
-static void
-honest (void)
-{
-  nobody_accused (HONEST);
-}
+static const struct planted {
+  const char *name, *words;
+  enum fault fault;
+} planted[] = {
+#define PLANTED(FAULT, WORDS) { #FAULT ": " WORDS, WORDS, FAULT },
+  FAULTS (PLANTED)
+};
 
+/* The checker must find it, and say one of its words. */
 static void
-failing (void)
+find (const void *arg)
 {
-  nobody_accused (FAILING);
-}
-
-/* The checker must find each, and say a word of WORDS. */
-static void
-find (enum fault planted, const char *words)
-{
+  const struct planted *p = arg;
   const char *seeds = getenv ("JUDGE_SEEDS");
   char word[16];
 
   for (int i = 1; i <= (seeds ? atoi (seeds) : 3); ++i) {
-    const int status = run (planted, i, 1000000);
+    const int status = run (p->fault, i, 1000000);
     const char *found = strstr (text, "found: ");
 
     CHECK (status == 1 && found && sscanf (found, "found: %15s", word) == 1 &&
-           strstr (words, word), "must be %s, seed %d, status %d: %s", words,
-           i, status, text);
+           strstr (p->words, word), "must be %s, seed %d, status %d: %s",
+           p->words, i, status, text);
   }
 }
-
-#define FUNCTION(FAULT, WORDS)                                          \
-  static void                                                           \
-  find_##FAULT (void)                                                   \
-  {                                                                     \
-    find (FAULT, WORDS);                                                \
-  }
-FAULTS (FUNCTION)
 
 int
 main (void)
 {
-#define TEST(FAULT, WORDS) { #FAULT ": " WORDS, find_##FAULT },
-  static const struct unit_test tests[] = {
-    { "a server that keeps its promise is not accused", honest },
-    { "nor one whose requests fail", failing },
-    FAULTS (TEST)
-    { NULL, NULL }
-  };
+  static const enum fault honest = HONEST, failing = FAILING;
 
   text = mmap (NULL, TEXT, PROT_READ|PROT_WRITE, MAP_SHARED|MAP_ANONYMOUS, -1,
                0);
   CHECK (text != MAP_FAILED);
-  return unit_main ("judge", tests);
+  unit_program = "judge";
+  unit_run ("a server that keeps its promise is not accused", nobody_accused,
+            &honest);
+  unit_run ("nor one whose requests fail", nobody_accused, &failing);
+  for (size_t i = 0; i < sizeof planted / sizeof planted[0]; ++i)
+    unit_run (planted[i].name, find, &planted[i]);
+  return unit_status;
 }

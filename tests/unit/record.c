@@ -75,7 +75,6 @@ static const struct server {
 static const struct server *server;
 static pthread_key_t key, other_key;
 static const char *may_call[8]; /* the plugin may */
-static size_t test;             /* which one, below */
 
 static char *
 current (void)
@@ -201,7 +200,7 @@ connect_client (struct client *c)
   if (server->context)
     put_word (c->record, server->context, c->context);
   if (server->other)
-    put_word (c->record, server->other, &test);
+    put_word (c->record, server->other, &server);
 }
 
 /* The server goes on in that client's thread. */
@@ -447,7 +446,7 @@ no_record (void)
 }
 
 /* What to try on each server, and what the plugin uses. */
-static const struct {
+static const struct test {
   const char *name;
   void (*run) (void);
   bool peer, sleep;
@@ -464,8 +463,9 @@ static const struct {
 };
 
 static void
-run (void)
+run (const void *arg)
 {
+  const struct test *test = arg;
   const char **import = may_call;
 
   /* There is also another key, without a record. */
@@ -474,8 +474,8 @@ run (void)
   CHECK (pthread_key_create (&key, free_record) == 0);
   export_name = server->export_name ? server_export_name : NULL;
   next_context_open = server->contexts ? server_next_context_open : NULL;
-  use_peer = tests[test].peer;
-  use_sleep = tests[test].sleep;
+  use_peer = test->peer;
+  use_sleep = test->sleep;
   *import++ = "nbdkit_error";
   *import++ = "nbdkit_export_name";
   *import++ = "nbdkit_strdup_intern";
@@ -484,7 +484,7 @@ run (void)
   if (use_sleep)
     *import++ = "nbdkit_nanosleep";
   context_init (NULL);
-  tests[test].run ();
+  test->run ();
 
   /* To look for leaks takes a sanitizer longer than all the rest: it does so
    * for the oldest and the newest server.
@@ -496,17 +496,15 @@ run (void)
 int
 main (void)
 {
-  int r = EXIT_SUCCESS;
+  const struct test *test;
   char name[128];
 
+  unit_program = "record";
   for (server = servers; server->name != NULL; server++)
-    for (test = 0; tests[test].name != NULL; test++) {
-      const struct unit_test list[] = { { name, run }, { NULL, NULL } };
-
+    for (test = tests; test->name != NULL; test++) {
       snprintf (name, sizeof name, "a server %s: %s", server->name,
-                tests[test].name);
-      if (unit_main ("record", list) != EXIT_SUCCESS)
-        r = EXIT_FAILURE;
+                test->name);
+      unit_run (name, run, test);
     }
-  return r;
+  return unit_status;
 }

@@ -1005,24 +1005,25 @@ static const struct {
 };
 
 static const struct {
-  const char *name;
+  struct unit_test test;
   unsigned models;
-  void (*run) (void);
 } functions[] = {
-  { "flush counts of three scripts", ANY, test_scripts },
-  { "groups of names: what is remembered is bounded", ANY, test_many_names },
-  { "groups of names: the same again and again", ANY, test_same_name },
-  { "groups of names: many closed unflushed", ANY, test_many_names_unflushed },
-  { "no memory for a group", ANY, test_no_memory },
-  { "what a flush tells", ANY, test_flushed },
-  { "the end with open connections", TWO, test_free },
-  { "helpers: as many as may be", PARA, test_most_threads },
+  { { "flush counts of three scripts", test_scripts }, ANY },
+  { { "groups of names: what is remembered is bounded", test_many_names },
+    ANY },
+  { { "groups of names: the same again and again", test_same_name }, ANY },
+  { { "groups of names: many closed unflushed", test_many_names_unflushed },
+    ANY },
+  { { "no memory for a group", test_no_memory }, ANY },
+  { { "what a flush tells", test_flushed }, ANY },
+  { { "the end with open connections", test_free }, TWO },
+  { { "helpers: as many as may be", test_most_threads }, PARA },
 };
 
 #define LENGTH(array) (sizeof array / sizeof array[0])
 
 static void
-play_and_end (const char *script)
+play_and_end (const void *script)
 {
   play (script);
   end ();
@@ -1036,24 +1037,20 @@ main (void)
     [SERIALIZE_HANDLE] = "replicate, one per handle",
     [PARALLEL] = "replicate, parallel",
   };
-  int r = EXIT_SUCCESS;
-  unsigned i, n;
+  unsigned i;
 
   for (model = SERIALIZE_ALL; model <= PARALLEL; model++) {
-    struct script played[LENGTH (scripts)];
-    struct unit_test run[LENGTH (functions) + 1] = { { NULL, NULL } }, *next;
-
 #ifdef __SANITIZE_THREAD__
     if (model == SERIALIZE_ALL)
       continue;                 /* there is one thread */
 #endif
-    for (i = n = 0; i < LENGTH (scripts); i++)
+    unit_program = programs[model];
+    for (i = 0; i < LENGTH (scripts); i++)
       if (scripts[i].models & (1 << model))
-        played[n++] = (struct script) { scripts[i].name, scripts[i].script };
-    for (i = 0, next = run; i < LENGTH (functions); i++)
+        unit_run (scripts[i].name, play_and_end, scripts[i].script);
+    for (i = 0; i < LENGTH (functions); i++)
       if (functions[i].models & (1 << model))
-        *next++ = (struct unit_test) { functions[i].name, functions[i].run };
-    r |= scripts_main (programs[model], played, n, play_and_end, run);
+        unit_run (functions[i].test.name, unit_call, &functions[i].test);
   }
-  return r;
+  return unit_status;
 }

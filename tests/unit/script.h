@@ -193,34 +193,17 @@ struct script {
   const char *name, *script;
 };
 
-static const struct script *all_scripts;
-static void (*play_one) (const char *);
-
-static inline void
-run_script (void)
-{
-  const struct script *one = all_scripts;
-
-  while (strcmp (one->name, unit_name) != 0)
-    one++;
-  play_one (one->script);
-}
-
 /* Tests NR scripts by PLAY, and FUNCTIONS, of which the last has no name. */
 static inline int
 scripts_main (const char *program, const struct script *scripts, unsigned nr,
-              void (*play) (const char *), const struct unit_test *functions)
+              void (*play) (const void *), const struct unit_test *functions)
 {
-  struct unit_test tests[200];
   unsigned i;
 
-  CHECK (nr < 200);
-  all_scripts = scripts;
-  play_one = play;
+  unit_program = program;
   for (i = 0; i < nr; i++)
-    tests[i] = (struct unit_test) { scripts[i].name, run_script };
-  tests[i].name = NULL;
-  return unit_main (program, tests) | unit_main (program, functions);
+    unit_run (scripts[i].name, play, scripts[i].script);
+  return unit_main (program, functions);
 }
 
 #endif /* MCSHIM_UNIT_SCRIPT_H */

@@ -526,7 +526,7 @@ test_many (void)
 }
 
 static void
-play (const char *script)
+play (const void *script)
 {
   play_words (script, play_word);
   end ();

@@ -41,6 +41,7 @@ struct unit_test {
 #define UNIT_FAILED 99
 
 static const char *unit_program, *unit_name;
+static int unit_status;         /* what the program returns */
 
 /* CHECK (condition) or CHECK (condition, "format", ...) to print more.  Any
  * thread may use it.
@@ -76,67 +77,70 @@ unit_fail (const char *file, int line, const char *condition,
   _exit (UNIT_FAILED);
 }
 
-static bool
-unit_run (const struct unit_test *test, unsigned timeout)
+/* Run one test, unless $UNIT_TEST leaves it out. */
+static void
+unit_run (const char *name, void (*run) (const void *), const void *arg)
 {
+  const char *only = getenv ("UNIT_TEST"), *seconds = getenv ("UNIT_TIMEOUT");
+  const int timeout = seconds ? atoi (seconds) : 20;
   int status;
   pid_t pid;
 
-  unit_name = test->name;
+  if (timeout <= 0) {
+    fprintf (stderr, "%s: UNIT_TIMEOUT must be a number of seconds\n",
+             unit_program);
+    exit (2);
+  }
+  if (only != NULL && strstr (name, only) == NULL)
+    return;
+  unit_name = name;
   fflush (stdout);
   pid = fork ();
-  if (pid == -1) {
-    printf ("not ok %s: %s: fork: %s\n", unit_program, test->name,
-            strerror (errno));
-    return false;
-  }
   if (pid == 0) {
     /* No test waits for time: what is late hangs. */
     alarm (timeout);
-    test->run ();
+    run (arg);
     exit (EXIT_SUCCESS);        /* a sanitizer looks for leaks here */
   }
 
-  while (waitpid (pid, &status, 0) == -1)
+  while (pid != -1 && waitpid (pid, &status, 0) == -1)
     if (errno != EINTR)
       abort ();
-  if (WIFEXITED (status) && WEXITSTATUS (status) == EXIT_SUCCESS)
-    printf ("ok %s: %s\n", unit_program, test->name);
+  if (pid != -1 && WIFEXITED (status) && WEXITSTATUS (status) == 0) {
+    printf ("ok %s: %s\n", unit_program, name);
+    return;
+  }
+  if (pid == -1)
+    printf ("not ok %s: %s: fork: %s\n", unit_program, name,
+            strerror (errno));
   else if (WIFSIGNALED (status) && WTERMSIG (status) == SIGALRM)
-    printf ("not ok %s: %s: not over after %u s\n", unit_program, test->name,
+    printf ("not ok %s: %s: not over after %d s\n", unit_program, name,
             timeout);
   else if (WIFSIGNALED (status))
-    printf ("not ok %s: %s: %s\n", unit_program, test->name,
+    printf ("not ok %s: %s: %s\n", unit_program, name,
             strsignal (WTERMSIG (status)));
   else if (WEXITSTATUS (status) != UNIT_FAILED)
-    printf ("not ok %s: %s: exit status %d\n", unit_program, test->name,
+    printf ("not ok %s: %s: exit status %d\n", unit_program, name,
             WEXITSTATUS (status));
-  return WIFEXITED (status) && WEXITSTATUS (status) == EXIT_SUCCESS;
+  unit_status = EXIT_FAILURE;
+  if (getenv ("UNIT_FAIL_FAST"))
+    exit (EXIT_FAILURE);
+}
+
+static void
+unit_call (const void *test)
+{
+  ((const struct unit_test *) test)->run ();
 }
 
 /* Run TESTS.  The last one has no name. */
-static int
+static inline int
 unit_main (const char *program, const struct unit_test *tests)
 {
-  const char *only = getenv ("UNIT_TEST");
-  const char *seconds = getenv ("UNIT_TIMEOUT");
-  int timeout = seconds ? atoi (seconds) : 20;
-  int r = EXIT_SUCCESS;
-
-  if (timeout <= 0) {
-    fprintf (stderr, "%s: UNIT_TIMEOUT must be a number of seconds\n",
-             program);
-    return 2;
-  }
   unit_program = program;
   for (; tests->name != NULL; tests++)
-    if ((only == NULL || strstr (tests->name, only) != NULL) &&
-        !unit_run (tests, timeout)) {
-      r = EXIT_FAILURE;
-      if (getenv ("UNIT_FAIL_FAST"))
-        break;
-    }
-  return r;
+    unit_run (tests->name, unit_call, tests);
+  return unit_status;
 }
 
 #endif /* MCSHIM_UNIT_H */
