@@ -572,6 +572,9 @@ main (void)
                0);
   CHECK (text != MAP_FAILED);
   unit_program = "judge";
+  text = mmap (NULL, TEXT, PROT_READ|PROT_WRITE, MAP_SHARED|MAP_ANONYMOUS, -1,
+               0);
+  CHECK (text != MAP_FAILED);
   unit_run ("a server that keeps its promise is not accused", nobody_accused,
             &honest);
   unit_run ("nor one whose requests fail", nobody_accused, &failing);

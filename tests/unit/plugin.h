@@ -328,35 +328,35 @@ do_close (struct conn *c)
 
 /* The same for a script. */
 
-enum what { READ, WRITE, CONTROL, FLUSH, BETWEEN, CATCH_UP, OPEN, CLOSE };
-
 struct call {
-  enum what what;
+  char letter;                  /* as in the script; o opens */
   struct conn *c;
   unsigned cell;
   uint64_t count;
   int value;
 };
 
+static int do_call (struct call call);
+
+#include "script.h"
+
 static int
 do_call (struct call call)
 {
   struct conn *c = call.c;
 
-  switch (call.what) {
-  case READ:
-  case WRITE: return do_request (c, call.cell, call.count, call.value);
-  case CONTROL: do_control (c); return 0;
-  case FLUSH: return do_flush (c).err;
-  case BETWEEN: return replicate_for_connection (&c->h);
-  case CATCH_UP: return handle_catches_up (&c->h);
-  case OPEN: do_open (c, NULL); return 0;
-  case CLOSE: return do_close (c);
+  switch (call.letter) {
+  case 'r':
+  case 'w': return do_request (c, call.cell, call.count, call.value);
+  case 'c': do_control (c); return 0;
+  case 'f': return do_flush (c).err;
+  case 'i': return replicate_for_connection (&c->h);
+  case 'u': return handle_catches_up (&c->h);
+  case 'o': do_open (c, NULL); return 0;
+  case 'x': return do_close (c);
   }
-  abort ();
+  bad_word ();
 }
-
-#include "script.h"
 
 /* The beginning and the end of each test. */
 

@@ -159,7 +159,7 @@ play_open (const char *p, bool on_thread)
     c->h.flushable = !strstr (how, "stuck");
     c->block = atoi (how) * spacing;
     if (on_thread) {
-      start ((struct call) { OPEN, c, 0, 0, 0 });
+      start ((struct call) { 'o', c, 0, 0, 0 });
       continue;
     }
     open_begins (c, slash ? slash + 1 : NULL, plus);
@@ -171,20 +171,13 @@ play_open (const char *p, bool on_thread)
 static void
 play_request (struct conn *c, const char *p, bool on_thread)
 {
-  static const char ops[] = "rwcfiux";
-  static const enum what whats[] =
-    { READ, WRITE, CONTROL, FLUSH, BETWEEN, CATCH_UP, CLOSE };
-  const char *op = strchr (ops, *p++);
   const unsigned before = locks_taken;
-  struct call call = { .c = c, .cell = c->cell };
+  struct call call = { .letter = *p++, .c = c, .cell = c->cell };
   int r;
 
-  if (op == NULL)
-    bad_word ();
-  call.what = whats[op - ops];
-  if (*op == 'r')
+  if (call.letter == 'r')
     call.cell = letter (*p++)->cell;
-  if (*op == 'w') {
+  if (call.letter == 'w') {
     call.count = 512;
     if (*p == '*') {
       p++;
@@ -207,7 +200,7 @@ play_request (struct conn *c, const char *p, bool on_thread)
   settle ();
   if (*p != '\0')
     expect_number (p, r);
-  else if (*op != 'r')
+  else if (call.letter != 'r')
     expect (r, 0);
 }
 
@@ -523,7 +516,7 @@ test_most_threads (void)
       do_write (&conns[i], 1);
       gate_shut (&conns[i].flushes);
     }
-    start ((struct call) { FLUSH, &conns[0], 0, 0, 0 });
+    start ((struct call) { 'f', &conns[0], 0, 0, 0 });
     CHECK (inside_all == 64, "%u", inside_all);
     for (i = 0; i < 66; i++)
       gate_open (&conns[i].flushes);

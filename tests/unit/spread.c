@@ -35,12 +35,14 @@
 static struct handle handles[HANDLES_MAX];
 static struct spread *s;
 
-enum what { ENTER, ALONE_BEGIN, ALONE_END, TAKE_FIRST, LOOK, CLOSE };
-
 struct call {
-  enum what what;
+  char letter;
   unsigned arg;
 };
+
+static int do_call (struct call call);
+
+#include "script.h"
 
 /* Returns the number of the handle, if it gets one; an errno is negative. */
 static int
@@ -49,26 +51,24 @@ do_call (struct call call)
   struct handle *h;
 
   errno = 0;
-  switch (call.what) {
-  case ENTER:
+  switch (call.letter) {
+  case 'e':
     h = spread_enter (s, (uint64_t) call.arg * (STRIPE + 1));
     return h ? h - handles : -errno;
-  case ALONE_BEGIN: return -spread_alone_begin (s);
-  case ALONE_END:
+  case 'a': return -spread_alone_begin (s);
+  case 'z':
     errno = E2BIG;
     spread_alone_end (s);
     CHECK (errno == E2BIG, "spread_alone_end changes errno");
     return 0;
-  case TAKE_FIRST:
+  case 't':
     h = spread_take_first (s, &handles[call.arg]);
     return h ? h - handles : -1;
-  case LOOK: return spread_look (s);
-  case CLOSE: spread_close (s); return 0;
+  case 'k': return spread_look (s);
+  case 'x': spread_close (s); return 0;
   }
-  abort ();
+  bad_word ();
 }
-
-#include "script.h"
 
 static struct gate opens, flushes;
 static unsigned nr_opens, nr_flushes; /* begun; guarded by "world" */
@@ -175,15 +175,10 @@ grow (void)
 static void
 play_call (const char *p, bool on_thread)
 {
-  static const char letters[] = "eaztkx";
-  const char *letter = strchr (letters, *p++);
   const unsigned before = locks_taken;
   char *end;
+  const struct call call = { *p, strtoul (p + 1, &end, 10) };
   int r;
-
-  if (letter == NULL)
-    bad_word ();
-  const struct call call = { letter - letters, strtoul (p, &end, 10) };
 
   if (on_thread) {
     start (call);
@@ -194,7 +189,7 @@ play_call (const char *p, bool on_thread)
   settle ();
   if (*end != '\0')
     expect_number (end, r);
-  else if (call.what != ENTER)
+  else if (call.letter != 'e')
     expect (r, 0);
 }
 
