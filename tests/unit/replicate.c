@@ -404,44 +404,38 @@ test_scripts (void)
 }
 
 /* Words for each of N names, and again, in which %u is its number. */
+static const struct many {
+  const char *name, *begin;
+  unsigned n;
+  const char *once, *again, *last;
+} many[] = {
+  /* No error is lost. */
+  { "groups of names: what is remembered is bounded", "", 2000,
+    "a:/%u aw1 a!EIO ax=EIO .bounded ", "a:/%u af=EIO af ax ", ".empty" },
+  /* A group that comes back is not one of these, nor is the one without a
+   * name.
+   */
+  { "groups of names: the same again and again", "", 100,
+    "a: aw1 a!EIO ax=EIO ", "a:/x aw1 a!EIO ax=EIO ", "a:/y af" },
+  { "groups of names: many closed unflushed", "PLUGIN ", 200,
+    "a:multi/%u aw1 ax ", "a:multi/%u af a#1 ax ", ".empty" },
+};
+
 static void
-names (const char *begin, unsigned n, const char *once, const char *again,
-       const char *last)
+play_many (const void *arg)
 {
   static char text[1 << 18];
-  char *p = stpcpy (text, begin);
+  const struct many *m = arg;
+  char *p = stpcpy (text, m->begin);
   unsigned i;
 
-  for (i = 0; i < n; i++)
-    p += sprintf (p, once, i);
-  for (i = 0; i < n; i++)
-    p += sprintf (p, again, i);
-  strcpy (p, last);
+  for (i = 0; i < m->n; i++)
+    p += sprintf (p, m->once, i);
+  for (i = 0; i < m->n; i++)
+    p += sprintf (p, m->again, i);
+  strcpy (p, m->last);
   play (text);
   end ();
-}
-
-/* What is remembered is bounded, and no error is lost. */
-static void
-test_many_names (void)
-{
-  names ("", 2000, "a:/%u aw1 a!EIO ax=EIO .bounded ", "a:/%u af=EIO af ax ",
-         ".empty");
-}
-
-/* A group that comes back is not one of these, nor is the one without a name.
- */
-static void
-test_same_name (void)
-{
-  names ("", 100, "a: aw1 a!EIO ax=EIO ", "a:/x aw1 a!EIO ax=EIO ", "a:/y af");
-}
-
-static void
-test_many_names_unflushed (void)
-{
-  names ("PLUGIN ", 200, "a:multi/%u aw1 ax ", "a:multi/%u af a#1 ax ",
-         ".empty");
 }
 
 /* One allocation fails after the other. */
@@ -1002,11 +996,6 @@ static const struct {
   unsigned models;
 } functions[] = {
   { { "flush counts of three scripts", test_scripts }, ANY },
-  { { "groups of names: what is remembered is bounded", test_many_names },
-    ANY },
-  { { "groups of names: the same again and again", test_same_name }, ANY },
-  { { "groups of names: many closed unflushed", test_many_names_unflushed },
-    ANY },
   { { "no memory for a group", test_no_memory }, ANY },
   { { "what a flush tells", test_flushed }, ANY },
   { { "the end with open connections", test_free }, TWO },
@@ -1041,6 +1030,8 @@ main (void)
     for (i = 0; i < LENGTH (scripts); i++)
       if (scripts[i].models & (1 << model))
         unit_run (scripts[i].name, play_and_end, scripts[i].script);
+    for (i = 0; i < LENGTH (many); i++)
+      unit_run (many[i].name, play_many, &many[i]);
     for (i = 0; i < LENGTH (functions); i++)
       if (functions[i].models & (1 << model))
         unit_run (functions[i].test.name, unit_call, &functions[i].test);
