@@ -108,6 +108,6 @@ EOT
   refute_output --regexp \
     'U nbdkit_(.*[^a-z_])?(add_extent|is_tls|parse_unsigned|strdup_intern)'
   assert_equal "$(sed -n 's/^ *U \(nbdkit_.*\)/\1/p' <<< "$output" |
-    paste -sd ' ')" "nbdkit_absolute_path nbdkit_error nbdkit_parse_bool \
+    paste -sd ' ')" "nbdkit_absolute_path nbdkit_error \
 nbdkit_parse_size nbdkit_set_error"
 }

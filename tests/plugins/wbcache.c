@@ -1072,11 +1072,14 @@ wbcache_extents (void *handle, uint32_t count, uint64_t offset,
     r = map_blocks (handle, holes, first, n);
   else
     r = map_what_is_seen (handle, holes, first, n);
-  /* The server cuts off what it has not asked for. */
-  for (uint32_t i = 0; r == 0 && i < n; ++i)
-    r = nbdkit_add_extent (extents, (first + i) * BLOCK, BLOCK,
+  /* The server cuts off what is before the range. */
+  for (uint32_t i = 0; r == 0 && i < n; ++i) {
+    const uint64_t at = (first + i) * BLOCK;
+
+    r = nbdkit_add_extent (extents, at, MIN (BLOCK, offset + count - at),
                            holes[i] ? NBDKIT_EXTENT_HOLE|NBDKIT_EXTENT_ZERO
                            : 0);
+  }
   return leave (handle, r);
 }
 
