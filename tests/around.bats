@@ -61,7 +61,7 @@ os.execvp(sys.argv[1], sys.argv[1:])' \
     until test -s pid; do sleep 0.02; done
     kill -9 $$' sh "$wbcache" 3>&- 2>>"$server_err" || [ $? -eq 137 ]
   wait_until test -s "$stats"
-  wait_until eval '! kill -0 "$(<pid)" 2>/dev/null'
+  wait_until gone "$(<pid)"
 }
 
 # compile_exec COMPILER-ARGUMENT...: a program "exec" that executes its

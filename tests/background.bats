@@ -7,18 +7,13 @@
 
 load common
 
-# background VARIABLE=VALUE... NBDKIT-ARGUMENT...: like serve (), which stays in
-# the foreground, but for a daemon.
+# background NBDKIT-ARGUMENT...: like serve (), which stays in the foreground,
+# but for a daemon.
 background ()
 {
-  local vars=()
-  while [[ $1 =~ ^[A-Z_]+= ]]; do
-    vars+=("$1")
-    shift
-  done
   mkdir d server.daemon
   server=$BATS_TEST_TMPDIR/server.daemon
-  (cd d && under_shim "${vars[@]}" nbdkit -U "$sock" -P "$server/pid" "$@" \
+  (cd d && under_shim nbdkit -U "$sock" -P "$server/pid" "$@" \
      3>&- </dev/null 2>>"$server_err") || return
   wait_until test -s "$server/pid"
   assert_equal "$(readlink "/proc/$(<"$server/pid")/cwd")" /
@@ -28,17 +23,15 @@ stop_background ()
 {
   kill "$(<"$server/pid")"
   # It is not our child, so its exit status is not known.
-  wait_until ended
+  wait_until gone "$(<"$server/pid")"
   echo 0 > "$server/status"
 }
-
-ended () { ! kill -0 "$(<"$server/pid")" 2>/dev/null; }
 
 teardown ()
 {
   if [ -s "$server/pid" ] && [ ! -e "$server/status" ]; then
     kill -9 "$(<"$server/pid")" || true # it may have crashed
-    wait_until ended
+    wait_until gone "$(<"$server/pid")"
     echo 137 > "$server/status"
   fi
   common_teardown
@@ -46,15 +39,15 @@ teardown ()
 
 @test "a relative MCSHIM_STATS_FILE is relative to where it was started" {
   mkdir elsewhere
-  background MCSHIM_STATS_FILE=../elsewhere/stats "$wbcache"
+  MCSHIM_STATS_FILE=../elsewhere/stats background "$wbcache"
   client <<<'conn(); conn()'
   stop_background
   stats=elsewhere/stats counted connections_opened_total 2
 }
 
 @test "flushes are replicated after the fork, on several threads" {
-  background MCSHIM_FLUSH_THREADS=4 "$wbcache" log="$log" summary="$summary" \
-    flushdelay=1000
+  MCSHIM_FLUSH_THREADS=4 background "$wbcache" log="$log" \
+    summary="$summary" flushdelay=1000
   client <<'EOT'
 h = [conn() for i in range(8)]
 for round in range(3):

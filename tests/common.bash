@@ -160,8 +160,8 @@ looks ()
   [ $status -eq "$1" ] || { show "$4"; fail "'$3' ${found[$1]} ${4##*/}"; }
 }
 
-# has REGEX FILE and lacks REGEX FILE: whether a line matches; has_line: whether
-# a whole line does.
+# has REGEX FILE and lacks REGEX FILE: whether a line matches; has_line: does a
+# whole line?
 has () { looks 0 -q "$1" "$2"; }
 lacks () { looks 1 -q "$1" "$2"; }
 has_line () { looks 0 -qx "$1" "$2"; }
@@ -220,6 +220,9 @@ under_shim ()
 }
 
 no_shim () { env "$@"; }
+
+# gone PID: there is no such process.
+gone () { ! kill -0 "$1" 2>/dev/null; }
 
 # For --run: prints true or false.  An old nbdinfo has no --can.
 # shellcheck disable=SC2016 # for the server's shell
@@ -452,7 +455,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 # with the helpers of clients/script.py.
 client () { "$@" python3 "$BATS_TEST_DIRNAME/clients/script.py"; }
 
-# on_stdio PLUGIN [PARAMETER]: a server for one client, on its standard input and
+# on_stdio PLUGIN [PARAMETER]: a server for one client, on standard input and
 # output, has the flag, and works.
 on_stdio ()
 {
@@ -467,8 +470,8 @@ h.shutdown()
 EOT
 }
 
-# session [ARGUMENT...]: runs the client's script on stdin, between the start of
-# a server and its end.  A file may have its own way of each step.
+# session [ARGUMENT...]: runs the client's script on stdin, between the start
+# of a server and its end.  A file may have its own way of each step.
 session () { start "$@"; ask; ends_well; }
 start () { serve "$@"; }
 ask () { client; }

@@ -468,7 +468,8 @@ EOT
   local mode
   for mode in auto plugin; do
     rm -f opens
-    MCSHIM_MODE=$mode scripted can_flush='exit 3' can_fua='echo emulate' open="$count_opens" \
+    MCSHIM_MODE=$mode scripted can_flush='exit 3' can_fua='echo emulate' \
+      open="$count_opens" \
       pread="echo \$2 read >> '$log'; head -c \$3 /dev/zero" \
       flush="echo \$2 flush >> '$log'"
     ask <<'EOT'

@@ -131,10 +131,8 @@ said_alone ()
 }
 
 @test "auto: a filter may open the plugin read-only: not said before it is known" {
-  ODD=noflush session MCSHIM_MODE=auto --filter=cow "$plugins/odd.so" log="$log" \
-    <<'EOT'
-conn().pwrite(b"next", 0)
-EOT
+  ODD=noflush session MCSHIM_MODE=auto --filter=cow "$plugins/odd.so" \
+    log="$log" <<<'conn().pwrite(b"next", 0)'
   said 1 "plugin: read-only, nothing to flush"
   lacks "$no_flush_said" "$server_err"
   : > "$server_err"

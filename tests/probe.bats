@@ -342,8 +342,8 @@ EOT
 }
 
 @test "a plugin that is slow does not hang" {
-  complains 1 "slow: after 2 seconds it is in " --probe --seconds=2 nbdkit eval \
-    "${disk[@]}" can_write='sleep 0.4; exit 3' can_fua='sleep 0.4; echo none' \
+  complains 1 "slow: after 2 seconds it is in " --probe --seconds=2 nbdkit \
+    eval "${disk[@]}" can_write='sleep 0.4; exit 3' can_fua='sleep 0.4; echo none' \
     can_cache='sleep 0.4; echo none' can_extents='sleep 0.4; exit 3' \
     can_flush='sleep 0.4; exit 3' can_zero='sleep 0.4; exit 3' \
     is_rotational='sleep 0.4; exit 3'

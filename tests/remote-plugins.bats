@@ -29,10 +29,7 @@ backend ()
   return 1
 }
 
-backend_started ()
-{
-  [ -s remote/pid ] || ! kill -0 "$backend_pid" 2>/dev/null
-}
+backend_started () { [ -s remote/pid ] || gone "$backend_pid"; }
 
 # wire: starts a relay to $port that delays each direction by 1 ms, and sets
 # $port to the relay's.  It ends when the test closes its input.

@@ -19,7 +19,7 @@ try ()
 # written: counts requests that change something
 written () { grep -c ' write$\| zero$\| trim$\| flush$' "$log" || true; }
 
-# nbdcopy is tests/clients/paced.py, which is as fast as the file "figures" says,
+# nbdcopy is tests/clients/paced.py, as fast as the file "figures" says,
 # by the clock that date prints: a run takes one second of it.  What would wait
 # longer waits for the file "over", which that client makes.  So the machine's
 # clock does not matter.
