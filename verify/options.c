@@ -37,8 +37,8 @@ static const struct {
   { "mixed", &mixed, 1, NULL, "cache and block status among the reads" },
   { "one-at-a-time", &one_at_a_time, 1, NULL, "a connection has one command "
     "in flight, as with libnbd's synchronous calls" },
-  { "commands-in-flight", &nr_ahead, 4, NULL, "reads that each thread has "
-    "under way while it writes and flushes: 4, if there is no N" },
+  { "commands-in-flight", &nr_ahead, 4, NULL, "reads that each thread "
+    "has under way while it writes and flushes: 4, if there is no N" },
   { "block", &block_size, 0, NULL, "bytes in a block, 512 by default" },
   { "allow-errors", &allow_errors, 1, NULL, "error replies are part of it" },
   { "own-order", &own_order, 1, NULL, "what one connection sees of its own" },
@@ -47,8 +47,8 @@ static const struct {
   { "size", &range_size, 0, NULL, "and no more bytes than this" },
   { "sequences", &sequences, 1, NULL, "one request after the other; the first "
     "that goes wrong is made short and told" },
-  { "kill", &victim, 0, NULL, "the server with this process ID is killed in the "
-    "midst of it, at the flush of that number (--operations)" },
+  { "kill", &victim, 0, NULL, "the server with this process ID is killed in "
+    "the midst of it, at the flush of that number (--operations)" },
   { "save", NULL, 0, &save, "write down what it had promised until then" },
   { "check", NULL, 0, &check, "has it kept the word of that file?" },
 };
