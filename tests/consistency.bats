@@ -211,7 +211,7 @@ sees ()
 }
 
 @test "hang.py sees a flush that waits for a request that hangs" {
-  SERVE_WITH=no_shim serve "$wbcache" size=2M model=all control="$control"
+  serve "$wbcache" size=2M model=all control="$control"
   run -1 python3 "$BATS_TEST_DIRNAME/clients/hang.py" --patience=1 "$checker" \
     --seconds=30 --size=1048576 "$uri"
   assert_line --regexp "^violation: held up: no reply .*, beside .* that hangs"
