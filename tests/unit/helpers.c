@@ -247,6 +247,16 @@ again (struct job *j)
 }
 
 static void
+call_for (struct job *j)
+{
+  helpers_lock ();
+  helpers_list (j);
+  CHECK (helpers_call (j, 1));
+  helpers_unlock ();
+  settle ();
+}
+
+static void
 test_leave (void)
 {
   static struct job lists = JOB_INITIALIZER (again);
@@ -254,16 +264,33 @@ test_leave (void)
   begin ();
   gate_shut (&working);
   parts = 1;
-  helpers_lock ();
-  helpers_list (&lists);
-  CHECK (helpers_call (&lists, 1));
-  helpers_unlock ();
-  settle ();
+  call_for (&lists);
   CHECK (waiting_at (&working) == 1);
   start ((struct call) { helpers_leave, &lists });
   /* The helper may be in it once more. */
   play_words ("1? | ] 1", play_word);
   CHECK (!lists.listed && lists.running == 0);
+  /* Nobody works at it. */
+  helpers_list (&lists);
+  helpers_leave (&lists);
+  CHECK (!lists.listed);
+  end ();
+}
+
+/* What one job has called for does not count once a helper has begun, nor if
+ * there was nothing to do.
+ */
+static void
+test_two_jobs (void)
+{
+  static struct job second = JOB_INITIALIZER (again);
+
+  begin ();
+  play_words ("[ 1/1 $made=1", play_word);
+  call_for (&second);
+  play_words ("$made=2 ] .nothread 1/5 $made=2", play_word);
+  call_for (&second);
+  play_words ("$made=2", play_word);
   end ();
 }
 
@@ -301,6 +328,7 @@ main (void)
     { "the end of those that have just started", test_end_at_once },
     { "a job that is shared", test_share },
     { "a job that is left", test_leave },
+    { "two jobs", test_two_jobs },
     { "calls and an end at any time", test_race },
     { NULL, NULL }
   };
