@@ -232,10 +232,10 @@ spread_spare (struct spread *s)
 /* Where a whole request would do as well, and nothing else is under way: does
  * it pay to cut it?  That depends on what is behind the plugin: a connection
  * that is slow, or an answer that takes its time however long it is.  So both
- * are tried, and what is faster is taken from then on.  A request is whole
- * while one handle is in use.  When there are twice as many, the next two are
- * cut.  Now and then the slower way is tried again.  Say afterwards what it
- * TOOK for LEN bytes, in nanoseconds.
+ * are tried, and requests are cut from then on if that saves a quarter.  They
+ * are whole while one handle is in use.  When there are twice as many, the next
+ * two are cut.  Now and then the other way is tried again.  Say afterwards what
+ * it TOOK for LEN bytes, in nanoseconds.
  */
 extern bool spread_pays (struct spread *s);
 extern void spread_took (struct spread *s, bool cut, uint32_t len,

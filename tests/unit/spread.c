@@ -451,9 +451,11 @@ test_pays (void)
   CHECK (cuts (200, 40, 50) == 0);
   /* Slower by a quarter of what it was, and at most by a quarter each time. */
   CHECK (cuts (1, 80, 50) == 0 && s->took[false] == 50);
-  CHECK (cuts (1, 60, 50) == 1 && s->took[false] == 50);
-  CHECK (cuts (1, 60, 500) == 1 && s->took[true] == 62);
-  CHECK (cuts (1, 58, 70) == 0 && s->took[false] == 52);
+  s->took[false] = 66;
+  CHECK (cuts (1, 67, 50) == 0 && s->took[false] == 66, "less than a quarter");
+  s->took[false] = 67;
+  CHECK (cuts (1, 67, 500) == 1 && s->took[true] == 62);
+  CHECK (cuts (1, 58, 70) == 0 && s->took[false] == 58);
   s->tried = s->took[false] = 0;
   CHECK (cuts (3, 20, 10) == 2, "nothing is known of whole ones");
   CHECK (cuts (100, 20, 10) == 100);
