@@ -160,8 +160,8 @@ spread_fits (const struct spread *s, uint64_t offset, uint32_t len)
   return (offset & s->mask) + len <= s->stripe;
 }
 
-/* The longest piece of LEN bytes that any handle may serve.  While fewer are in
- * use it is longer: so a request takes no more calls of a handle.
+/* The longest piece of LEN bytes that any handle may serve.  While fewer are
+ * in use it is longer: so a request takes no more calls of a handle.
  */
 static inline uint64_t
 spread_longest (struct spread *s, uint32_t len)
@@ -233,9 +233,9 @@ spread_spare (struct spread *s)
  * it pay to cut it?  That depends on what is behind the plugin: a connection
  * that is slow, or an answer that takes its time however long it is.  So both
  * are tried, and requests are cut from then on if that saves a quarter.  They
- * are whole while one handle is in use.  When there are twice as many, the next
- * two are cut.  Now and then the other way is tried again.  Say afterwards what
- * it TOOK for LEN bytes, in nanoseconds.
+ * are whole while one handle is in use.  When there are twice as many, two are
+ * cut.  Now and then the other way is tried again.  Say afterwards what it TOOK
+ * for LEN bytes, in nanoseconds.
  */
 extern bool spread_pays (struct spread *s);
 extern void spread_took (struct spread *s, bool cut, uint32_t len,
