@@ -308,7 +308,8 @@ serve_long (struct connection *c, void *buf, uint32_t count, uint64_t offset,
       run_on_one (s, &r, offset, WHOLE, true);
   if (spread_width (s) > 1)
     count_cut (&c->handle, kind);
-  return beside && spread_width (s) > 1 ? run_batch (s, &r, s->stripe) : run_in_sequence (s, &r);
+  return beside && spread_width (s) > 1 ? run_batch (s, &r, s->stripe) :
+    run_in_sequence (s, &r);
 }
 
 /* Requests that are not short: a connection may have several handles, or it is

@@ -234,8 +234,8 @@ spread_spare (struct spread *s)
  * that is slow, or an answer that takes its time however long it is.  So both
  * are tried, and requests are cut from then on if that saves a quarter.  They
  * are whole while one handle is in use.  When there are twice as many, two are
- * cut.  Now and then the other way is tried again.  Say afterwards what it TOOK
- * for LEN bytes, in nanoseconds.
+ * cut.  Now and then the other way is tried again.  Say afterwards what it
+ * TOOK for LEN bytes, in nanoseconds.
  */
 extern bool spread_pays (struct spread *s);
 extern void spread_took (struct spread *s, bool cut, uint32_t len,
