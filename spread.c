@@ -360,7 +360,7 @@ spread_rests (struct spread *s, const struct handle *h)
                       "a read failed with one, and not with the first");
 }
 
-/* So many are cut at first; and one of so many takes the slower way. */
+/* So many are cut at first; and one of so many goes the other way. */
 #define TRIES 2
 #define TRY_AGAIN 256
 

@@ -193,6 +193,11 @@ forget()
 expect(extents(512 << 10, stripe(4)), [(512 << 10, hole)])
 expect(len(handles("extents")), 1)
 expect(handles("flush"), [])
+# An extent may go on beyond the request, into what another handle holds.
+h.pwrite(b"new", stripe(1))
+forget()
+expect(extents(512, 0), [(512, hole)])
+expect(1 in handles("flush"), True)
 EOT
   done
 }
