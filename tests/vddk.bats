@@ -83,6 +83,7 @@ flag ()
   library lock=1
   start -v
   client <<<'expect(conn().can_multi_conn(), False)'
+  wait_until all_closed         # It is locked until then.
   nbdcopies 4 "$uri" copy
   fetched
   ends_well
