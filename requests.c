@@ -200,6 +200,7 @@ struct batch {
   struct job job;               /* its lock guards the rest */
   struct spread *spread;
   uint64_t longest;             /* piece */
+  uint64_t help_at;             /* not before, by now_ns */
   struct request left;          /* what nobody has taken yet */
   uint64_t failed;              /* the first piece that has: its offset */
   int err;
@@ -222,7 +223,7 @@ take_piece (struct job *job)
   more = (b->left.count + b->longest - 1) / b->longest;
   if (more >= spare)
     more = spare > 0 ? spare - 1 : 0;
-  if (more > 0)
+  if (more > 0 && now_ns () >= b->help_at)
     helpers_call (job, more);
   helpers_unlock ();
   /* Pieces of several stripes go to handles in turn, too. */
@@ -240,32 +241,38 @@ take_piece (struct job *job)
 
 /* All pieces end, whether one fails or not. */
 static int
-run_batch (struct spread *s, const struct request *request, uint64_t longest)
+run_batch (struct spread *s, const struct request *request, uint64_t longest,
+           uint64_t help_at)
 {
   struct batch b = {
     .job = JOB_INITIALIZER (take_piece), .spread = s, .longest = longest,
-    .left = *request
+    .help_at = help_at, .left = *request
   };
 
   helpers_share (&b.job);
   return result (b.err);
 }
 
-/* Run a request that may be cut or not. */
+/* Run a request in pieces at the same time, or if that is no faster, WHOLE or
+ * with pieces one after the other.  These get help as soon as it is slower.
+ */
 static int
-run_faster (struct spread *s, const struct request *request)
+run_faster (struct spread *s, const struct request *request, bool whole)
 {
+  struct ways *w = whole ? &s->whole : &s->sequence;
   const uint64_t start = now_ns ();
-  const bool cut = spread_pays (s);
+  const bool beside = spread_pays (s, w);
   int r;
 
-  if (cut) {
-    count_cut (s->handle[0], request->kind);
-    r = run_batch (s, request, spread_longest (s, request->count));
-  }
-  else
+  if (whole && !beside)
     r = run_on_one (s, request, request->offset, WHOLE, true);
-  spread_took (s, cut, request->count, now_ns () - start);
+  else {
+    count_cut (s->handle[0], request->kind);
+    r = run_batch (s, request,
+                   whole ? spread_longest (s, request->count) : s->stripe,
+                   beside ? 0 : start + spread_expect (w, request->count));
+  }
+  spread_took (w, beside, request->count, now_ns () - start);
   return r;
 }
 
@@ -304,12 +311,13 @@ serve_long (struct connection *c, void *buf, uint32_t count, uint64_t offset,
     return run_alone (c, &r);
   if (s->any || (kind < EXTENTS && c->handle.flushable &&
                  connection_is_clean (&c->handle)))
-    return beside ? run_faster (s, &r) :
+    return beside ? run_faster (s, &r, true) :
       run_on_one (s, &r, offset, WHOLE, true);
+  if (beside && spread_width (s) > 1)
+    return run_faster (s, &r, false);
   if (spread_width (s) > 1)
     count_cut (&c->handle, kind);
-  return beside && spread_width (s) > 1 ? run_batch (s, &r, s->stripe) :
-    run_in_sequence (s, &r);
+  return run_in_sequence (s, &r);
 }
 
 /* Requests that are not short: a connection may have several handles, or it is

@@ -157,7 +157,7 @@ flush_and_be_alone (struct spread *s)
 static bool
 wants_more (struct spread *s)
 {
-  return spread_width (s) < s->most && !s->closing &&
+  return spread_width (s) < s->most && !s->closing && !s->enough &&
     (s->retry_at == 0 || now_ns () >= s->retry_at);
 }
 
@@ -297,6 +297,7 @@ spread_take_any (struct spread *s, uint64_t offset)
    * way round.
    */
   s->waiting++;
+  s->enough = false;
   while (h == NULL) {
     wake_up (s);
     idle = s->idle;
@@ -360,12 +361,12 @@ spread_rests (struct spread *s, const struct handle *h)
                       "a read failed with one, and not with the first");
 }
 
-/* So many are cut at first; and one of so many goes the other way. */
+/* So many are tried at first; and one of so many goes the other way. */
 #define TRIES 2
 #define TRY_AGAIN 256
 
 bool
-spread_pays (struct spread *s)
+spread_pays (struct spread *s, struct ways *w)
 {
   const unsigned width = spread_width (s);
   unsigned n;
@@ -373,15 +374,16 @@ spread_pays (struct spread *s)
 
   if (width == 1)
     return false;
-  if (width >= 2 * s->tried || (width == s->most && width != s->tried)) {
-    s->tried = width;
-    s->tries = 0;
+  if (width >= 2 * w->tried || (width == s->most && width != w->tried)) {
+    w->tried = width;
+    w->tries = 0;
   }
-  n = s->tries++;
-  if (n < TRIES || s->took[false] == 0)
+  n = w->tries++;
+  if (n < TRIES || w->took[false] == 0)
     return n < TRIES;
   /* The processor time that it costs is not all seen here. */
-  faster = 4 * s->took[true] <= 3 * s->took[false];
+  faster = 4 * w->took[true] <= 3 * w->took[false];
+  s->enough = s->any && !faster;
   return n % TRY_AGAIN == 0 ? !faster : faster;
 }
 
@@ -389,14 +391,14 @@ spread_pays (struct spread *s)
  * tells.  A longer one may be an accident.
  */
 void
-spread_took (struct spread *s, bool cut, uint32_t len, uint64_t took)
+spread_took (struct ways *w, bool beside, uint32_t len, uint64_t took)
 {
-  const uint64_t old = s->took[cut];
+  const uint64_t old = w->took[beside];
 
   took = took * 65536 / len;
-  if (old != 0 && took > old && !(cut && s->tries <= TRIES))
+  if (old != 0 && took > old && !(beside && w->tries <= TRIES))
     took = old + (took > 2 * old ? old : took - old) / 4;
-  s->took[cut] = took;
+  w->took[beside] = took;
 }
 
 void

@@ -57,6 +57,15 @@ struct spread_ops {
   int (*flush) (struct handle *h);
 };
 
+/* What is learnt of requests whose pieces may run at the same time, or not.
+ * Two requests that mix it up do no harm.
+ */
+struct ways {
+  _Atomic unsigned tries;       /* with "tried" handles in use */
+  _Atomic unsigned tried;
+  _Atomic uint64_t took[2];     /* for 64 KiB: not, and at the same time */
+};
+
 /* In "inside", besides the count. */
 #define ALONE ((uint64_t) 1 << 63)
 
@@ -83,10 +92,9 @@ struct spread {
   _Atomic unsigned nr;          /* of handles */
   _Atomic uint64_t retry_at;    /* no open before that time */
 
-  /* For spread_pays.  Two requests that mix them up do no harm. */
-  _Atomic unsigned tries;       /* with "tried" handles in use */
-  _Atomic unsigned tried;
-  _Atomic uint64_t took[2];     /* for 64 KiB of a whole one, and a cut one */
+  _Atomic bool enough;          /* handles, for requests one at a time */
+  struct ways whole;            /* ... or whole */
+  struct ways sequence;         /* ... or one after the other */
 
   pthread_mutex_t lock;         /* guards the rest, and each wait */
   pthread_cond_t changed;
@@ -229,17 +237,24 @@ spread_spare (struct spread *s)
   return inside < width ? width - inside : 0;
 }
 
-/* Where a whole request would do as well, and nothing else is under way: does
- * it pay to cut it?  That depends on what is behind the plugin: a connection
- * that is slow, or an answer that takes its time however long it is.  So both
- * are tried, and requests are cut from then on if that saves a quarter.  They
- * are whole while one handle is in use.  When there are twice as many, two are
- * cut.  Now and then the other way is tried again.  Say afterwards what it
- * TOOK for LEN bytes, in nanoseconds.
+/* Does it pay to run pieces at the same time?  That depends on what is behind
+ * the plugin: a connection that is slow, or an answer that takes its time
+ * however long it is, or memory.  So both ways are tried, and this one is taken
+ * from then on if it saves a quarter.  While one handle is in use it is not.
+ * When there are twice as many, it is for two requests.  Now and then the other
+ * way is tried again.  Say afterwards what it TOOK for LEN bytes, in
+ * nanoseconds.
  */
-extern bool spread_pays (struct spread *s);
-extern void spread_took (struct spread *s, bool cut, uint32_t len,
+extern bool spread_pays (struct spread *s, struct ways *w);
+extern void spread_took (struct ways *w, bool beside, uint32_t len,
                          uint64_t took);
+
+/* How long would LEN bytes take with pieces at the same time? */
+static inline uint64_t
+spread_expect (const struct ways *w, uint32_t len)
+{
+  return w->took[true] * len / 65536;
+}
 
 /* Around each piece of a request.  Returns the handle for it, or NULL with
  * errno set if a flush that had to come first has failed.  Then do not call

@@ -303,6 +303,30 @@ for nr, pieces, fails in (4, 6, ()), (2, 3, ("fail-open 6 EIO",)):
 EOT
 }
 
+@test "pieces that are quick run one after the other, and get help if they are not" {
+  session <<'EOT'
+h = ready()
+begin = time.monotonic()
+for i in range(2):
+    h.pwrite(letters(6 * 4096), 0)
+quick = time.monotonic() - begin
+forget()
+control("block-write @0")
+begin = time.monotonic()
+cookie = write(h, 0, letters(6 * 4096))
+while time.monotonic() < begin + quick:
+    settle()
+expect(handles("write"), [0])
+control(*("block-write @%d" % stripe(i) for i in range(1, 6)))
+settle()
+expect(sorted(handles("write")), [0, 0, 1, 2, 3])
+control()
+finish(h, cookie)
+expect(len(handles("write")), 6)
+expect(bytes(h.pread(6 * 4096, 0)), letters(6 * 4096))
+EOT
+}
+
 @test "of the pieces that fail the first one in order tells why" {
   for options in "" -r; do
     session strayerror=1 $options <<'EOT'

@@ -422,12 +422,13 @@ test_lengths (void)
 static unsigned
 cuts (unsigned n, uint64_t whole, uint64_t cut)
 {
+  struct ways *w = &s->whole;
   unsigned i, count = 0;
   bool pays;
 
   for (i = 0; i < n; i++) {
-    pays = spread_pays (s);
-    spread_took (s, pays, pays ? 262144 : 65536, pays ? 4 * cut : whole);
+    pays = spread_pays (s, w);
+    spread_took (w, pays, pays ? 262144 : 65536, pays ? 4 * cut : whole);
     count += pays;
   }
   return count;
@@ -450,13 +451,13 @@ test_pays (void)
   CHECK (cuts (1, 40, 50) == 1, "the second counts");
   CHECK (cuts (200, 40, 50) == 0);
   /* Slower by a quarter of what it was, and at most by a quarter each time. */
-  CHECK (cuts (1, 80, 50) == 0 && s->took[false] == 50);
-  s->took[false] = 66;
-  CHECK (cuts (1, 67, 50) == 0 && s->took[false] == 66, "less than a quarter");
-  s->took[false] = 67;
-  CHECK (cuts (1, 67, 500) == 1 && s->took[true] == 62);
-  CHECK (cuts (1, 58, 70) == 0 && s->took[false] == 58);
-  s->tried = s->took[false] = 0;
+  CHECK (cuts (1, 80, 50) == 0 && s->whole.took[false] == 50);
+  s->whole.took[false] = 66;
+  CHECK (cuts (1, 67, 50) == 0 && s->whole.took[false] == 66, "less than a quarter");
+  s->whole.took[false] = 67;
+  CHECK (cuts (1, 67, 500) == 1 && s->whole.took[true] == 62);
+  CHECK (cuts (1, 58, 70) == 0 && s->whole.took[false] == 58);
+  s->whole.tried = s->whole.took[false] = 0;
   CHECK (cuts (3, 20, 10) == 2, "nothing is known of whole ones");
   CHECK (cuts (100, 20, 10) == 100);
   s->nr = 3;
@@ -464,6 +465,34 @@ test_pays (void)
   CHECK (cuts (2, 20, 50) == 2, "these are all");
   CHECK (cuts (100, 20, 50) == 0);
   s->nr = 1;
+  end ();
+}
+
+static void
+test_enough (void)
+{
+  begin (true, false, false);
+  nr_opened = 0;
+  spread_opens (s);
+  CHECK (cuts (4, 20, 50) == 2);
+  grow ();
+  CHECK (s->nr == 2, "it does not pay, and no more are opened");
+  CHECK (spread_enter (s, 0) && spread_enter (s, 0) && s->nr == 2);
+  CHECK (spread_enter (s, 0) == &handles[2], "requests side by side");
+  CHECK (cuts (1, 20, 50) == 0);
+  grow ();
+  CHECK (s->nr == 3);
+  CHECK (cuts (251, 20, 50) == 0 && cuts (20, 100, 50) > 1);
+  grow ();
+  CHECK (s->nr == MOST, "now it does");
+  end ();
+
+  begin (false, false, false);
+  nr_opened = 0;
+  spread_opens (s);
+  CHECK (cuts (4, 20, 50) == 2);
+  grow ();
+  CHECK (s->nr == MOST, "ranges");
   end ();
 }
 
@@ -535,6 +564,7 @@ main (void)
   static const struct unit_test functions[] = {
     { "how a request is split", test_lengths },
     { "any: whether it pays to cut a request is learnt", test_pays },
+    { "no more handles for pieces that do not pay", test_enough },
     { "no memory", test_no_memory },
     { "many threads", test_many },
     { NULL, NULL }
