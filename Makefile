@@ -58,7 +58,7 @@ plugin_dir := tests/plugins
 plugins := $(patsubst tests/plugins/%.c,$(plugin_dir)/%.so,\
              $(filter-out $(if $(musl),%/dlsymmer.c),\
                $(wildcard tests/plugins/*.c)))
-clients := $(patsubst %.c,%,$(wildcard tests/clients/*.c))
+relay   := tests/clients/relay
 checker := mcshim-checker
 units   := $(patsubst tests/unit/%.c,$(build)/unit/%,\
              $(wildcard tests/unit/*.c))
@@ -102,15 +102,15 @@ $(build)/%.o: %.S Makefile
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 # What the tests use: plugins for nbdkit, libraries to preload beside the shim
-# (before glibc 2.34 these need libdl; musl has none), clients over libnbd, and
-# programs that test without a server.
+# (before glibc 2.34 these need libdl; musl has none), and programs that test
+# without a server.
 
 libdl := $(if $(musl),,-Wl,--no-as-needed -l:libdl.so.2)
 
 # A library with a fault, which the tests must find: any handle serves writes.
 any_handle := $(build)/any-handle/libmcshim.so
 
-test-programs: test-plugins $(clients) $(checker) units $(any_handle)
+test-programs: test-plugins $(relay) $(checker) units $(any_handle)
 test-plugins: $(plugins)
 
 $(any_handle): spread.c $(filter-out $(build)/spread.o,$(lib_obj)) spread.h
@@ -120,17 +120,13 @@ $(any_handle): spread.c $(filter-out $(build)/spread.o,$(lib_obj)) spread.h
 	  $(CFLAGS) -shared -o $@ $(@D)/spread.c $(filter %.o,$^) $(LDFLAGS) -ldl \
 	  $(atomic)
 
-depend_on = -MMD -MP -MF $(build)/$(subst /,-,$@).d
-
 $(plugin_dir)/%.so: tests/plugins/%.c Makefile
 	@mkdir -p $(build) $(@D)
-	$(CC) $(common) -fPIC -shared $(CPPFLAGS) $(CFLAGS) $(depend_on) \
-	  -o $@ $< $(LDFLAGS) $(libdl)
+	$(CC) $(common) -fPIC -shared $(CPPFLAGS) $(CFLAGS) -MMD -MP \
+	  -MF $(build)/$(subst /,-,$@).d -o $@ $< $(LDFLAGS) $(libdl)
 
-tests/clients/%: tests/clients/%.c Makefile
-	@mkdir -p $(build)
-	$(CC) $(common) $(CPPFLAGS) $(CFLAGS) $(depend_on) -o $@ $< $(LDFLAGS) \
-	  $$(pkg-config --cflags --libs libnbd)
+$(relay): %: %.c latency.h Makefile
+	$(CC) $(common) -D_GNU_SOURCE $(CPPFLAGS) $(CFLAGS) -o $@ $< $(LDFLAGS)
 
 # The unit tests are linked with the files that do not use nbdkit.  They need
 # only a C compiler.  Tests of threads control these: the functions named here
@@ -230,7 +226,7 @@ uninstall:
 
 clean:
 	rm -rf build build-* libmcshim.so
-	rm -f $(plugins) $(clients) $(checker)
+	rm -f $(plugins) $(relay) $(checker)
 
 .PHONY: all man test-programs test-plugins units demo check deps deb rpm install \
   dist uninstall clean

@@ -14,7 +14,7 @@ run = $(eval $(call rule,$1,$2,$3,$4))
 
 tests := all test-programs
 plugin := tests/plugins/wbcache.so
-measured := all $(plugin) $(clients) $(checker)
+measured := all $(plugin) $(checker)
 # A comma would end an argument.
 quick := --quick --only=instructions,flushes,mixed
 headline := --only=headline,stacks,vddk
@@ -35,8 +35,7 @@ $(call run,mutants,mutants,,tests/mutants policy.c helpers.c \
   spread.h latency.h)
 $(call run,bench,bench,$(measured),scripts/bench)
 $(call run,bench-quick,bench,$(measured),scripts/bench $(quick))
-$(call run,bench-headline,compat,all test-plugins tests/clients/relay,\
-  scripts/bench $(headline))
+$(call run,bench-headline,compat,all test-plugins $(relay),scripts/bench $(headline))
 $(call run,plugin-table,plugins,all,tests/plugin-table $(SERVERS))
 
 unit:
@@ -73,7 +72,7 @@ elsewhere = $(MAKE) --no-print-directory CC=$1 build=build-$2 \
 
 check-musl:
 	scripts/deps musl
-	$(MAKE) --no-print-directory $(clients) $(checker)
+	$(MAKE) --no-print-directory $(checker)
 	+$(call elsewhere,musl-gcc,musl)
 	tests/musl
 
@@ -85,7 +84,7 @@ archs := $(foreach pair,$(triples),$(firstword $(subst :, ,$(pair))))
 ARCH ?= $(archs)
 check-cross:
 	scripts/deps cross
-	$(MAKE) --no-print-directory $(clients) $(checker)
+	$(MAKE) --no-print-directory $(checker)
 	@status=0; for arch in $(ARCH); do \
 	  $(MAKE) --no-print-directory check-cross-$$arch || status=1; \
 	done; exit $$status

@@ -12,11 +12,8 @@
  * Prints the port that it listens on, and ends when its standard input does.
  */
 
-#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <inttypes.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
@@ -25,8 +22,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "../../latency.h"
 
 #define CHUNK (96 * 1024)       /* most bytes read at once; malloc maps more */
 #define FLOWS 1024
@@ -61,54 +59,35 @@ check (bool failed, const char *what)
   }
 }
 
-static uint64_t
-now_ns (void)
-{
-  struct timespec t;
-
-  check (clock_gettime (CLOCK_MONOTONIC, &t) == -1, "clock_gettime");
-  return t.tv_sec * UINT64_C (1000000000) + t.tv_nsec;
-}
-
 static int
 new_socket (void)
 {
-  int fd = socket (AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  int fd = socket (AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
   check (fd == -1, "socket");
   return fd;
 }
 
 static void
-prepare (int fd)
+add_flow (int from, int to)
 {
   const int one = 1;
 
-  check (setsockopt (fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) == -1 ||
-         fcntl (fd, F_SETFL, O_NONBLOCK) == -1, "socket options");
-}
-
-static void
-add_flow (int from, int to)
-{
+  check (setsockopt (to, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) == -1,
+         "TCP_NODELAY");
+  check (count == FLOWS, "too many connections");
   flows[count++] = (struct flow) { .from = from, .to = to };
 }
 
+/* If the target can't be reached, that is read from it: as if it had hung up. */
 static void
-add_connection (int listener, const struct sockaddr_in *target)
+add_connection (int client, const struct sockaddr_in *target)
 {
-  int client = accept4 (listener, NULL, NULL, SOCK_CLOEXEC), server;
+  const int server = new_socket ();
 
   check (client == -1, "accept");
-  check (count + 2 > FLOWS, "too many connections");
-  server = new_socket ();
-  if (connect (server, (const void *) target, sizeof *target) == -1) {
-    close (server);             /* as if it had hung up */
-    close (client);
-    return;
-  }
-  prepare (client);
-  prepare (server);
+  check (connect (server, (const void *) target, sizeof *target) == -1 &&
+         errno != EINPROGRESS && errno != ECONNREFUSED, "connect");
   add_flow (client, server);
   add_flow (server, client);
 }
@@ -233,8 +212,7 @@ main (int argc, char *argv[])
     t = now_ns ();
     t = next > t ? next - t : 0;
     wait = (struct timespec) { t / 1000000000, t % 1000000000 };
-    check (ppoll (fds, 2 + 2 * count, next ? &wait : NULL, NULL) == -1 &&
-           errno != EINTR, "poll");
+    check (ppoll (fds, 2 + 2 * count, next ? &wait : NULL, NULL) == -1, "poll");
 
     if (fds[1].revents && read (STDIN_FILENO, &wait, sizeof wait) <= 0)
       exit (EXIT_SUCCESS);
@@ -245,7 +223,8 @@ main (int argc, char *argv[])
         flows[i].full = false;
     }
     if (fds[0].revents)
-      add_connection (listener, &target);
+      add_connection (accept4 (listener, NULL, NULL,
+                               SOCK_CLOEXEC | SOCK_NONBLOCK), &target);
     clear_up ();
   }
 }
