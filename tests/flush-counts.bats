@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (C) 2026 mcshim authors
 
-# How many flushes the plugin sees for a client's, by level and mode;
-# tests/unit/replicate.c has the whole table.
+# How many flushes the plugin sees for a client's, by level and mode, and after
+# which requests; tests/unit/replicate.c has the whole table.
 
 load common
 
@@ -30,4 +30,49 @@ off        auto    1   4
 connection auto    1   4
 fast       auto    1   4
 END
+}
+
+# pair READ WRITE: h0 reads and h1 writes in these ways; a flush on h2, which did
+# nothing, goes to these two, and h0 then sees what h1 wrote.
+pair ()
+{
+  session "$wbcache" size=64K initial="Initial contents" log="$log" <<EOT
+h = [conn() for i in range(3)]
+def see():
+    kinds = []
+    h[0].block_status(512, 0, lambda c, o, e, err: kinds.append(e[1]))
+    return bytes(h[0].pread(4, 0)), kinds[-1] & nbd.STATE_ZERO
+h[0].$1
+h[1].$2
+h[2].flush()
+expect(sorted(flushes()), ["0", "1"])
+got = see()
+expect(got, $3)
+# Both are clean by now, except for what see () did.
+h[2].flush()
+expect(len(flushes()), 2)
+EOT
+}
+
+zeroed='(bytes(4), nbd.STATE_ZERO)'
+
+@test "read, write" { pair 'pread(4, 0)' 'pwrite(b"next", 0)' '(b"next", 0)'; }
+@test "cache, zero" { pair 'cache(512, 0)' 'zero(512, 0)' "$zeroed"; }
+@test "extents, trim" {
+  pair 'block_status(512, 0, lambda c, o, e, err: 0)' 'trim(512, 0)' "$zeroed"
+}
+
+@test "a request that fails counts all the same" {
+  session "$wbcache" log="$log" control="$control" <<'EOT'
+h = [conn() for i in range(5)]
+control("fail-write 0 EIO", "fail-zero 1 ENOSPC", "fail-trim 2 EIO",
+        "fail-read 3 EIO")
+fails(errno.EIO, h[0].pwrite, b"next", 0)
+fails(errno.ENOSPC, h[1].zero, 512, 0)
+fails(errno.EIO, h[2].trim, 512, 0)
+fails(errno.EIO, h[3].pread, 512, 0)
+control()
+h[4].flush()
+expect([sorted(flushes()[:3]), flushes()[3:]], [["0", "1", "2"], ["3"]])
+EOT
 }
