@@ -14,9 +14,6 @@
 
 #define ALWAYS_INLINE inline __attribute__ ((always_inline))
 
-/* From PWRITE on they write. */
-enum kind { FLUSH, PREAD, CACHE, EXTENTS, PWRITE, TRIM, ZERO };
-
 /* A request, or a piece of one. */
 struct request {
   enum kind kind;
@@ -259,7 +256,7 @@ run_batch (struct spread *s, const struct request *request, uint64_t longest,
 static int
 run_faster (struct spread *s, const struct request *request, bool whole)
 {
-  struct ways *w = whole ? &s->whole : &s->sequence;
+  struct ways *w = whole ? &s->whole : &s->sequence[request->kind];
   const uint64_t start = now_ns ();
   const bool beside = spread_pays (s, w);
   int r;

@@ -57,6 +57,9 @@ struct spread_ops {
   int (*flush) (struct handle *h);
 };
 
+/* Of a request.  From PWRITE on they write. */
+enum kind { FLUSH, PREAD, CACHE, EXTENTS, PWRITE, TRIM, ZERO, KINDS };
+
 /* What is learnt of requests whose pieces may run at the same time, or not.
  * Two requests that mix it up do no harm.
  */
@@ -94,7 +97,7 @@ struct spread {
 
   _Atomic bool enough;          /* handles, for requests one at a time */
   struct ways whole;            /* ... or whole */
-  struct ways sequence;         /* ... or one after the other */
+  struct ways sequence[KINDS];  /* ... or one after the other */
 
   pthread_mutex_t lock;         /* guards the rest, and each wait */
   pthread_cond_t changed;
