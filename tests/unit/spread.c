@@ -130,6 +130,7 @@ begin (bool any, bool shared, bool helped)
 {
   static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
+  nr_opened = 0;
   helpers_init (&lock, starts);
   handles[0].connection = (struct connection *) &handles[0];
   s = spread_new (&ops, &handles[0], MOST, STRIPE, any, shared, helped);
@@ -472,7 +473,6 @@ static void
 test_enough (void)
 {
   begin (true, false, false);
-  nr_opened = 0;
   spread_opens (s);
   CHECK (cuts (4, 20, 50) == 2);
   grow ();
@@ -488,7 +488,6 @@ test_enough (void)
   end ();
 
   begin (false, false, false);
-  nr_opened = 0;
   spread_opens (s);
   CHECK (cuts (4, 20, 50) == 2);
   grow ();
@@ -541,7 +540,6 @@ test_many (void)
 
   free_running = true;
   for (any = 0; any <= 1; any++) {
-    nr_opened = 0;
     begin (any, false, false);
     for (i = 0; i < 8; i++)
       start_thread (&t[i], pass, (void *) (uintptr_t) i);
