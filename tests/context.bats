@@ -219,7 +219,7 @@ EOT
       session all MCSHIM_FLUSH_THREADS=$threads model=$model <<'EOT'
 h = [bound(n) for n in "ab"]
 for i in range(2):
-    h[i].pwrite(b"x", i)
+    h[i].pwrite(b"x", i << 12) # blocks of their own
 control("wait")
 h[0].aio_flush()
 wait_for("a flush", lambda: flushes())
