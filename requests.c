@@ -250,8 +250,9 @@ run_batch (struct spread *s, const struct request *request, uint64_t longest,
   return result (b.err);
 }
 
-/* Run a request in pieces at the same time, or if that is no faster, WHOLE or
- * with pieces one after the other.  These get help as soon as it is slower.
+/* Run a request in pieces at the same time, or otherwise if that is no faster:
+ * WHOLE, or with the pieces one after the other.  These get help as soon as
+ * they take longer than pieces at the same time have.
  */
 static int
 run_faster (struct spread *s, const struct request *request, bool whole)

@@ -60,7 +60,7 @@ struct spread_ops {
 /* Of a request.  From PWRITE on they write. */
 enum kind { FLUSH, PREAD, CACHE, EXTENTS, PWRITE, TRIM, ZERO, KINDS };
 
-/* What is learnt of requests whose pieces may run at the same time, or not.
+/* What is learnt of requests: do their pieces run at the same time, or not?
  * Two requests that mix it up do no harm.
  */
 struct ways {
@@ -96,8 +96,8 @@ struct spread {
   _Atomic uint64_t retry_at;    /* no open before that time */
 
   _Atomic bool enough;          /* handles, for requests one at a time */
-  struct ways whole;            /* ... or whole */
-  struct ways sequence[KINDS];  /* ... or one after the other */
+  struct ways whole;            /* of those that need not be cut */
+  struct ways sequence[KINDS];  /* of those that must be, by kind */
 
   pthread_mutex_t lock;         /* guards the rest, and each wait */
   pthread_cond_t changed;

@@ -310,8 +310,14 @@ begin = time.monotonic()
 for i in range(2):
     h.pwrite(letters(6 * 4096), 0)
 quick = time.monotonic() - begin
+# It says nothing of other kinds of request.
+control("block-zero *")
+cookie = h.aio_zero(6 * 4096, 0)
+settle()
+expect(sorted(handles("zero")), [0, 1, 2, 3])
 forget()
 control("block-write @0")
+finish(h, cookie)
 begin = time.monotonic()
 cookie = write(h, 0, letters(6 * 4096))
 while time.monotonic() < begin + quick:
