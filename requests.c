@@ -136,19 +136,19 @@ run_on_first (struct spread *s, struct handle *h, struct request request,
 }
 
 /* Run REQUEST on the handle of the stripe that is AT this offset.  If it
- * CROSSES into another one, the handle has to see what others have served.
+ * CROSSES into another one, any handle has to see what others have served.
  */
 static ALWAYS_INLINE int
 run_on_one (struct spread *s, const struct request *request, uint64_t at,
             enum part part, bool crosses)
 {
-  struct handle *h = spread_enter (s, at);
+  const bool any = crosses && !s->any;
+  struct handle *h = spread_enter (s, any ? spread_idle_at (s, at) : at);
   int r;
 
   if (h == NULL)
     return result (errno);
-  r = crosses && !s->any && spread_width (s) > 1 ?
-    result (handle_catches_up (h)) : 0;
+  r = any && spread_width (s) > 1 ? result (handle_catches_up (h)) : 0;
   if (r == 0)
     r = run (h, request, part);
   if (request->kind < EXTENTS && s->any && __builtin_expect (r == -1, 0))

@@ -259,6 +259,22 @@ spread_expect (const struct ways *w, uint32_t len)
   return w->took[true] * len / 65536;
 }
 
+/* Any handle may serve the request at OFFSET.  Returns where there is one that
+ * is idle, for spread_enter; the stripe's own if it is, or none is.
+ */
+static inline uint64_t
+spread_idle_at (struct spread *s, uint64_t offset)
+{
+  const unsigned width = spread_width (s);
+  const uint64_t stripe = offset >> s->shift;
+  unsigned i;
+
+  for (i = 0; i < width; i++)
+    if (INSIDE (atomic_load (&s->handle[(stripe + i) % width]->state)) == 0)
+      return (stripe + i) << s->shift;
+  return offset;
+}
+
 /* Around each piece of a request.  Returns the handle for it, or NULL with
  * errno set if a flush that had to come first has failed.  Then do not call
  * spread_leave.

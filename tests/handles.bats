@@ -202,6 +202,20 @@ EOT
   done
 }
 
+@test "extents do not wait for a handle that is busy" {
+  session <<'EOT'
+h = ready()
+control("block-read @0")
+hung = read(h, 0)
+wait_log("0 read")
+h.block_status(4096, 0, lambda *args: 0)
+control()
+finish(h, hung)
+h.block_status(4096, 0, lambda *args: 0)
+expect(handles("extents"), [1, 0])
+EOT
+}
+
 # Connections that only read #################################################
 
 @test "only reading: any idle handle, and a wait when all are busy" {

@@ -359,6 +359,8 @@ length (uint64_t offset, uint32_t len)
 static void
 test_lengths (void)
 {
+  unsigned i;
+
   begin (false, false, false);
   CHECK (length (10, STRIPE) == STRIPE, "one handle serves all");
   CHECK (!spread_is_long (s, UINT32_MAX));
@@ -387,6 +389,13 @@ test_lengths (void)
   s->modulus = 2;
   CHECK (spread_longest (s, UINT32_MAX) == 2 * STRIPE);
   s->modulus = MOST;
+  CHECK (spread_idle_at (s, 3 * STRIPE + 1) == 3 * STRIPE);
+  handles[3].state = handles[0].state = ONE_INSIDE;
+  CHECK (spread_idle_at (s, 3 * STRIPE + 1) == 5 * STRIPE);
+  handles[1].state = handles[2].state = ONE_INSIDE;
+  CHECK (spread_idle_at (s, 3 * STRIPE + 1) == 3 * STRIPE + 1);
+  for (i = 0; i < MOST; i++)
+    handles[i].state = 0;
   CHECK (!spread_is_long (s, 1));
   CHECK (!spread_is_long (s, 4 * MOST * STRIPE));
   CHECK (!spread_is_long (s, 4 * MOST * STRIPE + STRIPE - 1));
