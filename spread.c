@@ -34,6 +34,7 @@ spread_new (const struct spread_ops *ops, struct handle *first, unsigned most,
   s->mask = s->any ? 0 : stripe - 1;
   s->beside = beside;
   s->shared = shared;
+  s->enough = any;
   s->handle[0] = first;
   s->nr = 1;
   s->idle = 1;
@@ -157,7 +158,8 @@ flush_and_be_alone (struct spread *s)
 static bool
 wants_more (struct spread *s)
 {
-  return spread_width (s) < s->most && !s->closing && !s->enough &&
+  return spread_width (s) < s->most && !s->closing &&
+    (!s->enough || s->nr == 1) &&
     (s->retry_at == 0 || now_ns () >= s->retry_at);
 }
 

@@ -23,9 +23,10 @@
  * At first one handle is in use.  More are opened one at a time, by a thread
  * that helps if there is one, once a request comes while another is inside, or
  * is cut.  Requests go on meanwhile.  With "any" a new handle is in use at
- * once.  Otherwise there are twice as many in use when that many are open, or
- * all when no more can be opened.  Stripes then go to other handles, so this
- * is done alone, too, after a flush.
+ * once; for requests that come one at a time there are two until it shows that
+ * pieces are faster.  Otherwise there are twice as many in use when that many
+ * are open, or all when no more can be opened.  Stripes then go to other
+ * handles, so this is done alone, too, after a flush.
  *
  * If an open fails, the next one is some time later.  If a read fails with a
  * handle, and not with the first one, that handle is left alone as long: a
@@ -95,7 +96,7 @@ struct spread {
   _Atomic unsigned nr;          /* of handles */
   _Atomic uint64_t retry_at;    /* no open before that time */
 
-  _Atomic bool enough;          /* handles, for requests one at a time */
+  _Atomic bool enough;          /* to open two, for one request at a time */
   struct ways whole;            /* of those that need not be cut */
   struct ways sequence[KINDS];  /* of those that must be, by kind */
 

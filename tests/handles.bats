@@ -260,6 +260,15 @@ expect([len(handles(p)) for p in ("read", "cache", "extents")], [3, 13, 1])
 EOT
 }
 
+@test "only reading: two handles, where pieces take as long as the whole" {
+  session -r readdelay=50000 <<'EOT'
+h = conn()
+for i in range(6):
+    h.pread(6 * 4096, 0)
+expect(handles("open"), [0, 1])
+EOT
+}
+
 @test "only reading, since the plugin says so" {
   scripted can_write='exit 3' \
     open="echo open >> '$log'; echo h" pread="echo read >> '$log'

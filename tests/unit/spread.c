@@ -12,6 +12,7 @@
  *   t1=0       a request with handle 1 takes the first one besides; -1: no
  *   r1         handle 1 is left alone
  *   o g        more handles could be used; that so often that all are open
+ *   p          pieces pay, as far as is known
  *   x          the end: no more are opened
  *   k          one that is inside sees that it must wait; i: it is inside
  *
@@ -234,6 +235,7 @@ play_word (const char *p)
     case 'o': spread_opens (s); settle (); break;
     case 'g': grow (); break;
     case 'i': s->inside++; break;
+    case 'p': s->enough = false; break;
     case 'O':
       if (p[1] == '!')
         fail_from = p[2] ? atoi (p + 2) : HANDLES_MAX;
@@ -275,13 +277,14 @@ static const struct script scripts[] = {
     "e0=0 &e0 $opens=1 1? l0 1=0 l0 $width=2 e1=1 l1 "
     "e0=0 &e0 $opens=2 2=0 l0 l0 e0=0 &e0 $opens=3 3? l0 3=0 l0 $width=4" },
   { "or if no thread can be had",
-    "HELPED ANY .alone o $opens=1 $width=2 o $opens=3 $width=4" },
+    "HELPED ANY .alone o $opens=1 $width=2 p o $opens=3 $width=4" },
   { "when a request may be cut, and for how many threads",
     "HELPED $cuts=1 $spare=1 e0 $spare=0 l0 o $opens=3 $width=4 "
     "e0 $cuts=1 $spare=3 e0 e0 e0 e0 $spare=0 l0 l0 l0 l0 l0 o $opens=3 "
     "a z $spare=4 e0 $spare=3 l0" },
   { "when a request may be cut, any",
-    "HELPED ANY $cuts=1 o $width=4 $cuts=1 e0=0 $cuts=0 $spare=3 l0 $cuts=1" },
+    "HELPED ANY $cuts=1 o $width=2 o $width=2 p o $width=4 $cuts=1 "
+    "e0=0 $cuts=0 $spare=3 l0 $cuts=1" },
   { "when a request may be cut: if many run on a handle",
     "HELPED SHARED $cuts=1 e0 $spare=63 l0" },
   { "when a request may be cut, any: not if many run on a handle",
@@ -316,11 +319,11 @@ static const struct script scripts[] = {
     "l0 e0=0 l0" },
   /* l2 only wakes the one that waits. */
   { "any: a handle that is left alone for a while",
-    "HELPED ANY o e0=0 e0=1 t0=-1 &t1 l2 1? l0 1=0 l0 $locks=0 r1 $said=1 "
+    "HELPED ANY o p o e0=0 e0=1 t0=-1 &t1 l2 1? l0 1=0 l0 $locks=0 r1 $said=1 "
     "$of=3 $cuts=1 o e0=0 e0=2 r2 $said=1 l0 .late o e0=0 e0=1 e0=2 e0=3 "
     "l0 l1 l2 l3" },
   { "any: until all the others are busy",
-    "HELPED ANY o e0=0 e0=1 l0 r1 .late e0=0 e0=2 e0=3 e0=1 l0 l1 l2 l3" },
+    "HELPED ANY o p o e0=0 e0=1 l0 r1 .late e0=0 e0=2 e0=3 e0=1 l0 l1 l2 l3" },
   { "not by range: it may have written", "HELPED o t1=-1" },
   { "any: a busy one, where it may be",
     "ANY SHARED e0=0 e0=1 e0=2 e0=3 e0=0 e6=2 $opens=3 l0 l1 l2 l3 e0=0 l0" },
