@@ -326,6 +326,25 @@ for nr, pieces, fails in (4, 6, ()), (2, 3, ("fail-open 6 EIO",)):
 EOT
 }
 
+# Another connection's write has this one's flushed, so all is clean; but that
+# is no flush of the handle that has read before.
+@test "a piece of one stripe, too, is for a handle that sees what others hold" {
+  session prefers=512 <<'EOT'
+h = opened(conn(), "fail-open 2 EIO")
+h.pwrite(b"old", stripe(2))
+h.flush()
+h.pread(3 * 4096, 0)
+forget()
+h.pwrite(b"new", stripe(2))
+expect(handles("write"), [0])
+conn().pwrite(letters(512), stripe(2))
+expect(handles("flush"), [0])
+read = bytes(h.pread(3 * 4096, 0))
+expect(sorted(set(handles("read"))), [0, 1])
+expect(read[2 * 4096:][:3], b"new")
+EOT
+}
+
 @test "pieces that are quick run one after the other, and get help if they are not" {
   session <<'EOT'
 h = ready()
