@@ -4,7 +4,7 @@
 
 /* What the checker is asked for. */
 
-#include <ctype.h>
+#include <getopt.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,42 +54,32 @@ static const struct {
 };
 #define NR_OPTIONS (sizeof options / sizeof options[0])
 
-/* Returns false if this is none of the options, or its value is wrong. */
-static bool
-parse (const char *arg)
-{
-  const size_t len = strcspn (arg, "=");
-  const char *value = arg[len] ? arg + len + 1 : NULL;
-  char *end;
-
-  for (size_t i = 0; i < NR_OPTIONS; ++i) {
-    if (strlen (options[i].name) != len ||
-        strncmp (arg, options[i].name, len) != 0)
-      continue;
-    if (options[i].file) {
-      *options[i].file = value;
-      return value && *value;
-    }
-    *options[i].number = value ? strtoull (value, &end, 10) :
-      options[i].without;
-    return !value || (isdigit (*value) && !*end);
-  }
-  return false;
-}
-
 void
 parse_or_exit (int argc, char *argv[])
 {
+  struct option known[NR_OPTIONS + 1] = { { 0 } };
+  bool wrong = false;
   int i;
 
-  for (i = 1; i < argc && strncmp (argv[i], "--", 2) == 0; ++i)
-    if (!parse (argv[i] + 2))
-      break;
+  for (i = 0; i < (int) NR_OPTIONS; ++i)
+    known[i] = (struct option) { options[i].name, optional_argument, NULL, i };
+  while ((i = getopt_long (argc, argv, "", known, NULL)) != -1 && i != '?') {
+    if (options[i].file) {
+      *options[i].file = optarg;
+      wrong |= !optarg || !*optarg;
+    }
+    else if (!optarg)
+      *options[i].number = options[i].without;
+    else {
+      wrong |= !*optarg || optarg[strspn (optarg, "0123456789")];
+      *options[i].number = strtoull (optarg, NULL, 10);
+    }
+  }
   if (seconds == 0 && (max_operations == 0 || victim))
     seconds = 10;
   if (check)
     nr_threads = nr_connections = 1;
-  if (i + 1 != argc || argv[i][0] == '-' || nr_threads == 0 ||
+  if (i == '?' || wrong || optind + 1 != argc || nr_threads == 0 ||
       nr_connections == 0 || block_size == 0 || block_size % 8 != 0 ||
       (stripe && !own_order) || stripe % block_size != 0 ||
       !victim != !save || (int) victim < 0 ||
@@ -101,5 +91,5 @@ parse_or_exit (int argc, char *argv[])
                options[n].without == 1 ? "" : "=N", options[n].help);
     exit (2);
   }
-  uri = argv[i];
+  uri = argv[optind];
 }
