@@ -283,15 +283,9 @@ completed (void *opaque, int *error)
 }
 
 static uint64_t
-offset_of (const struct command *cmd)
+offset_of (const struct block *b)
 {
-  return range_offset + (cmd->block - blocks) * block_size;
-}
-
-static uint64_t
-length_of (const struct command *cmd)
-{
-  return cmd->count * block_size;
+  return range_offset + (b - blocks) * block_size;
 }
 
 /* A block that is reported as zero counts as read as zeroes.  (The data of
@@ -303,8 +297,8 @@ mapped (void *opaque, const char *context, uint64_t offset,
 {
   struct command *cmd = opaque;
   uint8_t *data = (uint8_t *) cmd->data;
-  const uint64_t end = length_of (cmd);
-  uint64_t at = offset - offset_of (cmd);
+  const uint64_t end = cmd->count * block_size;
+  uint64_t at = offset - offset_of (cmd->block);
 
   (void) context;
   (void) error;
@@ -318,19 +312,27 @@ mapped (void *opaque, const char *context, uint64_t offset,
   return 0;
 }
 
+/* COUNT blocks from B on.  Takes over the caller's reference to the
+ * connection.
+ */
 static void
-submit (struct thread *t, struct command *cmd, enum op op, uint32_t flags)
+submit (struct thread *t, struct command *cmd, enum op op,
+        struct connection *conn, struct block *b, unsigned count,
+        uint32_t flags)
 {
-  struct nbd_handle *nbd = cmd->conn->nbd;
+  struct nbd_handle *nbd = conn->nbd;
   const nbd_completion_callback cb = { completed, cmd, NULL };
   const nbd_extent_callback map = { mapped, cmd, NULL };
-  const uint64_t offset = offset_of (cmd), length = length_of (cmd);
+  const uint64_t offset = offset_of (b), length = count * block_size;
   void *data = (uint8_t *) cmd->data;
   int64_t r = -1;
 
   if (one_at_a_time)
-    pthread_mutex_lock (&cmd->conn->turn);
+    pthread_mutex_lock (&conn->turn);
+  cmd->conn = conn;
   cmd->op = op;
+  cmd->block = b;
+  cmd->count = count;
   cmd->wake = t->wake;
   cmd->done = false;
   switch (op) {
@@ -414,11 +416,11 @@ finish (struct thread *t, struct command *cmd)
 static bool
 flush_slot (struct thread *t, unsigned slot)
 {
-  t->command.conn = get_connection (slot);
-  t->command.block = t->own;
-  t->flushed_on = t->command.conn->number;
+  struct connection *conn = get_connection (slot);
+
+  t->flushed_on = conn->number;
   flushes++;
-  submit (t, &t->command, FLUSH, 0);
+  submit (t, &t->command, FLUSH, conn, t->own, 0, 0);
   return finish (t, &t->command);
 }
 
@@ -463,20 +465,16 @@ find_bad_word (const struct command *cmd, unsigned *which)
   return NULL;
 }
 
-/* Takes over the caller's reference to the connection. */
 static void
 start_read (struct thread *t, struct command *cmd, enum op op,
             struct connection *conn, struct block *block, unsigned count)
 {
-  cmd->conn = conn;
-  cmd->block = block;
-  cmd->count = count;
   for (unsigned i = 0; i < count; ++i) {
     cmd->floors[i] = block[i].published;
     for (uint64_t j = 0; op == STATUS && j < block_size / 8; ++j)
       cmd->data[i * block_size / 8 + j] = stamp (&block[i], block[i].begun);
   }
-  submit (t, cmd, op, 0);
+  submit (t, cmd, op, conn, block, count, 0);
   reads++;
 }
 
@@ -491,7 +489,7 @@ static void
 tell_story (const struct block *b, unsigned read_on, uint64_t word,
             bool status, bool at_end)
 {
-  const uint64_t at = range_offset + (b - blocks) * block_size;
+  const uint64_t at = offset_of (b);
   const unsigned writer = writer_of (b, b->published) + 1;
   /* Was what it found written after what was published before? */
   const bool trim = !is_stamp (b, word) && b->trimmed > b->before;
@@ -637,9 +635,7 @@ publish (struct thread *t, unsigned flushed_on, bool through)
     kill_server ();
 }
 
-/* Write, zero or trim COUNT blocks from B on.  Takes over the caller's
- * reference to the connection.
- */
+/* Write, zero or trim. */
 static void
 start_version (struct thread *t, struct connection *conn, enum op op,
                struct block *b, unsigned count, uint32_t flags)
@@ -647,9 +643,6 @@ start_version (struct thread *t, struct connection *conn, enum op op,
   struct command *cmd = &t->command;
   const unsigned version = ++t->version;
 
-  cmd->conn = conn;
-  cmd->block = b;
-  cmd->count = count;
   for (unsigned i = 0; i < count; ++i) {
     for (uint64_t j = 0; j < block_size / 8; ++j)
       cmd->data[i * block_size / 8 + j] = stamp (&b[i], version);
@@ -661,7 +654,7 @@ start_version (struct thread *t, struct connection *conn, enum op op,
       b[i].trimmed = version;
     b[i].begun = version;
   }
-  submit (t, cmd, op, flags);
+  submit (t, cmd, op, conn, b, count, flags);
 }
 
 /* Some writes, each after the reply to the one before, on whichever
