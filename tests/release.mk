@@ -43,11 +43,8 @@ unit:
 
 # The second is the upstream filter, in which it must find losses.
 SOAK_SECONDS ?= 1800
-soak:
-	scripts/deps check
-	$(MAKE) --no-print-directory $(tests)
-	tests/soak $(SOAK_SECONDS)
-	tests/soak 60 upstream
+$(call run,soak,check,$(tests),tests/soak $(SOAK_SECONDS) && \
+  tests/soak 60 upstream)
 
 # A sanitizer in the library, inside a server that has none.
 check-asan: sanitizer := address
@@ -58,13 +55,9 @@ check-asan check-tsan:
 	$(MAKE) --no-print-directory SANITIZE=$(sanitizer) all
 	tests/run-sanitized $(sanitizer)
 
-check-deb: deb
-	scripts/deps packages
-	lintian --fail-on error build/deb/mcshim_*.changes
-	tests/packages deb
-check-rpm: rpm
-	scripts/deps packages
-	tests/packages rpm
+$(call run,check-deb,packages,deb,\
+  lintian --fail-on error build/deb/mcshim_*.changes && tests/packages deb)
+$(call run,check-rpm,packages,rpm,tests/packages rpm)
 
 # The library and the plugins are built by another compiler.
 elsewhere = $(MAKE) --no-print-directory CC=$1 build=build-$2 \
@@ -107,5 +100,4 @@ release-check:
 	@! grep 'unreleased$$' CHANGELOG.md || { \
 	  echo "release-check: CHANGELOG.md: the release has a date"; exit 1; } >&2
 
-.PHONY: unit soak check-asan check-tsan check-deb check-rpm check-musl \
-  check-cross release-check
+.PHONY: unit check-asan check-tsan check-musl check-cross release-check
