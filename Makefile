@@ -177,9 +177,6 @@ check:
 	$(MAKE) --no-print-directory $(jobs) all test-programs
 	tests/run
 
-deps:
-	scripts/deps check
-
 # Packages, in build/deb and build/rpm.
 deb rpm:
 	scripts/deps $@
@@ -228,7 +225,7 @@ clean:
 	rm -rf build build-* libmcshim.so
 	rm -f $(plugins) $(relay) $(checker)
 
-.PHONY: all man test-programs test-plugins units demo check deps deb rpm install \
+.PHONY: all man test-programs test-plugins units demo check deb rpm install \
   dist uninstall clean
 .DELETE_ON_ERROR:
 
