@@ -183,20 +183,16 @@ deb rpm:
 	scripts/package $@
 
 install: $(lib) $(have_man) $(have_checker)
-	$(INSTALL) -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(LIBDIR)"
-	$(INSTALL) -m 755 $(lib) "$(DESTDIR)$(LIBDIR)/libmcshim.so"
-	$(INSTALL) -d "$(DESTDIR)$(LIBDIR)/mcshim"
-	$(INSTALL) -m 644 $(launcher_parts) "$(DESTDIR)$(LIBDIR)/mcshim"
+	$(INSTALL) -D -m 755 $(lib) "$(DESTDIR)$(LIBDIR)/libmcshim.so"
+	$(INSTALL) -D -m 644 -t "$(DESTDIR)$(LIBDIR)/mcshim" $(launcher_parts)
 	test -z "$(have_checker)" || \
 	  $(INSTALL) -m 755 $(checker) "$(DESTDIR)$(LIBDIR)/mcshim"
 	sed 's|^libdir=.*|libdir="$(LIBDIR)"|' $(launcher) > $(build)/mcshim
-	$(INSTALL) -m 755 $(build)/mcshim "$(DESTDIR)$(BINDIR)/mcshim"
-	$(INSTALL) -d "$(DESTDIR)$(BASHCOMPDIR)" "$(DESTDIR)$(ZSHCOMPDIR)"
-	$(INSTALL) -m 644 completion/mcshim.bash "$(DESTDIR)$(BASHCOMPDIR)/mcshim"
-	$(INSTALL) -m 644 completion/_mcshim "$(DESTDIR)$(ZSHCOMPDIR)/_mcshim"
+	$(INSTALL) -D -m 755 $(build)/mcshim "$(DESTDIR)$(BINDIR)/mcshim"
+	$(INSTALL) -D -m 644 completion/mcshim.bash "$(DESTDIR)$(BASHCOMPDIR)/mcshim"
+	$(INSTALL) -D -m 644 completion/_mcshim "$(DESTDIR)$(ZSHCOMPDIR)/_mcshim"
 	for page in $(have_man); do \
-	  dir="$(DESTDIR)$(MANDIR)/man$${page##*.}"; \
-	  $(INSTALL) -d "$$dir" && $(INSTALL) -m 644 $$page "$$dir" || exit; \
+	  $(INSTALL) -D -m 644 -t "$(DESTDIR)$(MANDIR)/man$${page##*.}" $$page || exit; \
 	done
 
 # A tarball for machines without a compiler, which works where it is unpacked.
@@ -204,8 +200,7 @@ dist = $(build)/mcshim-$(VERSION)-$(firstword $(subst -, ,$(shell \
          $(CC) -dumpmachine)))
 dist: $(lib) $(have_man) $(have_checker)
 	rm -rf $(dist)
-	$(INSTALL) -d $(dist)
-	$(INSTALL) -m 755 $(lib) $(launcher) $(have_checker) $(dist)
+	$(INSTALL) -D -m 755 -t $(dist) $(lib) $(launcher) $(have_checker)
 	$(INSTALL) -m 644 $(launcher_parts) README.md LICENSE $(have_man) $(dist)
 	tar -C $(build) --owner=0 --group=0 -czf $(dist).tar.gz $(notdir $(dist))
 	@echo $(dist).tar.gz
