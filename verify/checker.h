@@ -32,7 +32,7 @@ struct server {
   struct nbd_handle *(*open) (void); /* Returns NULL on error. */
   void (*close) (struct nbd_handle *);
   const char *(*error) (void);
-  void (*sleep) (unsigned milliseconds);
+  int (*sleep) (unsigned microseconds);
   int (*pread) (struct nbd_handle *, void *, size_t, uint64_t, uint32_t);
   int (*pwrite) (struct nbd_handle *, const void *, size_t, uint64_t,
                  uint32_t);

@@ -35,12 +35,6 @@ close_connection (struct nbd_handle *nbd)
   nbd_close (nbd);
 }
 
-static void
-sleep_ms (unsigned milliseconds)
-{
-  usleep (milliseconds * 1000);
-}
-
 static int
 mapped (void *zero, const char *context, uint64_t offset, uint32_t *entries,
         size_t nr_entries, int *error)
@@ -67,7 +61,7 @@ int
 main (int argc, char *argv[])
 {
   struct server server = {
-    open_connection, close_connection, nbd_get_error, sleep_ms, nbd_pread,
+    open_connection, close_connection, nbd_get_error, usleep, nbd_pread,
     nbd_pwrite, nbd_zero, nbd_trim, nbd_cache, nbd_flush, get_extents,
     0, false, false, false, false, false
   };

@@ -405,7 +405,7 @@ is_seen (const struct sequence *q, struct cell *cells, struct finding *f)
   for (unsigned ms = 0; ms <= (patient ? ARRIVAL : 0); ms = ms ? 2 * ms : 1) {
     enum outcome outcome = FAILED;
 
-    server->sleep (ms);
+    server->sleep (ms * 1000);
     if (open_connection (FRESH))
       outcome = look (q, cells, f, READ, FRESH);
     close_connection (FRESH);
