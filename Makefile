@@ -76,8 +76,6 @@ $(checker): $(wildcard verify/*.[ch]) Makefile
 	$(CC) $(common) $(CPPFLAGS) $(CFLAGS) -o $@ $(filter %.c,$^) $(LDFLAGS) \
 	  $$(pkg-config --cflags --libs libnbd)
 
-man: $(man)
-
 $(build)/mcshim.1: docs/mcshim.pod
 $(build)/libmcshim.7: docs/libmcshim.pod
 $(man): Makefile scripts/mcshim
@@ -220,7 +218,7 @@ clean:
 	rm -rf build build-* libmcshim.so
 	rm -f $(plugins) $(relay) $(checker)
 
-.PHONY: all man test-programs test-plugins units demo check deb rpm install \
+.PHONY: all test-programs test-plugins units demo check deb rpm install \
   dist uninstall clean
 .DELETE_ON_ERROR:
 
