@@ -161,19 +161,22 @@ $(build)/probe: Makefile
 	echo "int main (void) { return 0; }" | \
 	  $(CC) $(CFLAGS) $(sanitize) -x c -o $@ - $(LDFLAGS)
 
-# The packages come first and the rest in a second make: the compiler may be
-# missing.  It compiles on all processors, unless make was told how many.
+# $(call run,TARGET,PACKAGES,FIRST,COMMAND): installs that set of packages,
+# makes what is needed first, and runs the command.  This takes a second make:
+# the compiler may be missing.
+define rule
+.PHONY: $1
+$1:
+	scripts/deps $2
+	$(if $3,$$(MAKE) --no-print-directory $3)
+	$4
+endef
+run = $(eval $(call rule,$1,$2,$3,$4))
+# On all processors, unless make was told how many.
 jobs = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
 
-demo:
-	scripts/deps demo
-	$(MAKE) --no-print-directory $(jobs) all tests/plugins/wbcache.so
-	scripts/demo
-
-check:
-	scripts/deps check
-	$(MAKE) --no-print-directory $(jobs) all test-programs
-	tests/run
+$(call run,demo,demo,$$(jobs) all tests/plugins/wbcache.so,scripts/demo)
+$(call run,check,check,$$(jobs) all test-programs,tests/run)
 
 # Packages, in build/deb and build/rpm.
 deb rpm:
@@ -218,7 +221,7 @@ clean:
 	rm -rf build build-* libmcshim.so
 	rm -f $(plugins) $(relay) $(checker)
 
-.PHONY: all test-programs test-plugins units demo check deb rpm install \
+.PHONY: all test-programs test-plugins units deb rpm install \
   dist uninstall clean
 .DELETE_ON_ERROR:
 

@@ -1,16 +1,5 @@
 # What is run before a release, and what measures; CONTRIBUTING.md describes
-# each target.
-
-# $(call run,TARGET,PACKAGES,FIRST,COMMAND): installs that set of packages,
-# makes what is needed first, and runs the command.
-define rule
-.PHONY: $1
-$1:
-	scripts/deps $2
-	$(if $3,$$(MAKE) --no-print-directory $3)
-	$4
-endef
-run = $(eval $(call rule,$1,$2,$3,$4))
+# each target, and Makefile has "run".
 
 tests := all test-programs
 plugin := tests/plugins/wbcache.so
