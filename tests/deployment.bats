@@ -64,14 +64,8 @@ in_box ()
 }
 
 # What systemd would run, and with which environment.
-has_systemd ()
-{
-  command -v systemd-analyze systemd-socket-activate >/dev/null ||
-    skip "no systemd-analyze or systemd-socket-activate"
-}
-
 @test "a systemd service, without and with the drop-in" {
-  has_systemd
+  needs systemd-analyze
   recipe "A systemd service"
   in_box '
     cd /etc/systemd/system
@@ -85,7 +79,7 @@ has_systemd ()
 }
 
 @test "a socket-activated service" {
-  has_systemd
+  needs systemd-analyze systemd-socket-activate
   recipe "A socket-activated service"
   in_box '
     cd /etc/systemd/system
