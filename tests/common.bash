@@ -384,6 +384,17 @@ ask_setup ()
   export TMPDIR=$BATS_TEST_TMPDIR/asked
 }
 
+# answers STATUS ARGUMENT...: the launcher ends with that status, and leaves its
+# answer in the file "told", and nothing else.
+answers ()
+{
+  local status=0
+  timeout 280 "$mcshim" --json "${@:2}" > told || status=$?
+  [ $status -eq "$1" ] || fail "the status is $status: $(<told)"
+  python3 -m json.tool < told > /dev/null
+  nothing_left
+}
+
 # complains STATUS TEXT ARGUMENT...: the launcher ends with that status, says
 # that, and leaves nothing.
 complains ()

@@ -8,13 +8,8 @@ load common
 
 setup () { ask_setup; }
 
-# try OPTION... nbdkit ARGUMENT...: leaves the answer in the file "told".
-try ()
-{
-  timeout 280 "$mcshim" --try --json "$@" > told
-  python3 -m json.tool < told > /dev/null
-  nothing_left
-}
+# try OPTION... nbdkit ARGUMENT...
+try () { answers 0 --try "$@"; }
 
 # written: counts requests that change something
 written () { grep -c ' write$\| zero$\| trim$\| flush$' "$log" || true; }
