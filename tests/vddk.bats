@@ -10,10 +10,10 @@ load common
 
 setup ()
 {
-  common_setup
+  ask_setup
   needs nbdcopy qemu-img
   [ -z "$foreign" ] || on_musl || skip "qemu does not execute a server again"
-  mkdir lib asked
+  mkdir lib
   ln -s "$plugins/vixDiskLib.so" lib/libvixDiskLib.so.7
   # Data and holes, over more than the 128 MiB that nbdcopy gives a connection.
   truncate -s 400M image
@@ -74,6 +74,7 @@ opened () { assert_equal "$(grep -c ' open to ' "$log")" "$1"; }
 nbdcopies () { nbdcopy --connections="$1" --threads="$1" "${@:2}"; }
 alike () { qemu-img compare -q -f raw -F raw "$1" image; }
 fetched () { alike copy; rm copy; }
+fetches () { nbdcopies "$1" "$uri" copy; fetched; }
 
 # Each test is done with both plugins.
 
@@ -84,16 +85,14 @@ flag ()
   start -v
   client <<<'expect(conn().can_multi_conn(), False)'
   wait_until all_closed         # It is locked until then.
-  nbdcopies 4 "$uri" copy
-  fetched
+  fetches 4
   ends_well
   opened 2
   has '^mcshim .*: vddk: disable: VMware .* once, start with -r; dirty' "$server_err"
   assert_equal "$(grep -c '^mcshim' "$server_err")" 1
   start -r
   client <<<'expect([c.can_multi_conn() for c in (conn(), conn())], [True, True])'
-  nbdcopies 4 "$uri" copy
-  fetched
+  fetches 4
   ends_well
   opened 6
   library
@@ -109,10 +108,8 @@ reads ()
   local handles
   for handles in 1 4 16; do
     start MCSHIM_STATS_FILE="$stats" MCSHIM_HANDLES=$handles -r
-    nbdcopies 1 "$uri" copy
-    fetched
-    nbdcopies 4 "$uri" copy
-    fetched
+    fetches 1
+    fetches 4
     qemu-img convert -m 16 -W -O raw "nbd:unix:$sock" copy
     fetched
     ends_well
@@ -131,14 +128,12 @@ writes ()
     truncate -s 400M disk
     start MCSHIM_STATS_FILE="$stats" MCSHIM_MODE=emulate MCSHIM_HANDLES=$handles
     nbdcopies 4 --destination-is-zero --flush image "$uri"
-    nbdcopies 1 "$uri" copy
-    fetched
+    fetches 1
     alike disk
     dd if=/dev/urandom of=image bs=1M count=2 seek=129 conv=notrunc status=none
     qemu-img convert -n -m 16 -W -f raw -O raw -S 64k --target-is-zero image \
       "nbd:unix:$sock"
-    nbdcopies 4 "$uri" copy
-    fetched
+    fetches 4
     ends_well
     alike disk
     [ $handles = 1 ] || [ "$(value handles_most_at_once)" -gt 1 ]
@@ -215,8 +210,7 @@ starts ()
 # asks [-r]: what --probe says.
 asks ()
 {
-  TMPDIR=$PWD/asked timeout 280 "$launcher" --probe --json nbdkit "$@" \
-    "$vddk" libdir="$PWD/lib" "$PWD/disk" > told
+  answers 0 --probe nbdkit "$@" "$vddk" libdir="$PWD/lib" "$PWD/disk"
 }
 
 probes ()
