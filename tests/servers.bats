@@ -39,46 +39,35 @@ EOT
   replicates "nbds+unix://alice@/?socket=$sock&tls-psk-file=$PWD/keys"
 }
 
-# background NBDKIT-ARGUMENT...: like serve (), which stays in the foreground,
-# but for a daemon.
+# daemon [MCSHIM_X=VALUE...] nbdkit -f ARGUMENT...: without the -f, in the
+# directory "d".  It returns when the server has ended, whose status is unknown.
+daemon ()
+{
+  local words=() word
+  for word; do [ "$word" = -f ] || words+=("$word"); done
+  mkdir d
+  (cd d && under_shim "${words[@]}") || return
+  wait_until test -s "$server/pid"
+  until gone "$(<"$server/pid")"; do read -rt 0.1 _ <>"$never" || :; done
+}
+
+# background ARGUMENT...: like serve (), which stays in the foreground.
 background ()
 {
-  mkdir d server.daemon
-  server=$BATS_TEST_TMPDIR/server.daemon
-  (cd d && under_shim nbdkit -U "$sock" -P "$server/pid" "$@" \
-     3>&- </dev/null 2>>"$server_err") || return
-  wait_until test -s "$server/pid"
-  assert_equal "$(readlink "/proc/$(<"$server/pid")/cwd")" /
-}
-
-stop_background ()
-{
-  kill "$(<"$server/pid")"
-  # It is not our child, so its exit status is not known.
-  wait_until gone "$(<"$server/pid")"
-  echo 0 > "$server/status"
-}
-
-teardown ()
-{
-  if [ -s "$server/pid" ] && [ ! -e "$server/status" ]; then
-    kill -9 "$(<"$server/pid")" || true # it may have crashed
-    wait_until gone "$(<"$server/pid")"
-    echo 137 > "$server/status"
-  fi
-  common_teardown
+  SERVE_WITH=daemon serve "$@"
+  assert_equal "$(readlink "/proc/$server_pid/cwd")" /
 }
 
 @test "a relative MCSHIM_STATS_FILE is relative to where it was started" {
   mkdir elsewhere
-  MCSHIM_STATS_FILE=../elsewhere/stats background "$wbcache"
+  background MCSHIM_STATS_FILE=../elsewhere/stats "$wbcache"
   client <<<'conn(); conn()'
-  stop_background
+  stop_server
   stats=elsewhere/stats counted connections_opened_total 2
 }
 
 @test "flushes are replicated after the fork, on several threads" {
-  MCSHIM_FLUSH_THREADS=4 background "$wbcache" log="$log" \
+  background MCSHIM_FLUSH_THREADS=4 "$wbcache" log="$log" \
     summary="$summary" flushdelay=1000
   client <<'EOT'
 h = [conn() for i in range(8)]
@@ -88,6 +77,6 @@ for round in range(3):
     h[0].flush()
     expect(bytes(h[7].pread(8 * 512, 0)), bytes([round]) * 512 * 8)
 EOT
-  stop_background
+  stop_server
   none after_close
 }
