@@ -22,21 +22,19 @@ load common
 
 @test "socket activation, as systemd does it" {
   # The socket is descriptor 3, and exec keeps the process ID that it is for.
-  server=$(mktemp -d "$BATS_TEST_TMPDIR/server.XXXXXX")
+  activated ()
   {
-    local status=0
-    under_shim MCSHIM_STATS_FILE="$stats" python3 -c 'import os, socket, sys
+    under_shim "$1" python3 -c 'import os, socket, sys
 s = socket.socket(socket.AF_UNIX)
 s.bind(os.environ["sock"])
 s.listen()
 os.dup2(s.fileno(), 3)
 os.set_inheritable(3, True)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
-os.execvp(sys.argv[1], sys.argv[1:])' \
-      nbdkit -f -P "$server/pid" "$wbcache" || status=$?
-    echo $status > "$server/status"
-  } </dev/null 2>>"$server_err" 3>&- &
-  wait_until server_started
+os.execvp(sys.argv[1], sys.argv[1:])' "${@:2}"
+  }
+  # In place of -U.
+  SERVE_ON=-f SERVE_WITH=activated serve MCSHIM_STATS_FILE="$stats" "$wbcache"
   all_see True
   stop_server
   counted connections_opened_total 4
