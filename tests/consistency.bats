@@ -147,9 +147,8 @@ across=(--connections=1 --block=4096 --stripe=4096 --churn)
 }
 
 @test "several handles: copies that are renewed, taken at open and read ahead" {
-  in_order "${several[@]}" MCSHIM_TRACK_DIRTY=fast \
-    model=requests refresh=1 opencopy=1 opendelay=500 readahead=300 \
-    "${across[@]}"
+  in_order "${several[@]}" MCSHIM_TRACK_DIRTY=fast model=requests \
+    "${demanding[@]}" "${across[@]}"
 }
 
 @test "several handles: many connections, clients come and go" {
