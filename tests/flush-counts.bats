@@ -32,8 +32,8 @@ fast       auto    1   4
 END
 }
 
-# pair READ WRITE: h0 reads and h1 writes in these ways; a flush on h2, which did
-# nothing, goes to these two, and h0 then sees what h1 wrote.
+# pair READ WRITE SEEN: h0 reads and h1 writes in these ways; a flush on h2,
+# which did nothing, goes to these two, and h0 then sees what h1 wrote.
 pair ()
 {
   session "$wbcache" size=64K initial="Initial contents" log="$log" <<EOT
@@ -46,8 +46,7 @@ h[0].$1
 h[1].$2
 h[2].flush()
 expect(sorted(flushes()), ["0", "1"])
-got = see()
-expect(got, $3)
+expect(see(), $3)
 # Both are clean by now, except for what see () did.
 h[2].flush()
 expect(len(flushes()), 2)
