@@ -10,8 +10,7 @@ setup ()
 {
   ask_setup
   truncate -s 1M disk
-  disk=(get_size='echo 1M' pread='head -c "$3" /dev/zero'
-    thread_model='echo parallel')
+  disk "${no_write[@]}" thread_model='echo parallel'
   noflush=("${disk[@]}" pwrite='cat >/dev/null')
 }
 
