@@ -53,6 +53,7 @@ complains ()
   mkdir $'d\a'
   complains "--top: 'd?' is a directory: must be the file that a server was given with --stats" \
     --top=$'d\a'
+  assert_equal "${#lines[@]}" 1
 }
 
 # nbdkit itself does not tell which of its options take a value.

@@ -171,8 +171,3 @@ mcshim_process_id %d\nmcshim_start_time_seconds 1\n' $$ > "$stats"
   "$launcher" --top "$stats" < /dev/null | head -n 1 > lines
   assert_equal "${PIPESTATUS[*]}" "141 0"
 }
-
-@test "a directory is refused" {
-  run -2 "$launcher" --top "$BATS_TEST_TMPDIR"
-  assert_output "mcshim: --top: '$BATS_TEST_TMPDIR' is a directory: must be the file that a server was given with --stats"
-}
