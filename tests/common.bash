@@ -202,7 +202,7 @@ none ()
 # PRELOAD_BEFORE and PRELOAD_AFTER around it.  Only this preloads the library.
 under_shim ()
 {
-  local entries="$shim_so" vars=()
+  local vars=() entries=${test_preload:+$test_preload:}
   if [ ! -f "$shim_so" ]; then
     # ld.so only warns about a missing library, and goes on without it.
     echo "$shim_so is missing"
@@ -212,9 +212,8 @@ under_shim ()
     vars+=("$1")
     shift
   done
-  entries="${PRELOAD_BEFORE:+$PRELOAD_BEFORE:}$entries"
-  entries="${test_preload:+$test_preload:}$entries"
-  entries="$entries${PRELOAD_AFTER:+:$PRELOAD_AFTER}"
+  entries+=${PRELOAD_BEFORE:+$PRELOAD_BEFORE:}$shim_so
+  entries+=${PRELOAD_AFTER:+:$PRELOAD_AFTER}
   # shellcheck disable=SC2086 # the wrapper is words
   env "${vars[@]}" "${foreign}LD_PRELOAD=$entries" $test_wrapper "$@"
 }
