@@ -128,18 +128,17 @@ context_close (void *handle)
 static int
 obey (void)
 {
-  char text[64];
-  int fd, n, h;
+  FILE *fp;
+  int n, h;
 
   while (control_file) {
-    fd = open (control_file, O_RDONLY|O_CLOEXEC);
-    n = fd >= 0 ? read (fd, text, sizeof text - 1) : 0;
-    if (fd >= 0)
-      close (fd);
-    if (n <= 0)
+    fp = fopen (control_file, "re");
+    n = fp ? fscanf (fp, "disconnect %d", &h) : EOF;
+    if (fp)
+      fclose (fp);
+    if (n == EOF)
       break;
-    text[n] = '\0';
-    if (sscanf (text, "disconnect %d", &h) == 1)
+    if (n == 1)
       return h;
     usleep (1000);
   }
