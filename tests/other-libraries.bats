@@ -6,6 +6,9 @@
 
 load common
 
+# Of next.so and dlsymmer.so.
+export NEXT_LOG=next.log DLSYM_LOG=dlsym.log
+
 host_programs ()
 {
   [ -z "$foreign" ] || skip "the host's programs are of another architecture or C library"
@@ -33,7 +36,6 @@ next_found ()
 }
 
 @test "RTLD_NEXT from a library before the shim, and after it" {
-  export NEXT_LOG=$BATS_TEST_TMPDIR/next.log
   PRELOAD_BEFORE=$plugins/next.so multi_conn
   assert_equal "$(next_found nbdkit)" libc.so.6
   rm "$NEXT_LOG"
@@ -43,15 +45,13 @@ next_found ()
 
 @test "RTLD_NEXT in a program that is no nbdkit" {
   host_programs
-  export NEXT_LOG=$BATS_TEST_TMPDIR/next.log PRELOAD_AFTER=$plugins/next.so
-  under_shim cat /dev/null
+  PRELOAD_AFTER=$plugins/next.so under_shim cat /dev/null
   assert_equal "$(next_found cat)" libc.so.6
 }
 
 @test "RTLD_NEXT past one more library that wraps the same function" {
   # The first next.so must find the second, and the second libc's.
   cp "$plugins/next.so" second.so
-  export NEXT_LOG=$BATS_TEST_TMPDIR/next.log
   export PRELOAD_BEFORE=$plugins/next.so PRELOAD_AFTER=$BATS_TEST_TMPDIR/second.so
   multi_conn
   run grep '^nbdkit ' <(sort -u "$NEXT_LOG")
@@ -63,7 +63,6 @@ next_found ()
 @test "another library that interposes dlsym, after the shim" {
   needs_dlsymmer
   # The shim's own look-up of the plugin goes through it.
-  export DLSYM_LOG=$BATS_TEST_TMPDIR/dlsym.log
   export PRELOAD_AFTER=$plugins/dlsymmer.so
   multi_conn
   has_line plugin_init "$DLSYM_LOG"
@@ -73,7 +72,6 @@ next_found ()
   needs_dlsymmer
   # Such a library asks for the C library's version of dlsym, and so bypasses
   # the shim; all that can be tested is that nothing breaks.
-  export DLSYM_LOG=$BATS_TEST_TMPDIR/dlsym.log
   PRELOAD_BEFORE=$plugins/dlsymmer.so session "$wbcache" <<'EOT'
 h = conn()
 h.pwrite(b"next", 0)
@@ -85,7 +83,6 @@ EOT
 
 @test "another that interposes dlsym, and one that asks for RTLD_NEXT" {
   needs_dlsymmer
-  export NEXT_LOG=$BATS_TEST_TMPDIR/next.log
   export PRELOAD_BEFORE=$plugins/next.so PRELOAD_AFTER=$plugins/dlsymmer.so
   multi_conn
 }
