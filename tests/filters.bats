@@ -11,15 +11,13 @@ load common
 # another flushes.
 above ()
 {
-  local filter=$1
-  shift
-  SERVE_WITH=no_shim serve --filter="$filter" "$wbcache" \
-    fua=emulate multiconn=1 "$@"
+  SERVE_WITH=no_shim serve --filter="$1" "$wbcache" \
+    fua=emulate multiconn=1 "${@:2}"
   local flag
   flag=$(client <<<'print(conn().can_multi_conn())')
   stop_server
-  session --filter="$filter" "$wbcache" summary="$summary" \
-    fua=emulate "$@" <<EOT
+  session --filter="$1" "$wbcache" summary="$summary" \
+    fua=emulate "${@:2}" <<EOT
 h = [conn() for i in range(4)]
 expect([c.can_multi_conn() for c in h], [$flag] * 4)
 all_see(h)
@@ -38,11 +36,9 @@ EOT
   # settles_on WORDS OPTION...
   settles_on ()
   {
-    local words=$1
-    shift
     : > "$server_err"
-    session --filter=blocksize "$wbcache" "$@" <<<"conn()"
-    has ": wbcache: $words; " "$server_err"
+    session --filter=blocksize "$wbcache" "${@:2}" <<<"conn()"
+    has ": wbcache: $1; " "$server_err"
   }
   settles_on "disable: a filter rewrites whole blocks, start with -r" minblock=1024
   settles_on emulate -r minblock=1024

@@ -103,9 +103,7 @@ def flush(h, flags):
         with lock:
             inside -= 1
 EOT
-  local model=$1
-  shift
-  serve python plugin.py model="$model" "$@"
+  serve python plugin.py model="$1" "${@:2}"
 }
 
 @test "python, requests in parallel or not: replicas run on helper threads" {
