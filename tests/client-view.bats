@@ -30,8 +30,6 @@ h[2].flush()
 expect([see(i) for i in range(4)], [b"next"] * 4)
 EOT
   done
-  session MCSHIM_MODE=disable multiconn=1 fua=native \
-    <<<'expect(conn().can_multi_conn(), False)'
 }
 
 # flag_on_script FIRST SECOND: what h0 reads after each flush.
