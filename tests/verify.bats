@@ -216,7 +216,6 @@ def flush(h, flags):
     for h in handles if way == "all" else [h]:
         for b in h["dirty"]:
             disk[b * BLOCK:(b + 1) * BLOCK] = h["blocks"][b]
-    for h in handles if way == "all" else [h]:
         h["blocks"].clear()
         h["dirty"].clear()
 
