@@ -32,10 +32,11 @@ EOT
   done
 }
 
-# flag_on_script FIRST SECOND: what h0 reads after each flush.
+# flag_on_script FIRST SECOND [MCSHIM_X=VALUE...] [PARAMETER...]: what h0 reads
+# after each flush.
 flag_on_script ()
 {
-  client <<EOT
+  session "${@:3}" <<EOT
 h = [conn() for i in range(4)]
 expect([c.can_multi_conn() for c in h], [True] * 4)
 expect(bytes(h[0].pread(12, 0)), b"Initial cont")
@@ -51,9 +52,7 @@ EOT
 @test "emulate, auto: a flush on any connection is a flush on all" {
   local parameters
   while read -ra parameters; do
-    start "${parameters[@]}"
-    flag_on_script "Hello l cont" "Hello world."
-    stop_server
+    flag_on_script "Hello l cont" "Hello world." "${parameters[@]}"
   done <<'END'
 MCSHIM_MODE=emulate fua=emulate
 MCSHIM_MODE=emulate fua=native
@@ -66,34 +65,29 @@ END
 }
 
 @test "unsafe: the flag is on and nothing is replicated" {
-  start MCSHIM_MODE=unsafe fua=native
-  flag_on_script "Initial cont" "Initial cont"
+  flag_on_script "Initial cont" "Initial cont" MCSHIM_MODE=unsafe fua=native
 }
 
-# fua_script SEEN: what h1 reads after h0's FUA write.
+# fua_script SEEN FLUSHES PARAMETER...: what h1 reads after h0's FUA write, and
+# how many flushes there were.
 fua_script ()
 {
-  client <<EOT
+  session MCSHIM_MODE=plugin "${@:3}" <<EOT
 h = [conn() for i in range(2)]
 assert h[0].can_fua()
 h[0].pwrite(b"hello ", 0)
 h[0].pwrite(b"world.", 6, nbd.CMD_FLAG_FUA)
 expect(bytes(h[1].pread(12, 0)), b"$1")
+expect(len(flushes()), $2)
 EOT
 }
 
 # A native one covers all that was written, or its own request alone; the
 # server turns the other kind into a flush.
 @test "plugin: FUA is as the plugin has it" {
-  start MCSHIM_MODE=plugin fua=emulate
-  fua_script "hello world."
-  stop_server
-  start MCSHIM_MODE=plugin fua=native fuaflush=1
-  fua_script "hello world."
-  stop_server
-  start MCSHIM_MODE=plugin fua=native
-  fua_script "Initiaworld."
-  lacks flush "$log"
+  fua_script "hello world." 1 fua=emulate
+  fua_script "hello world." 0 fua=native fuaflush=1
+  fua_script "Initiaworld." 0 fua=native
 }
 
 @test "emulate: a plugin's native FUA becomes a write and a flush" {
