@@ -43,8 +43,7 @@ start () { serve MCSHIM_STATS_FILE="$stats" "$@"; }
 # checked KNOB PLUGIN PARAMETER...: all that a client may do.
 checked ()
 {
-  start "$@" fua=native log="$log" control="$control"
-  client <<'EOT'
+  session "$@" fua=native log="$log" control="$control" <<'EOT'
 h = [conn("a"), conn("b"), conn("a"), conn("a")]
 for i in range(3):
     h[0].pread(4096, 0)
@@ -66,7 +65,6 @@ h[0].flush()
 # The server ends with this connection open and dirty.
 h[1].pwrite(b"z" * 512, 1024)
 EOT
-  stop_server
   check_memory
 }
 
@@ -84,8 +82,7 @@ EOT
 # brief KNOB PLUGIN: writes, a flush on another connection, and a close.
 brief ()
 {
-  start "$@"
-  client <<'EOT'
+  session "$@" <<'EOT'
 h = [conn() for i in range(3)]
 h[1].pwrite(b"x" * 512, 0)
 h[0].flush()
@@ -93,7 +90,6 @@ h[1].flush()
 h[1].pwrite(b"x" * 512, 0)
 h[1].shutdown()
 EOT
-  stop_server
   check_memory
   rm "$stats"
 }

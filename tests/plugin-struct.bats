@@ -72,8 +72,7 @@ EOT
 }
 
 @test "an open that fails is that client's error alone" {
-  serve "$wbcache" log="$log" control="$control"
-  client <<'EOT'
+  session "$wbcache" log="$log" control="$control" <<'EOT'
 control("fail-open 1 EIO")
 a = conn()
 refused()
@@ -84,7 +83,6 @@ b.flush()
 expect(bytes(a.pread(4, 0)), b"next")
 EOT
   lacks "1 close" "$log"
-  stop_server
 }
 
 @test "plugin_init returns NULL, or an unknown struct: the server's own message" {

@@ -17,8 +17,7 @@ start ()
 @test "a flush renews a copy and keeps it, or drops it" {
   for parameters in "refresh=1" "refresh=1 earlydrop=1" "" "earlydrop=1"; do
     read -ra words <<< "$parameters"
-    start "${words[@]}"
-    refresh=${parameters%% *} client <<'EOT'
+    refresh=${parameters%% *} session "${words[@]}" <<'EOT'
 h = [conn() for i in range(2)]
 expect(bytes(h[0].pread(1, 0)), b"\0")
 for version in b"1", b"2":
@@ -32,7 +31,6 @@ expect(bytes(h[0].pread(1, 0)), b"1" if kept else b"2")
 h[0].flush()
 expect(bytes(h[0].pread(1, 0)), b"2")
 EOT
-    stop_server
   done
 }
 
