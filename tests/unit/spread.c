@@ -404,16 +404,14 @@ test_lengths (void)
   CHECK (!spread_is_long (s, 4 * MOST * STRIPE + STRIPE - 1));
   CHECK (spread_is_long (s, 4 * MOST * STRIPE + STRIPE));
   CHECK (spread_is_long (s, UINT32_MAX));
-  spread_close (s);
-  spread_free (s);
+  end ();
 
   begin (true, false, false);
   CHECK (length (10, UINT32_MAX) == UINT32_MAX);
   CHECK (!spread_is_long (s, UINT32_MAX));
   CHECK (spread_fits (s, 10, STRIPE));
   CHECK (!spread_fits (s, 0, STRIPE + 1));
-  spread_close (s);
-  spread_free (s);
+  end ();
 
   /* A stripe can be as large as anything. */
   s = spread_new (&ops, &handles[0], 2, (uint64_t) 1 << 32, false, false,
