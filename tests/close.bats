@@ -67,8 +67,7 @@ EOT
 }
 
 @test "the server ends with connections open: the plugin is only unloaded" {
-  start MCSHIM_MODE=emulate MCSHIM_STATS_FILE="$stats"
-  client <<'EOT'
+  session MCSHIM_MODE=emulate MCSHIM_STATS_FILE="$stats" <<'EOT'
 h = [conn() for i in range(3)]
 h[1].pwrite(b"lost", 0)
 os.kill(int(os.environ["server_pid"]), signal.SIGTERM)
@@ -76,7 +75,6 @@ os.kill(int(os.environ["server_pid"]), signal.SIGTERM)
 settle()
 os._exit(0)
 EOT
-  stop_server
   assert_equal "$(tail -1 "$log")" "- unload"
   lacks 'flush\|close' "$log"
   none after_close
