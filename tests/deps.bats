@@ -42,11 +42,7 @@ setup ()
     libnbd-dev nbdkit-plugin-python pkg-config python3-libnbd > packages
 }
 
-stub ()
-{
-  printf '#!/bin/sh\ntop=%s\n%s\n' "$BATS_TEST_TMPDIR" "$2" > "bin/$1"
-  chmod +x "bin/$1"
-}
+stub () { program "bin/$1" "top=$BATS_TEST_TMPDIR" "$2"; }
 
 deps () { env -i "PATH=$PWD/bin" ${cc:+"CC=$cc"} bin/sh "$deps" "$@" 2>&1; }
 
