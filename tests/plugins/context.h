@@ -54,7 +54,7 @@ extern void nbdkit_disconnect (int force);
 static int model = NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS;
 static unsigned interns = 1;
 static bool strict, reads;
-static char *control_file;
+static const char *control_file;
 static int log_fd = -1;
 static atomic_uint nr_handles, inside;
 
@@ -88,7 +88,7 @@ context_config (const char *key, const char *value)
   else if (strcmp (key, "reads") == 0)
     reads = *value == '1';
   else if (strcmp (key, "control") == 0)
-    control_file = strdup (value);
+    control_file = value;
   else if (strcmp (key, "log") == 0)
     log_fd = open (value, O_WRONLY|O_APPEND|O_CREAT|O_CLOEXEC, 0666);
   else {
@@ -237,7 +237,6 @@ context_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
 static void
 context_unload (void)
 {
-  free (control_file);
   if (log_fd != -1)
     close (log_fd);
 }

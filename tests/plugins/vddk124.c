@@ -36,7 +36,7 @@ struct handle {
 
 static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER;
 static const char *file, *libdir;
-static char *before;            /* LD_LIBRARY_PATH of the first process. */
+static const char *before;      /* LD_LIBRARY_PATH of the first process. */
 
 #define FUNCTIONS(F)                                                    \
   F (InitEx) F (Exit) F (ConnectEx) F (Disconnect) F (Open) F (Close)   \
@@ -83,7 +83,6 @@ vddk_unload (void)
 {
   if (Exit)
     Exit ();
-  free (before);
 }
 
 static int
@@ -94,7 +93,7 @@ vddk_config (const char *key, const char *value)
   else if (strcmp (key, "libdir") == 0)
     libdir = value;
   else if (strcmp (key, "before") == 0)
-    before = strdup (value);
+    before = value;
   else {
     nbdkit_error ("unknown parameter '%s'", key);
     return -1;
