@@ -209,7 +209,7 @@ take_piece (struct job *job)
 {
   struct batch *b = (struct batch *) job;
   struct spread *s = b->spread;
-  const unsigned spare = spread_spare (s);
+  const unsigned spare = spread_spare (s, job->running - 1);
   struct request piece;
   uint32_t more;
   int err;

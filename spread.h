@@ -228,16 +228,19 @@ spread_cuts (struct spread *s)
 }
 
 /* How many more threads could call the plugin at the same time, if they take
- * the right handles?
+ * the right handles?  Besides the caller, so many OTHERS do it already, or are
+ * about to.
  */
 static inline unsigned
-spread_spare (struct spread *s)
+spread_spare (struct spread *s, unsigned others)
 {
   const unsigned width = s->shared ? HANDLES_MAX : spread_width (s);
-  const uint64_t inside = atomic_load (&s->inside) & ~ALONE;
+  uint64_t inside = s->any ?
+    width - __builtin_popcountll (atomic_load (&s->idle)) :
+    atomic_load (&s->inside) & ~ALONE;
 
-  if (s->any)
-    return __builtin_popcountll (atomic_load (&s->idle));
+  if (inside < others)
+    inside = others;
   return inside < width ? width - inside : 0;
 }
 

@@ -201,7 +201,7 @@ play_counter (const char *p)
   const struct name counters[] = {
     { "opens", nr_opens }, { "flushes", nr_flushes }, { "said", said },
     { "of", said_nr }, { "locks", locks }, { "width", spread_width (s) },
-    { "cuts", spread_cuts (s) }, { "spare", spread_spare (s) },
+    { "cuts", spread_cuts (s) }, { "spare", spread_spare (s, 0) },
     { "inside", s->inside },
     { "idle", s->idle }, { "nr", s->nr },
     { "over", actors_over () }, { NULL, 0 }
@@ -399,6 +399,7 @@ test_lengths (void)
   CHECK (spread_idle_at (s, 3 * STRIPE + 1) == 3 * STRIPE + 1);
   for (i = 0; i < MOST; i++)
     handles[i].state = 0;
+  CHECK (spread_spare (s, 3) == 1 && spread_spare (s, MOST) == 0);
   CHECK (!spread_is_long (s, 1));
   CHECK (!spread_is_long (s, 4 * MOST * STRIPE));
   CHECK (!spread_is_long (s, 4 * MOST * STRIPE + STRIPE - 1));
