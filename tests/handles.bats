@@ -343,14 +343,14 @@ EOT
 # is no flush of the handle that has read before.
 @test "a piece of one stripe, too, is for a handle that sees what others hold" {
   session prefers=512 <<'EOT'
-h = opened(conn(), "fail-open 2 EIO")
+h, other = opened(conn(), "fail-open 2 EIO"), conn()
 h.pwrite(b"old", stripe(2))
 h.flush()
 h.pread(3 * 4096, 0)
 forget()
 h.pwrite(b"new", stripe(2))
 expect(handles("write"), [0])
-conn().pwrite(letters(512), stripe(2))
+other.pwrite(letters(512), stripe(2))
 expect(handles("flush"), [0])
 read = bytes(h.pread(3 * 4096, 0))
 expect(sorted(set(handles("read"))), [0, 1])
