@@ -191,6 +191,14 @@ settle (struct connection *c, int readonly)
       return -1;
     t.readonly = !r;
   }
+  /* Each handle would know of its own stripes only, and no flush tells it. */
+  if (t.handles > 1 && !t.can_flush && !t.readonly && plugin.extents) {
+    r = plugin.can_extents ? ASK_FIRST (c, can_extents) : 1;
+    if (r == -1)
+      return -1;
+    if (r)
+      t.handles = 1;
+  }
 
   h->flushable = t.can_flush;
   h->resolution = policy_resolve (&policy, &t);
@@ -326,7 +334,7 @@ CONTROL (int, is_rotational, false)
 CONTROL (int, can_trim, false)
 CONTROL (int, can_zero, false)
 CONTROL (int, can_fast_zero, false)
-CONTROL (int, can_extents, false)
+CONTROL (int, can_extents, true)
 CONTROL (int, can_cache, false)
 
 const char *

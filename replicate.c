@@ -643,6 +643,11 @@ plain_flush (struct group *g, struct handle *h)
   err = flush_handle (h, serialize, true);
   if (err != 0)
     mark (h, WRITE_DIRTY);
+  /* Whoever has written has this mark as well. */
+  if (err != 0 && whole)
+    LIST_FOREACH (h2, &g->handles, in_group)
+      if (atomic_load (&h2->state) & READ_MARKED)
+        mark (h2, WRITE_DIRTY);
   if (serialize)
     vacate (h, false);
   return close_err != 0 ? close_err : err;
@@ -700,10 +705,12 @@ replicate_for_connection (struct handle *h)
 bool
 connection_is_clean (struct handle *h)
 {
-  bool clean = true;
   struct handle *h2;
+  bool clean;
 
   lock_groups ();
+  /* Otherwise a flush that is under way may have taken any mark. */
+  clean = h->group->kind == REPLICATES || h->group->writing == 0;
   LIST_FOREACH (h2, &h->group->handles, in_group)
     if (h2->connection == h->connection &&
         ((atomic_load (&h2->state) & WRITE_DIRTY) || h2->flushing > 0))

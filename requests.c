@@ -417,7 +417,7 @@ shim_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
   if (c->spread == NULL)
     return run (&c->handle, &r, WHOLE);
   /* An extent may go on beyond the request. */
-  return run_on_one (c->spread, &r, offset, WHOLE, c->handle.flushable);
+  return run_on_one (c->spread, &r, offset, WHOLE, true);
 }
 
 int

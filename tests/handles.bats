@@ -494,6 +494,74 @@ EOT
   flushes_of plugin 0 "" multiconn=1
 }
 
+# A flush of any handle covers what all have written.  Whoever has written sees
+# that before.
+@test "where the plugin has multi-conn: its own writes while another one flushes" {
+  scripted can_multi_conn='exit 0' open="$count_opens" can_extents='exit 0' \
+    pwrite='cat > wrote.$2' \
+    extents="test -e flushed || test -e wrote.\$2 || no=hole,zero
+      echo 0 1M \$no" \
+    flush="echo \$2 flush >> '$log'; while test -e block; do sleep .02; done
+      ! test -e fail || exit 1; ls wrote.* > flushed || rm -f flushed"
+  ask <<'EOT'
+def all_open():
+    with open("opens") as f:
+        return len(f.readlines()) == 4
+
+h = conn()
+wait_beside("all handles", all_open, h)
+settle()
+other = conn()
+
+def status(first):
+    found = []
+    return found, h.aio_block_status(8192, stripe(first), lambda c, o, entries,
+                                     error: found.append(entries[1]))
+
+
+h.flush()
+h.pwrite(b"x", stripe(1))
+open("fail", "w").close()
+fails(errno.EIO, other.flush)
+os.unlink("fail")
+h.pread(512, 0)
+found, cookie = status(0)
+finish(h, cookie)
+expect(found, [0])
+
+finish(h, status(2)[1])
+os.unlink("flushed")
+h.pwrite(b"x", stripe(3))
+open("block", "w").close()
+flushing = other.aio_flush()
+settle()
+found, cookie = status(2)
+settle()
+os.unlink("block")
+finish(other, flushing)
+finish(h, cookie)
+expect(found, [0])
+EOT
+}
+
+# No flush tells the others where a handle has data.
+@test "without a flush, but with extents: one handle, if it can write" {
+  local no
+  for no in '' 3; do
+    rm -f opens
+    scripted can_flush='exit 3' can_extents='exit 0' extents='echo "0 1M"' \
+      open="$count_opens" can_write="exit ${no:-0}"
+    ask <<'EOT'
+h = conn()
+for i in range(9):
+    for cookie in [read(h, stripe(j)) for j in range(8)]:
+        finish(h, cookie)
+EOT
+    stop_server
+    assert_equal "$(wc -l < opens)" "$([ $no ] && echo 4 || echo 1)"
+  done
+}
+
 @test "a flush, a FUA write: what another connection sees" {
   for fua in none emulate native; do
     session MCSHIM_MODE=emulate fua=$fua <<'EOT'

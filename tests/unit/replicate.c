@@ -952,6 +952,10 @@ static const struct {
   /* The first one may fail still. */
   { "passed on: beside another flush", TWO,
     "PLUGIN ab:multi aw1 a[f &af &bf b#1 2=0 &aw2 a]f 1=0 3=0 af a@2 a#2" },
+  { "passed on: a connection is not clean while others flush", TWO,
+    "a:multi b:+a c:multi bw1 c[f &cf &au 2? c]f 1=0 2=0 b#1 au b#1" },
+  { "passed on: nor if that fails", TWO,
+    "a:multi b:+a c:multi bw1 c!EIO cf=EIO au b#1 b@1 au b#1" },
   { "passed on: closed unflushed", ANY,
     "PLUGIN ab:multi aw1 ax a#0 bf b#1 bf b#1" },
   { "passed on: closed, and connected anew", ANY,
