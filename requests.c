@@ -386,26 +386,17 @@ shim_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset,
                 several_PWRITE, slow_PWRITE);
 }
 
-int
-shim_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
-{
-  return serve (handle, NULL, count, offset, flags, TRIM, several_TRIM,
-                slow_TRIM);
-}
-
-int
-shim_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
-{
-  return serve (handle, NULL, count, offset, flags, ZERO, several_ZERO,
-                slow_ZERO);
-}
-
-int
-shim_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
-{
-  return serve (handle, NULL, count, offset, flags, CACHE, several_CACHE,
-                slow_CACHE);
-}
+#define SHIM(callback, kind)                                            \
+  int                                                                   \
+  shim_##callback (void *handle, uint32_t count, uint64_t offset,       \
+                   uint32_t flags)                                      \
+  {                                                                     \
+    return serve (handle, NULL, count, offset, flags, kind,             \
+                  several_##kind, slow_##kind);                         \
+  }
+SHIM (trim, TRIM)
+SHIM (zero, ZERO)
+SHIM (cache, CACHE)
 
 int
 shim_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,

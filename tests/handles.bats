@@ -45,6 +45,11 @@ def handles(point):
 def forget():
     os.truncate(log, 0)
 
+def opens(n):
+    """Has the eval plugin opened so many?"""
+    with open("opens") as f:
+        return len(f.readlines()) == n
+
 def letters(n):
     return bytes(65 + i % 26 for i in range(n))
 
@@ -504,12 +509,8 @@ EOT
     flush="echo \$2 flush >> '$log'; while test -e block; do sleep .02; done
       ! test -e fail || exit 1; ls wrote.* > flushed || rm -f flushed"
   ask <<'EOT'
-def all_open():
-    with open("opens") as f:
-        return len(f.readlines()) == 4
-
 h = conn()
-wait_beside("all handles", all_open, h)
+wait_beside("all handles", lambda: opens(4), h)
 settle()
 other = conn()
 
@@ -607,12 +608,7 @@ END
   ask <<'EOT'
 h = conn()
 h.pwrite(b"x", 4096)
-
-def both_open():
-    with open("opens") as f:
-        return len(f.readlines()) == 2
-
-wait_beside("the other one", both_open, h)
+wait_beside("the other one", lambda: opens(2), h)
 for i in range(60):
     h.pread(8192, 0)
 expect(set(handles("read")), {1})

@@ -291,7 +291,7 @@ static const struct script scripts[] = {
     "HELPED ANY SHARED $cuts=0" },
   { "when a request may be cut: not if no other thread may", "$cuts=0" },
   { "the end waits for one that is being opened",
-    "HELPED ANY O[ o $opens=1 &x 1? O] 1=0 $opens=1 $nr=2" },
+    "HELPED ANY O[ p o $opens=1 &x 1? O] 1=0 $opens=1 $nr=2" },
   /* All that are open are used; the next open comes some time later. */
   { "a handle that can't be opened",
     "HELPED O!3 o $said=1 $of=3 $width=3 e0=0 l0 e1=1 l1 e2=2 l2 e3=0 l0 e5=2 "
