@@ -372,7 +372,7 @@ spread_pays (struct spread *s, struct ways *w)
 {
   const unsigned width = spread_width (s);
   unsigned n;
-  bool faster;
+  bool faster, more;
 
   if (width == 1)
     return false;
@@ -381,12 +381,15 @@ spread_pays (struct spread *s, struct ways *w)
     w->tries = 0;
   }
   n = w->tries++;
-  if (n < TRIES || w->took[false] == 0)
+  if (n == 0 || w->took[false] == 0)
     return n < TRIES;
   /* The processor time that it costs is not all seen here. */
   faster = 4 * w->took[true] <= 3 * w->took[false];
+  more = faster && s->enough;
   s->enough = s->any && !faster;
-  return n % TRY_AGAIN == 0 ? !faster : faster;
+  if (more)
+    spread_opens (s);
+  return n < TRIES || (n % TRY_AGAIN == 0 ? !faster : faster);
 }
 
 /* A shorter time is believed at once: a request that goes the wrong way then

@@ -450,6 +450,7 @@ static void
 test_pays (void)
 {
   begin (true, false, false);
+  s->closing = true;            /* no handle is opened */
   CHECK (cuts (1, 100, 50) == 0, "one handle");
   s->nr = 2;
   CHECK (cuts (256, 100, 50) == 256);
@@ -496,6 +497,14 @@ test_enough (void)
   CHECK (cuts (251, 20, 50) == 0 && cuts (20, 100, 50) > 1);
   grow ();
   CHECK (s->nr == MOST, "now it does");
+  end ();
+
+  begin (true, false, false);
+  spread_opens (s);
+  spread_opens (s);
+  spread_took (&s->whole, false, 65536, 100);
+  CHECK (cuts (1, 100, 50) == 1 && s->nr == 2);
+  CHECK (cuts (1, 100, 50) == 1 && s->nr == 3, "once one has been faster");
   end ();
 
   begin (false, false, false);
