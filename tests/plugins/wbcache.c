@@ -215,14 +215,8 @@ mix (uint64_t *state)           /* splitmix64 */
 static int
 parse_errno (const char *name)
 {
-  static const struct { const char *name; int err; } table[] = {
-    { "EPERM", EPERM }, { "EIO", EIO }, { "ENOSPC", ENOSPC },
-  };
-
-  for (size_t i = 0; i < sizeof table / sizeof table[0]; ++i)
-    if (strcmp (name, table[i].name) == 0)
-      return table[i].err;
-  return EIO;
+  return strcmp (name, "EPERM") == 0 ? EPERM :
+    strcmp (name, "ENOSPC") == 0 ? ENOSPC : EIO;
 }
 
 /* Look up ACTION for this handle, and a request at OFFSET if that is not
