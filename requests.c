@@ -223,9 +223,7 @@ take_piece (struct job *job)
   if (more > 0 && now_ns () >= b->help_at)
     helpers_call (job, more);
   helpers_unlock ();
-  /* Pieces of several stripes go to handles in turn, too.  The last one, which
-   * may be of one stripe, is not for the handle of that stripe either.
-   */
+  /* Those of several stripes go to handles in turn, and so does the last. */
   err = run_on_one (s, &piece, piece.offset / (b->longest / s->stripe),
                     PIECE_BESIDE, b->longest > s->stripe) == -1 ?
     server_error (plugin.errno_is_preserved) : 0;
