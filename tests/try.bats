@@ -365,8 +365,8 @@ ended_by ()
   wait $pid || status=$?
   # Without the launcher, nothing ends a server that hangs.
   test "$1" != KILL || : > "$control"
-  : > "$log"
   wait_until nothing_runs
+  : > "$log"
   echo $status
 }
 
