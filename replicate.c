@@ -641,12 +641,10 @@ plain_flush (struct group *g, struct handle *h)
    */
   g->unflushed = !whole;
   err = flush_handle (h, serialize, true);
+  /* Put back what was taken: whoever has written is READ_MARKED as well. */
   if (err != 0)
-    mark (h, WRITE_DIRTY);
-  /* Whoever has written has this mark as well. */
-  if (err != 0 && whole)
     LIST_FOREACH (h2, &g->handles, in_group)
-      if (atomic_load (&h2->state) & READ_MARKED)
+      if (h2 == h || (whole && (atomic_load (&h2->state) & READ_MARKED)))
         mark (h2, WRITE_DIRTY);
   if (serialize)
     vacate (h, false);

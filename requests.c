@@ -136,7 +136,8 @@ run_on_first (struct spread *s, struct handle *h, struct request request,
 }
 
 /* Run REQUEST on the handle of the stripe that is AT this offset.  If it
- * CROSSES into another one, any handle has to see what others have served.
+ * CROSSES into another one, any handle will do that has caught up with the
+ * others, and an idle one is taken.
  */
 static ALWAYS_INLINE int
 run_on_one (struct spread *s, const struct request *request, uint64_t at,

@@ -96,7 +96,7 @@ struct spread {
   _Atomic unsigned nr;          /* of handles */
   _Atomic uint64_t retry_at;    /* no open before that time */
 
-  _Atomic bool enough;          /* to open two, for one request at a time */
+  _Atomic bool enough;          /* no more for pieces, but a second one */
   struct ways whole;            /* of those that need not be cut */
   struct ways sequence[KINDS];  /* of those that must be, by kind */
 

@@ -513,9 +513,7 @@ EOT
 h = conn()
 wait_beside("all handles", lambda: opens(4), h)
 settle()
-other = conn()
-
-found = []
+other, found = conn(), []
 
 def status():
     return h.aio_block_status(8192, stripe(2), lambda context, offset, entries,

@@ -957,7 +957,8 @@ static const struct {
   { "passed on: nor if that fails", TWO,
     "a:multi b:+a c:multi bw1 c!EIO cf=EIO au a#0 b#1 b@1 au b#1" },
   { "passed on: closed unflushed", ANY,
-    "PLUGIN ab:multi aw1 ax a#0 b!EIO bf=EIO b! bf b#2 bf b#2" },
+    "PLUGIN abc:multi aw1 ax a#0 bf b#1 bf b#1 cw1 cx b!EIO bf=EIO b! bf b#3 "
+    "bf b#3" },
   { "passed on: closed, and connected anew", ANY,
     "PLUGIN a:plain/x aw1 ax b:plain/y bf b#0 bx c:multi/x cf c#1 cf c#1" },
 
